@@ -1,0 +1,1 @@
+"""TBPO: token-level Bregman preference optimization."""
