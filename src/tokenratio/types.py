@@ -75,3 +75,26 @@ class TokenStatistics:
     log_probs: Float[Tensor, "tokens"]
     ref_log_probs: Float[Tensor, "tokens"] | None = None
     kl_ref_policy: Float[Tensor, "tokens"] | None = None
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """The two responses of each pair, aligned on their first token: what a loss reads.
+
+    Attributes:
+        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t) in nats, 0 past the response's end;
+            `rejected_log_ratio` likewise.
+        log_state_weight: log w_t before β (METHOD §2); zeros where a method has none.
+        chosen_mask: True while the chosen response has a token; `rejected_mask` likewise.
+    """
+
+    chosen_log_ratio: Float[Tensor, "pairs steps"]
+    rejected_log_ratio: Float[Tensor, "pairs steps"]
+    log_state_weight: Float[Tensor, "pairs steps"]
+    chosen_mask: Bool[Tensor, "pairs steps"]
+    rejected_mask: Bool[Tensor, "pairs steps"]
+
+    @property
+    def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
+        """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
+        return self.chosen_mask & self.rejected_mask

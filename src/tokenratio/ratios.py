@@ -1,0 +1,56 @@
+r"""From token log-ratios to the pair's log R, and the state weights in it (METHOD §2, §4).
+
+A *log-ratio* here is `ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)`, in nats. All arrays are aligned by the
+index of the token in its response; values where either response has ended are never looked at by the loss.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def pair_log_ratio(
+    chosen_log_ratio: Float[Tensor, "pairs tokens"],
+    rejected_log_ratio: Float[Tensor, "pairs tokens"],
+    log_state_weight: Float[Tensor, "pairs tokens"],
+    *,
+    beta: float,
+) -> Float[Tensor, "pairs tokens"]:
+    """log R_t = β (ρ_t^l − ρ_t^w + log w_t), rejected over chosen: smaller is better (METHOD §2).
+
+    β multiplies all three terms, the state weight included; zeros for `log_state_weight` are the
+    uncorrected ablation.
+    """
+    return beta * (rejected_log_ratio - chosen_log_ratio + log_state_weight)
+
+
+def kl_state_weight(
+    chosen_kl: Float[Tensor, "pairs tokens"], rejected_kl: Float[Tensor, "pairs tokens"]
+) -> Float[Tensor, "pairs tokens"]:
+    """TBPO-A's log w_t = KL_t^l − KL_t^w with KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), in nats (METHOD §2).
+
+    Gradients flow through both: a detached KL has another minimiser (METHOD §10).
+    """
+    return rejected_kl - chosen_kl
+
+
+def baseline_state_weight(
+    chosen_baseline: Float[Tensor, "pairs tokens"],
+    rejected_baseline: Float[Tensor, "pairs tokens"],
+    pair_mask: Bool[Tensor, "pairs tokens"],
+    *,
+    center: bool = False,
+    clamp: float = 10.0,
+) -> Float[Tensor, "pairs tokens"]:
+    """TBPO-Q's log w_t = b(s_t^l) − b(s_t^w), b the learned log Z(s) (METHOD §2, §4).
+
+    Args:
+        pair_mask: True where both responses have a token; the rest comes out as 0.
+        center: subtract each pair's mean over its shared tokens, as the released code does. It makes
+            log w_1 ≠ 0 and biases the solution (METHOD §10), so it is off.
+        clamp: bound on |log w_t|, applied after centring.
+    """
+    log_weight = (rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0)
+    if center:
+        mean = log_weight.sum(-1, keepdim=True) / pair_mask.sum(-1, keepdim=True).clamp_min(1)
+        log_weight = (log_weight - mean).masked_fill(~pair_mask, 0.0)
+    return log_weight.clamp(-clamp, clamp)

@@ -1,0 +1,72 @@
+"""The output head as arithmetic: hidden states to logits, and the terms of the KL."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """`softcap(hidden @ weightᵀ + bias)`, with `softcap(z) = c·tanh(z/c)` (METHOD §5)."""
+
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, "vocabulary"] | None
+    softcap: float | None
+
+    def check_fits(
+        self, hidden: Tensor, labels: Tensor, hidden_name: str, weight_name: str
+    ) -> None:
+        if hidden.ndim != 2 or labels.ndim != 1 or len(hidden) != len(labels):
+            raise ValueError(
+                f"{hidden_name} must be [tokens, hidden] and labels [tokens], "
+                f"not {list(hidden.shape)} and {list(labels.shape)}"
+            )
+        if self.weight.ndim != 2 or self.weight.shape[1] != hidden.shape[1]:
+            raise ValueError(
+                f"{weight_name} must be [vocabulary, {hidden.shape[1]}], "
+                f"not {list(self.weight.shape)}"
+            )
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        """The same head in another dtype; no copy where it already has it."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Head(self.weight.to(dtype), bias, self.softcap)
+
+    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocabulary"]:
+        logits = hidden @ self.weight.T
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float32, or wider where one of the tensors is."""
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def gather_labels(
+    log_probs: Float[Tensor, "tokens vocabulary"], labels: Int[Tensor, "tokens"]
+) -> Float[Tensor, "tokens"]:
+    return log_probs.gather(-1, labels[:, None]).squeeze(-1)
+
+
+def kl_terms(
+    log_probs: Float[Tensor, "tokens vocabulary"], ref_log_probs: Float[Tensor, "tokens vocabulary"]
+) -> Float[Tensor, "tokens vocabulary"]:
+    """Non-negative terms whose sum is KL(π_ref ‖ π): `p_ref (expm1(−d) + d)`, d = log p_ref − log p.
+
+    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6 (METHOD §5). For d < 0 the same quantity
+    is written as `p (d e^d − expm1(d))`, which cannot overflow.
+    """
+    difference = ref_log_probs - log_probs
+    shrink = torch.expm1(-difference.abs())
+    terms = torch.where(difference >= 0, shrink + difference, difference * (shrink + 1) - shrink)
+    return torch.maximum(log_probs, ref_log_probs).exp() * terms
