@@ -1,11 +1,11 @@
-r"""Bregman generators: what a divergence makes of a log-ratio (TBPO, arXiv 2605.12288, §3; METHOD §3).
+r"""Bregman generators: what a divergence makes of a log-ratio (arXiv 2605.12288; METHOD §3).
 
 For a strictly convex generator `h` the loss at a ratio `R = e^u` is
 
     ℓ_h(R) = h'(R) R − h(R) − h'(1/R)
 
-up to a constant that no gradient sees. Every generator here is *proper*: `ℓ'(−u) = e^{−u} ℓ'(u)`, and
-every slope `dℓ/du` is positive, so each loss pushes the ratio of rejected over chosen down.
+up to a constant that no gradient sees. Every generator here is *proper*: `ℓ'(−u) = e^{−u} ℓ'(u)`,
+and every slope `dℓ/du` is positive, so each loss pushes the ratio of rejected over chosen down.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# Below this, λ is λ → 0: e^{−λu} differs from 1 − λu by less than float64 rounding for every usable u.
+# Below this, λ is λ → 0: e^{−λu} is 1 − λu to float64 rounding for every usable u.
 _LAMBDA_ZERO = 1e-20
 
 
@@ -29,8 +29,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 class BregmanGenerator(ABC):
     """A strictly convex `h` on ratios R > 0. Computes in float32 at least; float64 stays float64.
 
-    `loss` and `slope` are the definition, from `h` and `h_prime` alone; subclasses override them with
-    closed forms that stay finite where `h(e^u)` does not.
+    `loss` and `slope` are the definition, from `h` and `h_prime` alone; subclasses override them
+    with closed forms that stay finite where `h(e^u)` does not.
     """
 
     @abstractmethod
@@ -114,10 +114,10 @@ class Lsif(BregmanGenerator):
 
 @dataclass(frozen=True)
 class ScaledBasu(BregmanGenerator):
-    """h(R) = (R^{1+λ} − R) / (s λ (1 + λ)): SBA, the published default with λ = 0, s = 4 (METHOD §3).
+    """h(R) = (R^{1+λ} − R) / (s λ (1 + λ)): SBA, by default the published λ = 0, s = 4 (METHOD §3).
 
-    The loss is (e^{(1+λ)u}/(1+λ) − expm1(−λu)/λ)/s, continuous in λ through 0, where it is (e^u + u)/s.
-    With s = 4 its slope at R = 1 is the logistic loss's, 1/2.
+    The loss is (e^{(1+λ)u}/(1+λ) − expm1(−λu)/λ)/s, continuous in λ through 0, where it is (e^u +
+    u)/s. With s = 4 its slope at R = 1 is the logistic loss's, 1/2.
 
     Args:
         lam: λ > −1. Bounded below for λ < 0; not convex in u for λ > 0.
@@ -212,7 +212,8 @@ def make_generator(name: str, **params: Any) -> BregmanGenerator:
     ScaledBasu(lam=0.5, scale=4.0)
 
     Raises:
-        ValueError: an unknown name, a parameter the generator does not have or lacks, or one outside its domain.
+        ValueError: an unknown name, a parameter the generator does not have or lacks, or one
+            outside its domain.
     """
     if name not in GENERATORS:
         raise ValueError(f"unknown generator {name!r}; choose one of {', '.join(GENERATORS)}")

@@ -1,7 +1,8 @@
 r"""From token log-ratios to the pair's log R, and the state weights in it (METHOD §2, §4).
 
-A *log-ratio* here is `ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)`, in nats. All arrays are aligned by the
-index of the token in its response; values where either response has ended are never looked at by the loss.
+A *log-ratio* here is `ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)`, in nats. All arrays are aligned
+by the index of the token in its response; values where either response has ended are never looked
+at by the loss.
 """
 
 from jaxtyping import Bool, Float
@@ -26,7 +27,7 @@ def pair_log_ratio(
 def kl_state_weight(
     chosen_kl: Float[Tensor, "pairs tokens"], rejected_kl: Float[Tensor, "pairs tokens"]
 ) -> Float[Tensor, "pairs tokens"]:
-    """TBPO-A's log w_t = KL_t^l − KL_t^w with KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), in nats (METHOD §2).
+    """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), nats (METHOD §2).
 
     Gradients flow through both: a detached KL has another minimiser (METHOD §10).
     """
@@ -45,8 +46,8 @@ def baseline_state_weight(
 
     Args:
         pair_mask: True where both responses have a token; the rest comes out as 0.
-        center: subtract each pair's mean over its shared tokens, as the released code does. It makes
-            log w_1 ≠ 0 and biases the solution (METHOD §10), so it is off.
+        center: subtract each pair's mean over its shared tokens, as the released code does. It
+            makes log w_1 ≠ 0 and biases the solution (METHOD §10), so it is off.
         clamp: bound on |log w_t|, applied after centring.
     """
     log_weight = (rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0)

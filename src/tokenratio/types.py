@@ -1,4 +1,4 @@
-"""The shapes that pass between the rooms: batches of token ids, and what a model says of each token."""
+"""What passes between the rooms: batches of token ids, and what a model says of each token."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class CompletionBatch:
 
     @property
     def state_mask(self) -> Bool[Tensor, "rows length"]:
-        """True on the positions whose hidden state predicts a response token: one to the left of it."""
+        """True where the hidden state predicts a response token: one position to its left."""
         return self.completion_mask.roll(-1, dims=1)
 
     @property
@@ -48,7 +48,7 @@ class CompletionBatch:
 
 @dataclass(frozen=True)
 class PairBatch(CompletionBatch):
-    """A `CompletionBatch` of preference pairs: all chosen rows, then all rejected ones, in one order."""
+    """A `CompletionBatch` of pairs: all chosen rows, then all rejected ones in the same order."""
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Cut `[2·pairs, ...]` into its chosen and its rejected half."""
@@ -82,8 +82,8 @@ class PairStatistics:
     """The two responses of each pair, aligned on their first token: what a loss reads.
 
     Attributes:
-        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t) in nats, 0 past the response's end;
-            `rejected_log_ratio` likewise.
+        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t) in nats, 0 past the response's
+            end; `rejected_log_ratio` likewise.
         log_state_weight: log w_t before β (METHOD §2); zeros where a method has none.
         chosen_mask: True while the chosen response has a token; `rejected_mask` likewise.
     """

@@ -19,7 +19,8 @@ def tbpo_loss(
         pair_mask: True where both responses have a token.
         generator: the divergence; its `loss` is applied pointwise.
     Returns:
-        The mean over each pair's shared tokens, unreduced over pairs; 0 for a pair that shares none.
+        The mean over each pair's shared tokens, unreduced over pairs; 0 for a pair that shares
+        none.
     """
     # The input is masked, not the output: 0 × nan would poison the gradient.
     per_token = generator.loss(pair_log_ratio.masked_fill(~pair_mask, 0.0)) * pair_mask

@@ -27,11 +27,11 @@ def token_statistics(
     impl: Literal["fused", "reference"] = "fused",
     chunk_size: int | None = None,
 ) -> TokenStatistics:
-    """Log-probabilities of `labels` under policy and reference, and KL(π_ref ‖ π) per state (METHOD §5).
+    """Log-probabilities of `labels` under both models, and KL(π_ref ‖ π) per state (METHOD §5).
 
-    Gradients flow to `hidden`, `weight` and `bias`; the reference is a constant. Logits and reductions
-    are float32 at least, whatever the inputs' dtype (bfloat16 logits bias a log-ratio by 6e-3); float64
-    stays float64. Works at any number of tokens, none included.
+    Gradients flow to `hidden`, `weight` and `bias`; the reference is a constant. Logits and
+    reductions are float32 at least, whatever the inputs' dtype (bfloat16 logits bias a log-ratio by
+    6e-3); float64 stays float64. Works at any number of tokens, none included.
 
     Args:
         hidden: the policy's final hidden states, one per predicted token.
@@ -44,7 +44,8 @@ def token_statistics(
         with_kl: also compute `kl_ref_policy`, exactly, over the whole vocabulary.
         impl: `fused` goes through the tokens in chunks, forward and backward, and keeps no logits;
             `reference` holds whole logits, to be read and to test against.
-        chunk_size: tokens per chunk of the fused implementation; chosen from the vocabulary if None.
+        chunk_size: tokens per chunk of the fused implementation; chosen from the vocabulary if
+            None.
     Raises:
         ValueError: shapes that do not fit, a KL without a reference, a soft-cap or chunk size ≤ 0.
     """

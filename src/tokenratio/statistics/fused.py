@@ -1,4 +1,4 @@
-"""The chunked implementation: no logits outlive their chunk, in the forward pass or in the backward one."""
+"""The chunked implementation: no logits outlive their chunk, forward or backward."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ def fused_token_statistics(
     with_kl: bool,
     chunk_size: int | None,
 ) -> TokenStatistics:
-    """`token_statistics` in chunks over tokens; memory beyond inputs and gradients is one chunk's logits."""
+    """`token_statistics` in chunks over tokens: beyond inputs and gradients, one chunk's logits."""
     if chunk_size is None:
         chunk_size = max(16, _CHUNK_ELEMENTS // policy.weight.shape[0])
-    log_probs, ref_log_probs, kl = _TokenStatisticsFunction.apply(
+    log_probs, ref_log_probs, kl = _TokenStatisticsFunction.apply(  # type: ignore[no-untyped-call]
         hidden,
         policy.weight,
         policy.bias,
@@ -42,7 +42,7 @@ def fused_token_statistics(
 
 
 class _TokenStatisticsFunction(torch.autograd.Function):
-    """Forward keeps only the log-partition of each token; backward recomputes the logits (METHOD §5):
+    """Forward keeps each token's log-partition; backward recomputes the logits (METHOD §5):
 
     `dlogits = g_logp (onehot − p) + g_KL (p − p_ref)`, times `1 − (z/c)²` under a soft-cap.
     """
@@ -96,7 +96,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         return log_probs, ref_log_probs, kl
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_log_probs: Tensor | None, _grad_ref: Tensor | None, grad_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if grad_log_probs is None and grad_kl is None:
@@ -111,7 +111,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
             reference = Head(ref_weight, ref_bias, ctx.softcap).to(dtype)
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(policy.weight) if needs_weight else None
-            d_bias = torch.zeros_like(policy.bias) if needs_bias else None
+            d_bias = weight.new_zeros(len(weight), dtype=dtype) if needs_bias else None
             for start in range(0, len(labels), ctx.chunk_size):
                 rows = slice(start, start + ctx.chunk_size)
                 hidden_rows = hidden[rows].to(dtype)

@@ -61,10 +61,10 @@ def gather_labels(
 def kl_terms(
     log_probs: Float[Tensor, "tokens vocabulary"], ref_log_probs: Float[Tensor, "tokens vocabulary"]
 ) -> Float[Tensor, "tokens vocabulary"]:
-    """Non-negative terms whose sum is KL(π_ref ‖ π): `p_ref (expm1(−d) + d)`, d = log p_ref − log p.
+    """Terms ≥ 0 that sum to KL(π_ref ‖ π): `p_ref (expm1(−d) + d)`, d = log p_ref − log p.
 
-    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6 (METHOD §5). For d < 0 the same quantity
-    is written as `p (d e^d − expm1(d))`, which cannot overflow.
+    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6 (METHOD §5). For d < 0 the same
+    quantity is written as `p (d e^d − expm1(d))`, which cannot overflow.
     """
     difference = ref_log_probs - log_probs
     shrink = torch.expm1(-difference.abs())
