@@ -1,1 +1,42 @@
+"""The data room: sources → parsed and checked rows → token ids → pair-aligned batches."""
 
+from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
+from tokenratio.data.defects import Defect, DefectKind, OnBadRow, WarningKind
+from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import (
+    CompletionExample,
+    PreferenceExample,
+    parse_completion,
+    parse_preference,
+)
+from tokenratio.data.inspection import check_text, inspect_rows, inspect_source, inspect_text
+from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
+from tokenratio.data.sources import Source, read_rows, source_digest
+from tokenratio.data.summary import DataReport, Truncation
+
+__all__ = [
+    "CompletionCollator",
+    "CompletionExample",
+    "DataReport",
+    "Defect",
+    "DefectKind",
+    "OnBadRow",
+    "PairCollator",
+    "PreferenceExample",
+    "PreparedData",
+    "Source",
+    "SourceRow",
+    "Truncation",
+    "WarningKind",
+    "check_text",
+    "inspect_rows",
+    "inspect_source",
+    "inspect_text",
+    "padding_id",
+    "parse_completion",
+    "parse_preference",
+    "prepare_completions",
+    "prepare_pairs",
+    "read_rows",
+    "source_digest",
+]

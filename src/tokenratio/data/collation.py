@@ -1,0 +1,98 @@
+"""Encoded rows to padded batches in which response token t of both sides has one index."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id to pad with: the pad token, else EOS (padding is masked, so any id does).
+
+    The tokenizer is left as it is: a pad token set behind its owner's back would be saved with it.
+
+    Raises:
+        TokenRatioError: it has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise TokenRatioError(
+        "The tokenizer has neither a pad nor an EOS token; set tokenizer.eos_token."
+    )
+
+
+@dataclass(frozen=True)
+class CompletionCollator:
+    """Collates rows of `prepare_completions` into the fields of `CompletionBatch`.
+
+    Attributes:
+        pad_token_id: fills the right of shorter rows.
+        pad_to_multiple_of: round the length up to a multiple of this; None for the longest row's.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns `row` [examples]; ids, attention and completion mask [rows, length]."""
+        pairs = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
+        return _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Collates rows of `prepare_pairs` into the fields of `PairBatch`: chosen first, then rejected.
+
+    Both rows of a pair begin with the same prompt ids and are padded on the right, so response
+    token t stands at index `len(prompt) + t` on both sides.
+
+    Attributes:
+        pad_token_id: fills the right of shorter rows.
+        pad_to_multiple_of: round the length up to a multiple of this; None for the longest row's.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns `row` [pairs]; ids, attention and completion mask [2·pairs, length]."""
+        sides = ("chosen_ids", "rejected_ids")
+        pairs = [(row["prompt_ids"], row[side]) for side in sides for row in rows]
+        return _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
+
+
+def _collate(
+    rows: Sequence[Mapping[str, Any]],
+    pairs: list[tuple[Sequence[int], Sequence[int]]],
+    pad_token_id: int,
+    multiple: int | None,
+) -> dict[str, Tensor]:
+    length = max(len(prompt) + len(response) for prompt, response in pairs)
+    if multiple is not None:
+        length = -(-length // multiple) * multiple
+    input_ids = torch.full((len(pairs), length), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(pairs), length), dtype=torch.long)
+    completion_mask = torch.zeros((len(pairs), length), dtype=torch.bool)
+    for index, (prompt, response) in enumerate(pairs):
+        if not len(prompt):
+            # The first response token would have no state that predicts it.
+            raise ValueError(f"row {rows[index % len(rows)]['row']} has an empty prompt")
+        begin, end = len(prompt), len(prompt) + len(response)
+        input_ids[index, :begin] = torch.as_tensor(prompt, dtype=torch.long)
+        input_ids[index, begin:end] = torch.as_tensor(response, dtype=torch.long)
+        attention_mask[index, :end] = 1
+        completion_mask[index, begin:end] = True
+    return {
+        "row": torch.as_tensor([row["row"] for row in rows], dtype=torch.long),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "completion_mask": completion_mask,
+    }

@@ -1,0 +1,95 @@
+"""What can be wrong with a row of data, and the log that refuses or skips it: never in silence."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, get_args
+
+from tokenratio.data.display import printable
+from tokenratio.errors import TokenRatioError
+
+OnBadRow = Literal["error", "skip"]
+
+
+class DefectKind(StrEnum):
+    """Why a row cannot be trained on. A row counts once, under the first reason found."""
+
+    MALFORMED_ROW = "malformed row"
+    MISSING_COLUMN = "missing column"
+    NON_STRING_FIELD = "non-string field"
+    MIXED_FORMAT = "mixed format"
+    BAD_CONVERSATION = "bad conversation"
+    UNENCODABLE_TEXT = "unencodable text"
+    BLANK_RESPONSE = "blank response"
+    IDENTICAL_PAIR = "identical pair"
+    TEMPLATE_FAILURE = "template failure"
+    PROMPT_FILLS_MAX_LENGTH = "prompt fills max_length"
+    IDENTICAL_TOKENS = "identical tokens"
+    IDENTICAL_AFTER_TRUNCATION = "identical after truncation"
+
+
+class WarningKind(StrEnum):
+    """What is odd about a row that is kept all the same. A row may count under several."""
+
+    DUPLICATE_ROW = "duplicate row"
+    CONTRADICTORY_PAIR = "contradictory pair"
+    SAME_ROLE_TURNS = "consecutive same-role turns"
+    REPLACEMENT_CHARACTER = "replacement character U+FFFD"
+    CARRIAGE_RETURN = "carriage return"
+    CONTROL_CHARACTER = "control character"
+    EOS_INSIDE_RESPONSE = "EOS inside a response"
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One finding: where (`train.jsonl:17`), of which kind, and what exactly."""
+
+    origin: str
+    kind: DefectKind | WarningKind
+    detail: str
+
+
+class RowDefectError(Exception):
+    """One row cannot be used. Stays inside the data room: `DefectLog` makes a `Defect` of it."""
+
+    def __init__(self, kind: DefectKind, detail: str):
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+class DefectLog:
+    """Collects the refused rows, or stops at the first one.
+
+    Args:
+        on_bad_row: `"error"` raises `TokenRatioError` at the first refused row, `"skip"` counts it.
+    """
+
+    def __init__(self, on_bad_row: OnBadRow = "skip"):
+        if on_bad_row not in get_args(OnBadRow):
+            raise TokenRatioError(f"on_bad_row is {on_bad_row!r}; it must be 'error' or 'skip'.")
+        self.on_bad_row = on_bad_row
+        self.defects: list[Defect] = []
+
+    def refuse(self, origin: str, error: RowDefectError) -> None:
+        """Note that the row of `origin` is left out, or raise."""
+        if self.on_bad_row == "error":
+            raise TokenRatioError(
+                printable(f"{origin}: {error.kind}: {error.detail}.")
+                + " Correct or remove the row, or set on_bad_row to 'skip'."
+            )
+        self.defects.append(Defect(origin, error.kind, error.detail))
+
+    def require_kept(self, rows_read: int, rows_kept: int) -> None:
+        """Raise unless a row is left: no usable row at all is an error under both policies."""
+        if rows_kept:
+            return
+        if not rows_read:
+            raise TokenRatioError("The data source has no rows.")
+        first = self.defects[0]
+        raise TokenRatioError(
+            printable(
+                f"None of the {rows_read} rows can be used; the first, {first.origin}: "
+                f"{first.kind}: {first.detail}."
+            )
+            + " Run `tokenratio inspect-data` on the source."
+        )

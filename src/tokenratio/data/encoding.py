@@ -1,0 +1,248 @@
+"""Text to token ids: one start, one end, and the prompt's boundary made in token space.
+
+Prompt and response are tokenised apart and their ids joined. Tokenising the joined text instead
+would let a token straddle the boundary, so that a pair's responses began at different states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenratio.data.chat import RenderedExample
+from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a tokenizer puts around a text.
+
+    Attributes:
+        prefix: ids it puts in front by itself (BOS, for most that have one); often empty.
+        start: what an empty prompt becomes, since the first response token needs a state: the
+            prefix, else BOS, else EOS.
+        eos: the id that ends a response.
+        eos_text: the same as text.
+        lead: text to tokenise a response behind, its ids then dropped: "\\n" where the tokenizer
+            begins every text with a space of its own (SentencePiece, as in Mistral), which after a
+            prompt would be a token nobody generates; else empty.
+    """
+
+    prefix: tuple[int, ...]
+    start: tuple[int, ...]
+    eos: int
+    eos_text: str
+    lead: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Lengths in tokens; None for no limit.
+
+    Attributes:
+        max_length: of prompt and response together; responses are cut on the right.
+        max_prompt_length: of the prompt, its prefix included; prompts are cut on the left.
+    """
+
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+
+    def check(self, special: SpecialTokens) -> None:
+        """Raise `TokenRatioError` when no row could ever fit."""
+        shortest = len(special.prefix) + 1
+        for name, value, least in (
+            ("max_length", self.max_length, 2),
+            ("max_prompt_length", self.max_prompt_length, shortest),
+        ):
+            if value is not None and value < least:
+                raise TokenRatioError(f"{name} is {value}; it must be at least {least}, or null.")
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of one row, as int32 arrays: a list of Python's integers takes nine times the room.
+
+    Attributes:
+        prompt_ids: never empty; every response of the row follows these same ids.
+        response_ids: one array per side, never empty; the last id is EOS unless it was cut.
+        prompt_cut: tokens cut off the prompt's left.
+        response_cuts: tokens cut off each response's right, EOS included.
+    """
+
+    prompt_ids: NDArray[np.int32]
+    response_ids: tuple[NDArray[np.int32], ...]
+    prompt_cut: int
+    response_cuts: tuple[int, ...]
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> SpecialTokens:
+    """Find out what the tokenizer adds by asking it, since its settings do not say.
+
+    Raises:
+        TokenRatioError: it has no EOS token, so a response could not end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TokenRatioError("The tokenizer has no EOS token; set tokenizer.eos_token.")
+    prefix = _own_prefix(tokenizer)
+    first = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = prefix or tuple(token for token in first if token is not None)[:1]
+    return SpecialTokens(
+        prefix, start, tokenizer.eos_token_id, tokenizer.eos_token, _response_lead(tokenizer)
+    )
+
+
+def _own_prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    added = _ids(tokenizer, [""], add_special_tokens=True)[0]
+    # On "" alone an EOS at the end looks like a BOS at the front (GPT-2 has one token for both),
+    # so a text is put between them.
+    bare = _ids(tokenizer, ["a"])[0]
+    framed = _ids(tokenizer, ["a"], add_special_tokens=True)[0]
+    if bare:
+        for cut in range(len(added) + 1):
+            if framed == [*added[:cut], *bare, *added[cut:]]:
+                return tuple(added[:cut])
+    # A tokenizer that knows no "a" and drops it.
+    ends = added and added[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
+    return tuple(added[:-1] if ends else added)
+
+
+def _response_lead(tokenizer: "PreTrainedTokenizerBase") -> str:
+    bare, newline, both = _ids(tokenizer, ["a", "\n", "\na"])
+    inside = both[len(newline) :]
+    return "\n" if both[: len(newline)] == newline and inside != bare else ""
+
+
+def tokenise(
+    tokenizer: "PreTrainedTokenizerBase",
+    rendered: Sequence[RenderedExample],
+    special: SpecialTokens,
+) -> list[tuple[list[int], ...]]:
+    """Token ids, without special tokens, of each row's prompt and of each of its responses.
+
+    Whitespace that follows an EOS already in the text (chat templates end a turn with "<|im_end|>"
+    and a newline) is dropped first: nothing is generated after the end.
+    """
+    prompts = _ids(tokenizer, [row.prompt for row in rendered])
+    responses = iter(
+        _response_ids(
+            tokenizer,
+            [_ended(response, special.eos_text) for row in rendered for response in row.responses],
+            special.lead,
+        )
+    )
+    return [
+        (prompt, *(next(responses) for _ in row.responses))
+        for row, prompt in zip(rendered, prompts, strict=True)
+    ]
+
+
+def _response_ids(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], lead: str
+) -> list[list[int]]:
+    if not lead:
+        return _ids(tokenizer, texts)
+    front = _ids(tokenizer, [lead])[0]
+    ids = _ids(tokenizer, [lead + text for text in texts])
+    # Where a response's first token swallows the lead, its own space is the smaller evil.
+    return [
+        row[len(front) :] if row[: len(front)] == front else _ids(tokenizer, [text])[0]
+        for row, text in zip(ids, texts, strict=True)
+    ]
+
+
+def _ended(response: str, eos_text: str) -> str:
+    stripped = response.rstrip()
+    return stripped if stripped.endswith(eos_text) else response
+
+
+def _ids(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, add_special_tokens: bool = False
+) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        verbose=False,  # its own warning of a text longer than the model: we truncate below
+    )
+    return encoded["input_ids"]
+
+
+def assemble(
+    ids: tuple[list[int], ...], sides: Sequence[str], special: SpecialTokens, limits: Limits
+) -> EncodedExample:
+    """Join one row: prefix once, EOS once, prompt cut on the left, responses on the right.
+
+    Args:
+        ids: of the prompt, then of each response, without special tokens.
+        sides: what the responses are called, for messages.
+        special: from `special_tokens`.
+        limits: lengths in tokens.
+    Raises:
+        RowDefectError: an empty response, a prompt that leaves no room, or two responses of which
+            the same tokens are left.
+    """
+    prompt, responses = list(ids[0]), [_close(response, special.eos) for response in ids[1:]]
+    if not prompt:
+        prompt = list(special.start)
+        # A text that opens with its own BOS would else have two.
+        responses = [_without_prefix(response, special.start) for response in responses]
+    elif special.prefix and tuple(prompt[: len(special.prefix)]) != special.prefix:
+        prompt = [*special.prefix, *prompt]
+    for side, response in zip(sides, responses, strict=True):
+        if not response or response == [special.eos]:
+            raise RowDefectError(DefectKind.BLANK_RESPONSE, f"{side} has no token but EOS")
+
+    prompt, prompt_cut = _cut_left(prompt, special.prefix, limits.max_prompt_length)
+    kept, cuts = responses, [0] * len(responses)
+    if limits.max_length is not None:
+        room = limits.max_length - len(prompt)
+        if room < 1:
+            raise RowDefectError(
+                DefectKind.PROMPT_FILLS_MAX_LENGTH,
+                f"the prompt has {len(prompt)} tokens, max_length is {limits.max_length}",
+            )
+        kept = [response[:room] for response in responses]
+        cuts = [max(0, len(response) - room) for response in responses]
+    if len(kept) == 2 and kept[0] == kept[1]:
+        if responses[0] == responses[1]:
+            raise RowDefectError(
+                DefectKind.IDENTICAL_TOKENS, "the tokenizer makes the same tokens of both responses"
+            )
+        raise RowDefectError(
+            DefectKind.IDENTICAL_AFTER_TRUNCATION,
+            f"the first {len(kept[0])} tokens of both are the same",
+        )
+    return EncodedExample(
+        prompt_ids=np.asarray(prompt, np.int32),
+        response_ids=tuple(np.asarray(response, np.int32) for response in kept),
+        prompt_cut=prompt_cut,
+        response_cuts=tuple(cuts),
+    )
+
+
+def _close(response: list[int], eos: int) -> list[int]:
+    end = len(response)
+    while end and response[end - 1] == eos:
+        end -= 1
+    return [*response[:end], eos]
+
+
+def _without_prefix(ids: list[int], prefix: tuple[int, ...]) -> list[int]:
+    return ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
+
+
+def _cut_left(
+    prompt: list[int], prefix: tuple[int, ...], limit: int | None
+) -> tuple[list[int], int]:
+    if limit is None or len(prompt) <= limit:
+        return prompt, 0
+    kept = prompt[len(prompt) - (limit - len(prefix)) :]
+    return [*prefix, *kept], len(prompt) - limit

@@ -1,0 +1,226 @@
+"""What `tokenratio inspect-data` prints: rows as training sees them, then the source's account."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
+from tokenratio.data.defects import DefectLog
+from tokenratio.data.display import printable, quoted
+from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import (
+    CompletionExample,
+    PreferenceExample,
+    parse_completion,
+    parse_preference,
+)
+from tokenratio.data.preparation import (
+    PAIR_SIDES,
+    PreparedData,
+    prepare_completions,
+    prepare_pairs,
+)
+from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.summary import DataReport
+from tokenratio.data.tables import describe_table
+from tokenratio.data.validation import find_warnings, parse_rows, plain_text, responses_of
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Characters of a text shown, and tokens shown on each side of the boundary.
+_SHOWN = 240
+_AROUND = 3
+
+
+def inspect_source(
+    source: Source,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    num_rows: int = 3,
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    split: str | None = None,
+) -> str:
+    """The body of `tokenratio inspect-data`: whatever the source holds, shown and counted.
+
+    Args:
+        source: see `read_rows`.
+        tokenizer: None to look at the text only.
+        num_rows: how many rows to show.
+        max_length, max_prompt_length: as in training; only with a tokenizer.
+        split: None for all files of a folder and all splits of a dataset.
+    Returns:
+        Lines for the terminal; control characters of the data are escaped.
+    Raises:
+        TokenRatioError: the source cannot be read, the tokenizer cannot be used, or no row is left
+            once encoded.
+    """
+    rows = read_rows(source, split=split)
+    shape = _shape(rows)
+    if tokenizer is None or shape is None or not _check(rows, shape)[0]:
+        return _inspect_text(rows, num_rows)
+    prepare = prepare_pairs if shape is parse_preference else prepare_completions
+    prepared = prepare(
+        source, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, split=split
+    )
+    return inspect_rows(prepared, tokenizer, num_rows=num_rows)
+
+
+def inspect_rows(
+    prepared: PreparedData, tokenizer: "PreTrainedTokenizerBase", *, num_rows: int
+) -> str:
+    """Encoded rows decoded again, as training will see them, and the report.
+
+    For each row: the prompt and each response with their lengths, the tokens around the boundary
+    between them, the positions the collator's mask marks, EOS, what was cut, and
+    T = min(|y^w|, |y^l|).
+    """
+    shown = prepared.dataset.select(range(min(num_rows, len(prepared.dataset))))
+    blocks = [_encoded_row(row, prepared.cuts.get(row["row"]), tokenizer) for row in shown]
+    return "\n\n".join([*blocks, prepared.report.summary()])
+
+
+def inspect_text(source: Source, *, num_rows: int = 3, split: str | None = None) -> str:
+    """Rows and their account without a tokenizer; lengths in words and characters.
+
+    Rows that are neither pairs nor completions (questions, judgements) are described by column.
+    """
+    return _inspect_text(read_rows(source, split=split), num_rows)
+
+
+def check_text(rows: Sequence[SourceRow], *, preference: bool = True) -> DataReport:
+    """The account of rows as text: every defect and oddity a tokenizer is not needed to find.
+
+    Args:
+        rows: from `read_rows`.
+        preference: the rows are pairs; else fine-tuning rows.
+    Returns:
+        A report with lengths in words.
+    """
+    return _check(rows, parse_preference if preference else parse_completion)[1]
+
+
+def _inspect_text(rows: Sequence[SourceRow], num_rows: int) -> str:
+    if not rows:
+        raise TokenRatioError("The data source has no rows.")
+    shape = _shape(rows)
+    if shape is None:
+        return describe_table(rows)
+    examples, report = _check(rows, shape)
+    blocks = [_text_row(example) for example in islice(examples, num_rows)]
+    return "\n\n".join([*blocks, report.summary()])
+
+
+def _check(
+    rows: Sequence[SourceRow], parse: Callable[[SourceRow], Any]
+) -> tuple[list[Any], DataReport]:
+    log = DefectLog("skip")
+    examples = parse_rows(rows, parse, log)
+    if not examples:
+        # Nothing to show, but the reasons are what one came for.
+        return examples, DataReport(len(rows), 0, log.defects, unit="words")
+    sizes = [_words(example) for example in examples]
+    past = None
+    if isinstance(examples[0], PreferenceExample):
+        past = sum(abs(size["chosen"] - size["rejected"]) for size in sizes)
+    return examples, DataReport(
+        rows_read=len(rows),
+        rows_kept=len(examples),
+        defects=log.defects,
+        warnings=find_warnings(examples),
+        unit="words",
+        lengths={side: sum(size[side] for size in sizes) for side in sizes[0]},
+        past_shorter=past,
+    )
+
+
+def _shape(rows: Sequence[SourceRow]) -> Callable[[SourceRow], Any] | None:
+    """How to parse the rows, by the columns that occur: as pairs, as completions, or not at all."""
+    columns = {column for row in rows for column in row.fields}
+    if columns & set(PAIR_SIDES) or not columns:
+        return parse_preference
+    return parse_completion if columns & {"completion", "messages", "text"} else None
+
+
+def _words(example: PreferenceExample | CompletionExample) -> dict[str, int]:
+    texts = {"prompt": example.prompt, **responses_of(example)}
+    return {side: len(plain_text(text).split()) for side, text in texts.items()}
+
+
+def _text_row(example: PreferenceExample | CompletionExample) -> str:
+    lines = [f"── {printable(example.origin)}"]
+    words = _words(example)
+    for side, text in {"prompt": example.prompt, **responses_of(example)}.items():
+        plain = plain_text(text)
+        shown = quoted(plain, _SHOWN)
+        if not isinstance(text, str):
+            shown = f"[{', '.join(turn['role'] for turn in text)}] {shown}"
+        lines.append(f"  {side:<10} {words[side]} words, {len(plain)} characters: {shown}")
+    if isinstance(example, PreferenceExample):
+        lines.append(_shared(words["chosen"], words["rejected"], "words"))
+    return "\n".join(lines)
+
+
+def _encoded_row(
+    row: dict[str, Any], cuts: tuple[int, ...] | None, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    sides = [name.removesuffix("_ids") for name in row if name.endswith("_ids")][1:]
+    prompt, responses = row["prompt_ids"], [row[f"{side}_ids"] for side in sides]
+    cuts = cuts or (0,) * (1 + len(sides))
+    left = f", {cuts[0]} cut on the left" if cuts[0] else ""
+    lines = [
+        f"── row {row['row']} · {printable(row['origin'])}",
+        f"  {'prompt':<10} {len(prompt)} tokens{left}: {_decoded(prompt, tokenizer)}",
+    ]
+    masks = _masks(row, sides, tokenizer)
+    for side, ids, cut, mask in zip(sides, responses, cuts[1:], masks, strict=True):
+        lines.append(
+            f"  {side:<10} {len(ids)} tokens, {_ending(ids, cut, tokenizer.eos_token_id)}: "
+            f"{_decoded(ids, tokenizer)}"
+        )
+        lines.append(f"  {'':<10} boundary {_boundary(prompt, ids, tokenizer)}; mask {mask}")
+    if len(responses) == 2:
+        lines.append(_shared(len(responses[0]), len(responses[1]), "tokens"))
+    return "\n".join(lines)
+
+
+def _masks(
+    row: dict[str, Any], sides: list[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[str]:
+    """Where the collator's own mask is True: shown from what training gets, not computed anew."""
+    collator = PairCollator if len(sides) == 2 else CompletionCollator
+    batch = collator(padding_id(tokenizer))([row])
+    shown = []
+    for mask, attention in zip(batch["completion_mask"], batch["attention_mask"], strict=True):
+        positions = mask.nonzero().flatten().tolist()
+        shown.append(f"{positions[0]}–{positions[-1]} of 0–{int(attention.sum()) - 1}")
+    return shown
+
+
+def _ending(ids: Sequence[int], cut: int, eos: int) -> str:
+    if cut:
+        return f"no EOS ({cut} cut on the right)"
+    ends = sum(token == eos for token in ids)
+    return "EOS once" if ends == 1 else f"EOS {ends} times"
+
+
+def _boundary(
+    prompt: Sequence[int], response: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    before = [repr(tokenizer.decode([token])) for token in prompt[-_AROUND:]]
+    after = [repr(tokenizer.decode([token])) for token in response[:_AROUND]]
+    return f"{' '.join(before)} ‖ {' '.join(after)}"
+
+
+def _decoded(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    # Special tokens are what one looks for here, and clean-up would hide spaces.
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return quoted(text, _SHOWN)
+
+
+def _shared(chosen: int, rejected: int, unit: str) -> str:
+    past, total = abs(chosen - rejected), chosen + rejected
+    share = past / max(1, total)
+    return f"  {'T':<10} {min(chosen, rejected)} {unit}; {past} of {total} past it ({share:.1%})"

@@ -1,0 +1,228 @@
+"""From a source to encoded rows and their account: read, parse, check, render, tokenise, cut."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenratio.data.chat import render
+from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
+from tokenratio.data.encoding import (
+    EncodedExample,
+    Limits,
+    SpecialTokens,
+    assemble,
+    special_tokens,
+    tokenise,
+)
+from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import (
+    CompletionExample,
+    PreferenceExample,
+    parse_completion,
+    parse_preference,
+)
+from tokenratio.data.sources import Source, read_rows, source_digest
+from tokenratio.data.summary import DataReport, Truncation
+from tokenratio.data.validation import find_warnings, parse_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+PAIR_SIDES = ("chosen", "rejected")
+COMPLETION_SIDES = ("completion",)
+
+# Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
+_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Encoded rows and their account.
+
+    Attributes:
+        dataset: columns `prompt_ids`, then `chosen_ids` and `rejected_ids` (or `completion_ids`),
+            int32; `row`, the row's own index; `origin`, where it stands in the source. In memory,
+            no cache file.
+        report: what was read, refused, truncated.
+        digest: SHA-256 (hex) over the source rows and the encoded ids: a changed file, tokenizer,
+            template or limit changes it.
+        cuts: for rows that were truncated only: index to `(prompt, *responses)` tokens cut.
+    """
+
+    dataset: "Dataset"
+    report: DataReport
+    digest: str
+    cuts: dict[int, tuple[int, ...]]
+
+
+def prepare_pairs(
+    source: Source,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int | None,
+    max_prompt_length: int | None,
+    on_bad_row: OnBadRow = "skip",
+    split: str | None = "train",
+) -> PreparedData:
+    """Encode preference pairs.
+
+    Args:
+        source: see `read_rows`.
+        tokenizer: gives ids, EOS, the prefix and the chat template; it is not changed.
+        max_length: tokens of prompt and response together; responses are cut on the right.
+        max_prompt_length: tokens of the prompt; prompts are cut on the left.
+        on_bad_row: `"skip"` refuses bad rows and counts them, `"error"` stops at the first.
+        split: see `read_rows`.
+    Raises:
+        TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
+            chat template, or, with `on_bad_row="error"`, a row is bad.
+    """
+    limits = Limits(max_length, max_prompt_length)
+    rows, log = read_rows(source, split=split), DefectLog(on_bad_row)
+    return _prepare(
+        rows, parse_rows(rows, parse_preference, log), PAIR_SIDES, tokenizer, limits, log
+    )
+
+
+def prepare_completions(
+    source: Source,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int | None,
+    max_prompt_length: int | None = None,
+    on_bad_row: OnBadRow = "skip",
+    split: str | None = "train",
+) -> PreparedData:
+    """Encode prompts with one response each, for fine-tuning; otherwise as `prepare_pairs`."""
+    limits = Limits(max_length, max_prompt_length)
+    rows, log = read_rows(source, split=split), DefectLog(on_bad_row)
+    examples = parse_rows(rows, parse_completion, log)
+    return _prepare(rows, examples, COMPLETION_SIDES, tokenizer, limits, log)
+
+
+def _prepare(
+    rows: Sequence[SourceRow],
+    examples: Sequence[PreferenceExample] | Sequence[CompletionExample],
+    sides: tuple[str, ...],
+    tokenizer: "PreTrainedTokenizerBase",
+    limits: Limits,
+    log: DefectLog,
+) -> PreparedData:
+    special = special_tokens(tokenizer)
+    limits.check(special)
+    kept, encoded = [], []
+    for example, row in _encode(examples, sides, tokenizer, special, limits, log):
+        kept.append(example)
+        encoded.append(row)
+    log.require_kept(len(rows), len(kept))
+    odd = [*find_warnings(kept), *_inner_ends(kept, encoded, special.eos)]
+    report = _report(len(rows), log.defects, odd, encoded, sides)
+    origins = [example.origin for example in kept]
+    cuts = {
+        index: (row.prompt_cut, *row.response_cuts)
+        for index, row in enumerate(encoded)
+        if row.prompt_cut or any(row.response_cuts)
+    }
+    return PreparedData(_dataset(encoded, origins, sides), report, _digest(rows, encoded), cuts)
+
+
+def _encode(
+    examples: Sequence[PreferenceExample] | Sequence[CompletionExample],
+    sides: tuple[str, ...],
+    tokenizer: "PreTrainedTokenizerBase",
+    special: SpecialTokens,
+    limits: Limits,
+    log: DefectLog,
+) -> list[tuple[PreferenceExample | CompletionExample, EncodedExample]]:
+    encoded: list[tuple[PreferenceExample | CompletionExample, EncodedExample]] = []
+    for begin in range(0, len(examples), _BATCH_SIZE):
+        rendered, renderable = [], []
+        for example in examples[begin : begin + _BATCH_SIZE]:
+            try:
+                rendered.append(render(example, tokenizer))
+            except RowDefectError as error:
+                log.refuse(example.origin, error)
+            else:
+                renderable.append(example)
+        token_ids = tokenise(tokenizer, rendered, special)
+        for example, ids in zip(renderable, token_ids, strict=True):
+            try:
+                encoded.append((example, assemble(ids, sides, special, limits)))
+            except RowDefectError as error:
+                log.refuse(example.origin, error)
+    return encoded
+
+
+def _inner_ends(
+    kept: Sequence[PreferenceExample | CompletionExample], encoded: list[EncodedExample], eos: int
+) -> list[Defect]:
+    return [
+        Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, "the response goes on after EOS")
+        for example, row in zip(kept, encoded, strict=True)
+        if any(eos in response[:-1] for response in row.response_ids)
+    ]
+
+
+def _report(
+    rows_read: int,
+    defects: list[Defect],
+    odd: list[Defect],
+    encoded: list[EncodedExample],
+    sides: tuple[str, ...],
+) -> DataReport:
+    lengths = {"prompt": sum(len(row.prompt_ids) for row in encoded)}
+    cuts = {"prompt": [row.prompt_cut for row in encoded]}
+    for index, side in enumerate(sides):
+        lengths[side] = sum(len(row.response_ids[index]) for row in encoded)
+        cuts[side] = [row.response_cuts[index] for row in encoded]
+    past = None
+    if sides == PAIR_SIDES:
+        past = sum(abs(len(row.response_ids[0]) - len(row.response_ids[1])) for row in encoded)
+    truncated = {
+        side: Truncation(rows=sum(cut > 0 for cut in values), tokens=sum(values))
+        for side, values in cuts.items()
+    }
+    return DataReport(
+        rows_read=rows_read,
+        rows_kept=len(encoded),
+        defects=defects,
+        warnings=odd,
+        unit="tokens",
+        lengths=lengths,
+        past_shorter=past,
+        truncated=truncated,
+    )
+
+
+def _dataset(
+    encoded: list[EncodedExample], origins: list[str], sides: tuple[str, ...]
+) -> "Dataset":
+    import datasets
+
+    columns = {"prompt_ids": [row.prompt_ids for row in encoded]}
+    for index, side in enumerate(sides):
+        columns[f"{side}_ids"] = [row.response_ids[index] for row in encoded]
+    tokens = datasets.List(datasets.Value("int32"))
+    features = datasets.Features(
+        {
+            **dict.fromkeys(columns, tokens),
+            "row": datasets.Value("int64"),
+            "origin": datasets.Value("string"),
+        }
+    )
+    return datasets.Dataset.from_dict(
+        {**columns, "row": list(range(len(encoded))), "origin": origins}, features=features
+    )
+
+
+def _digest(rows: Sequence[SourceRow], encoded: list[EncodedExample]) -> str:
+    digest = hashlib.sha256(source_digest(rows).encode("ascii"))
+    for row in encoded:
+        for ids in (row.prompt_ids, *row.response_ids):
+            # The length first: the same tokens with the boundary elsewhere are other data.
+            digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""What became of a source's rows: counts, examples, lengths; for people and for files."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenratio.data.defects import Defect
+from tokenratio.data.display import printable
+
+NUM_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What was cut off one side: of how many rows, and how many tokens in all."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The account of one source: every row read is kept or refused, and nothing is cut in silence.
+
+    Attributes:
+        rows_read: rows of the source, the unreadable ones included.
+        rows_kept: rows that can be trained on; `rows_read - rows_kept == len(defects)`.
+        defects: the rows refused, one entry each.
+        warnings: what is odd about kept rows; a row may appear under several kinds.
+        unit: what lengths are counted in, `"tokens"` or `"words"`.
+        lengths: total length by side (`prompt`, `chosen`, ...) of the kept rows, after truncation.
+        past_shorter: response tokens (or words) past min(|y^w|, |y^l|), which TBPO never sees
+            (METHOD §2); None without pairs.
+        truncated: by side; empty where nothing was encoded.
+    """
+
+    rows_read: int
+    rows_kept: int
+    defects: Sequence[Defect] = ()
+    warnings: Sequence[Defect] = ()
+    unit: str = "tokens"
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    past_shorter: int | None = None
+    truncated: Mapping[str, Truncation] = field(default_factory=dict)
+
+    @property
+    def defect_counts(self) -> dict[str, int]:
+        """Refused rows by kind, the most frequent first."""
+        return dict(Counter(str(defect.kind) for defect in self.defects).most_common())
+
+    @property
+    def warning_counts(self) -> dict[str, int]:
+        """Kept rows by kind of oddity, the most frequent first."""
+        return dict(Counter(str(warning.kind) for warning in self.warnings).most_common())
+
+    @property
+    def share_past_shorter(self) -> float | None:
+        """The share (0 to 1) of response tokens past the shorter response of their pair."""
+        if self.past_shorter is None:
+            return None
+        return self.past_shorter / max(1, self.lengths["chosen"] + self.lengths["rejected"])
+
+    def summary(self) -> str:
+        """The account in a few lines, safe to print."""
+        refused = self.rows_read - self.rows_kept
+        lines = [f"{self.rows_read:,} rows read, {self.rows_kept:,} kept, {refused:,} refused"]
+        lines += [f"  refused: {line}" for line in _count_lines(self.defects)]
+        lines += [f"  kept, but odd: {line}" for line in _count_lines(self.warnings)]
+        if self.lengths:
+            sizes = ", ".join(f"{side} {total:,}" for side, total in self.lengths.items())
+            lines.append(f"{self.unit}: {sizes}")
+        if self.share_past_shorter is not None:
+            lines.append(
+                f"past the shorter response: {self.past_shorter:,} response {self.unit} "
+                f"({self.share_past_shorter:.1%}), which token-level losses do not see"
+            )
+        cuts = [
+            f"{side} {cut.rows:,} rows by {cut.tokens:,} tokens"
+            for side, cut in self.truncated.items()
+            if cut.rows
+        ]
+        if self.truncated:
+            lines.append(f"truncated: {', '.join(cuts) or 'nothing'}")
+        return "\n".join(printable(line) for line in lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The account as plain JSON values."""
+        return {
+            "rows_read": self.rows_read,
+            "rows_kept": self.rows_kept,
+            "refused": _by_kind(self.defects),
+            "odd": _by_kind(self.warnings),
+            "unit": self.unit,
+            "lengths": dict(self.lengths),
+            "past_shorter": self.past_shorter,
+            "share_past_shorter": self.share_past_shorter,
+            "truncated": {
+                side: {"rows": cut.rows, "tokens": cut.tokens}
+                for side, cut in self.truncated.items()
+            },
+        }
+
+
+def _by_kind(found: Sequence[Defect]) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
+    for item in found:
+        group = groups.setdefault(str(item.kind), {"rows": 0, "examples": []})
+        group["rows"] += 1
+        if len(group["examples"]) < NUM_EXAMPLES:
+            group["examples"].append({"origin": item.origin, "detail": item.detail})
+    return dict(sorted(groups.items(), key=lambda pair: -pair[1]["rows"]))
+
+
+def _count_lines(found: Sequence[Defect]) -> list[str]:
+    lines = []
+    for kind, group in _by_kind(found).items():
+        origins = [item["origin"] for item in group["examples"]]
+        more = ", …" if group["rows"] > len(origins) else ""
+        where, detail = ", ".join(origins) + more, group["examples"][0]["detail"]
+        lines.append(f"{kind}: {group['rows']:,} ({where}; the first: {detail})")
+    return lines

@@ -1,0 +1,148 @@
+"""What parsed rows must hold, and what is odd about those that are kept."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from tokenratio.data.defects import Defect, DefectKind, DefectLog, RowDefectError, WarningKind
+from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import CompletionExample, PreferenceExample, Text
+
+Example = TypeVar("Example", PreferenceExample, CompletionExample)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# Anthropic's HH and its descendants keep a whole dialogue in one string.
+_TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def parse_rows(
+    rows: Iterable[SourceRow], parse: Callable[[SourceRow], Example], log: DefectLog
+) -> list[Example]:
+    """Parse and check every row; those that cannot be used go to `log`.
+
+    Args:
+        rows: as read from the source.
+        parse: `parse_preference` or `parse_completion`.
+        log: counts the refused rows, or raises at the first.
+    Returns:
+        The examples kept, in order.
+    """
+    kept = []
+    for row in rows:
+        try:
+            example = parse(row)
+            check_example(example)
+        except RowDefectError as error:
+            log.refuse(row.origin, error)
+        else:
+            kept.append(example)
+    return kept
+
+
+def responses_of(example: PreferenceExample | CompletionExample) -> dict[str, Text]:
+    """The responses by their side: `chosen` and `rejected`, or `completion`."""
+    if isinstance(example, PreferenceExample):
+        return {"chosen": example.chosen, "rejected": example.rejected}
+    return {"completion": example.completion}
+
+
+def check_example(example: PreferenceExample | CompletionExample) -> None:
+    """Refuse what no tokenizer can mend.
+
+    Raises:
+        RowDefectError: a blank response, a pair of identical ones, or text that is not Unicode.
+    """
+    responses = responses_of(example)
+    for side, response in responses.items():
+        calls = not isinstance(response, str) and any(turn.get("tool_calls") for turn in response)
+        text = plain_text(response)
+        if not text.strip() and not calls:
+            detail = f"{side} is only whitespace" if text else f"{side} is empty"
+            raise RowDefectError(DefectKind.BLANK_RESPONSE, detail)
+    if isinstance(example, PreferenceExample) and example.chosen == example.rejected:
+        raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
+    for side, text in {"prompt": example.prompt, **responses}.items():
+        found = _SURROGATE.search(plain_text(text))
+        if found:
+            raise RowDefectError(
+                DefectKind.UNENCODABLE_TEXT, f"{side} holds the lone surrogate {found[0]!r}"
+            )
+
+
+def plain_text(text: Text) -> str:
+    """A text as one string: the contents of its messages, a blank line between two."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(turn.get("content", "") for turn in text)
+
+
+def find_warnings(examples: Sequence[PreferenceExample | CompletionExample]) -> list[Defect]:
+    """Everything odd about the rows that are kept.
+
+    A row that repeats an earlier one counts as a duplicate. A row that is no duplicate counts as
+    contradictory when its mirror image (same prompt, the roles swapped) is kept too: of a pair
+    judged both ways, both rows count.
+    """
+    return [*_repetitions(examples), *(odd for example in examples for odd in _oddities(example))]
+
+
+def _repetitions(examples: Sequence[PreferenceExample | CompletionExample]) -> Iterator[Defect]:
+    first: dict[bytes, str] = {}
+    mirrors: list[tuple[str, bytes]] = []
+    for example in examples:
+        sides = list(responses_of(example).values())
+        context = [example.prompt, example.tools]
+        key = _key([*context, *sides])
+        if key in first:
+            yield Defect(example.origin, WarningKind.DUPLICATE_ROW, f"the same as {first[key]}")
+            continue
+        first[key] = example.origin
+        if len(sides) == 2:
+            mirrors.append((example.origin, _key([*context, *reversed(sides)])))
+    for origin, mirror in mirrors:
+        if mirror in first:
+            detail = f"the other way round in {first[mirror]}"
+            yield Defect(origin, WarningKind.CONTRADICTORY_PAIR, detail)
+
+
+def _key(parts: list[Any]) -> bytes:
+    canonical = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).digest()
+
+
+def _oddities(example: PreferenceExample | CompletionExample) -> Iterator[Defect]:
+    responses = responses_of(example)
+    role = next(
+        (found for text in responses.values() if (found := _same_role(example, text))), None
+    )
+    if role:
+        detail = f"two turns of {role!r} in a row"
+        yield Defect(example.origin, WarningKind.SAME_ROLE_TURNS, detail)
+    texts = {"prompt": example.prompt, **responses}
+    for kind, holds in _CHARACTERS.items():
+        sides = [side for side, text in texts.items() if holds(plain_text(text))]
+        if sides:
+            yield Defect(example.origin, kind, f"in {' and '.join(sides)}")
+
+
+_CHARACTERS: dict[WarningKind, Callable[[str], bool]] = {
+    WarningKind.REPLACEMENT_CHARACTER: lambda text: "\ufffd" in text,
+    WarningKind.CARRIAGE_RETURN: lambda text: "\r" in text,
+    WarningKind.CONTROL_CHARACTER: lambda text: _CONTROL.search(text) is not None,
+}
+
+
+def _same_role(example: PreferenceExample | CompletionExample, response: Text) -> str | None:
+    """The role of the first two turns in a row that share one, over prompt and response."""
+    if isinstance(example.prompt, str):
+        # Of a transcript only: a response may quote "Human:" for reasons of its own.
+        inside = isinstance(response, str) and _TRANSCRIPT_TURN.search(example.prompt)
+        roles = _TRANSCRIPT_TURN.findall(example.prompt + response) if inside else []
+    else:
+        # Several tools may answer one call.
+        roles = [turn["role"] for turn in [*example.prompt, *response] if turn["role"] != "tool"]
+    return next((a for a, b in itertools.pairwise(roles) if a == b), None)
