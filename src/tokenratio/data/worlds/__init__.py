@@ -1,1 +1,113 @@
+"""Synthetic worlds with known rewards, and their names on the command line.
 
+A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `corpus`, `prompts`:
+
+    world:reviews?pairs=2000&seed=1&flip_rate=0.1
+    world:reviews?corpus=5000&seed=0
+    world:reviews?prompts=100&split=test
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from tokenratio.data.worlds.pairs import Sampler
+from tokenratio.data.worlds.reviews import ReviewWorld, Split
+from tokenratio.errors import TokenRatioError
+
+
+class World(Protocol):
+    """What a world offers the command line."""
+
+    def prompts(self, num: int, *, seed: int, split: Split = ...) -> list[str]: ...
+
+    def sft_corpus(self, num: int, *, seed: int, split: Split = ...) -> list[dict[str, str]]: ...
+
+    def preference_pairs(
+        self,
+        num: int,
+        *,
+        seed: int,
+        temperature: float = ...,
+        flip_rate: float = ...,
+        split: Split = ...,
+        sampler: Sampler | None = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    def gold_reward(self, text: str) -> float: ...
+
+    def has_insult(self, text: str) -> bool: ...
+
+    def build_tokenizer(self) -> Any: ...
+
+    def policy_config(self, **overrides: Any) -> Any: ...
+
+
+WORLDS: dict[str, World] = {"reviews": ReviewWorld()}
+
+_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "pairs": {"seed": int, "split": str, "temperature": float, "flip_rate": float},
+    "corpus": {"seed": int, "split": str},
+    "prompts": {"seed": int, "split": str},
+}
+
+
+def is_world_source(source: str) -> bool:
+    """Whether a data source names a world."""
+    return source.startswith("world:")
+
+
+def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str, Any]]:
+    """The rows a world source names; `seed` is 0 if not given.
+
+    Args:
+        sampler: where the responses of pairs come from; the world's own distribution if None.
+
+    Returns:
+        For `pairs`, preference rows; for `corpus`, rows with prompt and completion; for `prompts`,
+        rows with a prompt.
+    """
+    name, kind, num, options = _parse(source)
+    world = WORLDS[name]
+    if kind == "pairs":
+        return world.preference_pairs(num, **options, sampler=sampler)
+    if kind == "corpus":
+        return world.sft_corpus(num, **options)
+    return [{"prompt": prompt} for prompt in world.prompts(num, **options)]
+
+
+def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
+    parts = urlsplit(source)
+    name = _known(parts.path, WORLDS, "world", source)
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    values = dict(given)
+    if len(values) < len(given):
+        raise TokenRatioError(f"{source}: an option is given twice")
+    kinds = [key for key in values if key in _OPTIONS]
+    if len(kinds) != 1:
+        for key in values:  # a misspelt kind is better reported as such
+            _known(key, {*_OPTIONS, *_OPTIONS["pairs"]}, "option", source)
+        raise TokenRatioError(f"{source}: ask for exactly one of {', '.join(_OPTIONS)}")
+    kind = kinds[0]
+    readers = {kind: int, **_OPTIONS[kind]}
+    options: dict[str, Any] = {"seed": 0}
+    for key, value in values.items():
+        read = readers[_known(key, readers, f"option of {kind}", source)]
+        try:
+            options[key] = read(value)
+        except ValueError:
+            wanted = "a whole number" if read is int else "a number"
+            raise TokenRatioError(f"{source}: {key} must be {wanted}, not {value!r}") from None
+    num = options.pop(kind)
+    if num < 1:
+        raise TokenRatioError(f"{source}: {kind} must be at least 1, not {num}")
+    return name, kind, num, options
+
+
+def _known(name: str, known: Iterable[str], what: str, source: str) -> str:
+    known = sorted(known)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise TokenRatioError(f"{source}: no {what} {name!r}; did you mean {nearest!r}?")
+    return name

@@ -1,0 +1,259 @@
+"""Responses sampled from a policy, reproducibly, leaving no trace on model or tokenizer."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from tokenratio.data.encoding import special_tokens
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A text, or the messages of a conversation that the policy answers.
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response.
+
+    Attributes:
+        prompt_ids: what the policy read, special tokens included.
+        response_ids: what it wrote, EOS included if it ended.
+        text: the response without special tokens.
+        finish_reason: "eos", or "length" if it was cut at `max_new_tokens`.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["eos", "length"]
+
+
+def sample_responses(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    *,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    seed: int,
+) -> list[list[Sample]]:
+    """Sample responses to each prompt, in the order of the prompts.
+
+    The distribution is the model's own, tempered and cut as asked: what its `generation_config`
+    says of top-k, penalties and the like does not apply. Its EOS ids do, next to the tokenizer's.
+
+    Args:
+        temperature: 0 takes the likeliest token each time.
+        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
+        max_new_tokens: longest response in tokens, EOS included.
+        batch_size: rows generated at once. Sampled tokens depend on it as on the seed.
+        seed: the same call gives the same samples; the global random state is left as it was.
+
+    Returns:
+        For each prompt, `num_samples` samples.
+    """
+    _check(num_samples, temperature, top_p, max_new_tokens, batch_size)
+    encoded = encode_prompts(tokenizer, prompts)
+    eos_ids = _eos_ids(model, tokenizer)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": eos_ids, "pad_token_id": pad_id}
+    if temperature > 0:  # top_k 0: unset, transformers keeps only the 50 likeliest tokens
+        settings |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    else:
+        settings |= {"do_sample": False}
+
+    rows = [index for index in range(len(prompts)) for _ in range(num_samples)]
+    rows.sort(key=lambda index: len(encoded[index]))  # stable; little padding within a batch
+    samples: list[list[Sample]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    with (
+        torch.no_grad(),
+        eval_mode(model),
+        _seeded(device, seed),
+        _generation_settings(model, settings),
+    ):
+        for begin in range(0, len(rows), batch_size):
+            batch = rows[begin : begin + batch_size]
+            input_ids, attention_mask = _pad_left([encoded[index] for index in batch], pad_id)
+            generated = model.generate(
+                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
+            )
+            responses = generated[:, input_ids.shape[1] :].tolist()
+            for index, response in zip(batch, responses, strict=True):
+                samples[index].append(_sample(tokenizer, encoded[index], response, eos_ids))
+    return samples
+
+
+def policy_sampler(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_size: int = 64,
+    seed: int,
+) -> Callable[[list[str], int], list[list[str]]]:
+    """A policy as the source of a world's pairs (`tokenratio.data.worlds.pairs.Sampler`).
+
+    Each call draws afresh, with the seeds seed, seed + 1, …, so that the sequence of calls repeats.
+    """
+    calls = 0
+
+    def sampler(prompts: list[str], num_samples: int) -> list[list[str]]:
+        nonlocal calls
+        samples = sample_responses(
+            model,
+            tokenizer,
+            prompts,
+            num_samples=num_samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed + calls,
+        )
+        calls += 1
+        return [[sample.text for sample in row] for row in samples]
+
+    return sampler
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]
+) -> list[tuple[int, ...]]:
+    """Token ids of prompts as the policy met them in training (`data.encoding.assemble`).
+
+    A text gets the tokenizer's own prefix once; a conversation goes through the chat template, with
+    its generation prompt.
+    """
+    special = special_tokens(tokenizer)
+    encoded = []
+    for prompt in prompts:
+        text = prompt
+        if not isinstance(prompt, str):
+            if tokenizer.chat_template is None:
+                raise TokenRatioError(
+                    "A prompt is a conversation, and the tokenizer has no chat template."
+                )
+            text = tokenizer.apply_chat_template(
+                list(prompt), tokenize=False, add_generation_prompt=True
+            )
+        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if not ids:
+            ids = special.start
+        elif ids[: len(special.prefix)] != special.prefix:
+            ids = special.prefix + ids
+        if not ids:
+            raise TokenRatioError(f"The prompt {prompt!r} has no token, and the tokenizer no BOS.")
+        encoded.append(ids)
+    return encoded
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards each submodule is again in the mode it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the CPU's and the device's generator; afterwards both go on where they were."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type=device.type):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch every device
+        for each in devices:
+            backend = torch.get_device_module(each)
+            with backend.device(each):
+                backend.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
+    """Let the model generate by these settings alone.
+
+    A config passed to `generate` would not do: transformers fills what it leaves unset from the
+    model's own (a Qwen's top-k and repetition penalty, say). The model under an adapter has it.
+    """
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig(**settings)
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    # A chat model may end its turn with another token than the one that ends a text.
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *own} - {None})
+
+
+def _pad_left(
+    rows: list[tuple[int, ...]], pad_id: int
+) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
+    """Input ids and attention mask; on the left, since generation goes on from the last column."""
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, length - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, length - len(ids) :] = 1
+    return input_ids, attention_mask
+
+
+def _sample(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt_ids: tuple[int, ...],
+    generated: list[int],
+    eos_ids: list[int],
+) -> Sample:
+    """Cut what was generated after its first EOS: the rest is padding."""
+    end = next((index for index, token in enumerate(generated) if token in eos_ids), None)
+    response_ids = generated if end is None else generated[: end + 1]
+    return Sample(
+        prompt_ids=prompt_ids,
+        response_ids=tuple(response_ids),
+        text=tokenizer.decode(response_ids[:end], skip_special_tokens=True),
+        finish_reason="length" if end is None else "eos",
+    )
+
+
+def _check(
+    num_samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
+) -> None:
+    for name, value in (
+        ("num_samples", num_samples),
+        ("max_new_tokens", max_new_tokens),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise TokenRatioError(f"{name} must be at least 1, not {value}")
+    if not 0 <= temperature < math.inf:
+        raise TokenRatioError(f"temperature must be 0 or positive, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise TokenRatioError(f"top_p must lie above 0 and at most at 1, not {top_p}")
