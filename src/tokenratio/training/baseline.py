@@ -1,0 +1,95 @@
+"""TBPO-Q's state baseline: a small head that learns log Z(s) (METHOD §4)."""
+
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenratio.errors import TokenRatioError
+
+BASELINE_FILE = "state_baseline.safetensors"
+OPTIMIZER_FILE = "state_baseline_optimizer.safetensors"
+
+
+class StateBaseline(nn.Module):
+    """b(s): hidden state → scalar, one hidden layer with GELU, in float32 (METHOD §4).
+
+    The hidden state is detached: no gradient of b enters the backbone. The last layer starts at
+    zero (our choice; the paper names none), so training starts from w = 1, uncorrected TBPO. It has
+    no bias: a constant in b leaves every log w_t as it is, so its gradient would be rounding noise,
+    which AdamW would turn into steps of full size.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(input_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, 1, bias=False)
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+
+    def forward(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = self.layers[0].weight
+            return self.layers(hidden.detach().to(weight.dtype)).squeeze(-1)
+
+
+def save_baseline(baseline: StateBaseline, folder: Path) -> None:
+    """Write the weights as safetensors, with the sizes needed to build the head again."""
+    first = baseline.layers[0]
+    sizes = {"input_size": str(first.in_features), "hidden_size": str(first.out_features)}
+    save_file(_contiguous(baseline.state_dict()), folder / BASELINE_FILE, metadata=sizes)
+
+
+def load_baseline(baseline: StateBaseline, folder: Path) -> None:
+    """Restore what `save_baseline` wrote.
+
+    Raises:
+        TokenRatioError: no file there, or one of another size.
+    """
+    path = folder / BASELINE_FILE
+    if not path.is_file():
+        raise TokenRatioError(f"{folder} holds no {BASELINE_FILE}: it was not a tbpo_q run")
+    state = load_file(path)
+    if {k: v.shape for k, v in state.items()} != {
+        k: v.shape for k, v in baseline.state_dict().items()
+    }:
+        raise TokenRatioError(
+            f"{path} was trained with another baseline_hidden_size or another model size"
+        )
+    baseline.load_state_dict(state)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Write an optimizer's state as safetensors: tensors by `index.name`, groups as metadata."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value
+        for index, values in state["state"].items()
+        for name, value in values.items()
+    }
+    save_file(
+        _contiguous(tensors), path, metadata={"param_groups": json.dumps(state["param_groups"])}
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Restore what `save_optimizer` wrote; the learning rate and other settings stay as set now.
+
+    Raises:
+        TokenRatioError: no file there.
+    """
+    if not path.is_file():
+        raise TokenRatioError(f"{path} is missing: the checkpoint cannot be resumed exactly")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

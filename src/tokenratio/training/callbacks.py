@@ -1,0 +1,80 @@
+"""On the training loop hang the metrics file, the gradient guard, the baseline's optimizer."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tokenratio.training.run_folder import METRICS_FILE, replace_text
+
+
+class StepGuard(TrainerCallback):
+    """Calls `check` on the gradients before each update."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not args.fp16:  # there the gradient scaler skips a step that is not finite
+            self.check()
+
+
+class BaselineStep(TrainerCallback):
+    """Steps the state baseline's optimizer whenever the policy's has stepped.
+
+    The head is outside the policy's wrapper, so its gradients are averaged over processes here,
+    once a step, whatever the wrapper is.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = reduce(parameter.grad, "mean")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends every logged line to `metrics.jsonl`; a resumed run first drops what it will redo."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if _step_of(line) <= state.global_step]
+        replace_text(path, "".join(f"{line}\n" for line in kept if state.global_step > 0))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        # The closing summary is about this process, not about a step: it stays out.
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by the interruption

@@ -1,0 +1,175 @@
+"""What can be set for a run: transformers' `TrainingArguments` and the method's own fields."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+
+from tokenratio.bregman import BregmanGenerator, make_generator
+from tokenratio.errors import TokenRatioError
+from tokenratio.losses import LOSSES
+
+TRAINABLE_LOSSES = (*LOSSES, "sft")
+
+
+@dataclass
+class TokenRatioConfig(TrainingArguments):
+    """Settings of `TokenRatioTrainer`; the defaults are the published ones (METHOD §7).
+
+    Every field of `transformers.TrainingArguments` is here too. Where its default differs, the
+    paper's takes its place: one epoch, RMSprop, learning rate 5e-7, cosine schedule, warm-up 0.05,
+    gradient norm clipped at 10, 2 accumulation steps of 8 pairs. Metrics are logged at every step.
+
+    Raises:
+        TokenRatioError: a value outside its domain, or a combination that is not supported.
+    """
+
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Passes over the training pairs."}
+    )
+    learning_rate: float = field(default=5e-7, metadata={"help": "Learning rate of the policy."})
+    optim: str = field(default="rmsprop", metadata={"help": "Optimizer of the policy."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."}
+    )
+    max_grad_norm: float = field(
+        default=10.0, metadata={"help": "Gradient norm at which it is clipped."}
+    )
+    gradient_accumulation_steps: int = field(
+        default=2, metadata={"help": "Batches per optimizer step."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Steps between two logged lines."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide non-finite losses; off, they stop the run."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: pairs are not arguments of forward."}
+    )
+
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "DDP: search for parameters that got no gradient."}
+    )
+
+    loss: str = field(
+        default="tbpo_a",
+        metadata={"help": f"Method: {', '.join(TRAINABLE_LOSSES)}.", "choices": TRAINABLE_LOSSES},
+    )
+    beta: float = field(default=0.1, metadata={"help": "Leash to the reference, > 0 (METHOD §1)."})
+    generator: str = field(
+        default="sba",
+        metadata={"help": "Bregman generator: logistic, kliep, lsif, ba, sba (METHOD §3)."},
+    )
+    generator_lambda: float = field(
+        default=0.0, metadata={"help": "λ > -1 of ba and sba; only these take one."}
+    )
+    generator_scale: float = field(
+        default=4.0, metadata={"help": "s > 0 of sba; only it takes one."}
+    )
+    baseline_hidden_size: int = field(
+        default=1024, metadata={"help": "Width of tbpo_q's state baseline (METHOD §4)."}
+    )
+    baseline_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the state baseline's own AdamW."}
+    )
+    center_baseline: bool = field(
+        default=False,
+        metadata={"help": "Centre log w per pair, as the released code does; biased (METHOD §10)."},
+    )
+    baseline_clamp: float = field(
+        default=10.0, metadata={"help": "Bound on |log w| of tbpo_q, after centring."}
+    )
+    max_length: int | None = field(
+        default=2048,
+        metadata={"help": "Tokens of prompt and response; responses are cut on the right."},
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Tokens of the prompt; it is cut on the left."}
+    )
+    on_bad_row: str = field(
+        default="skip",
+        metadata={
+            "help": "Rows that cannot be used: skip (counted) or error.",
+            "choices": ("skip", "error"),
+        },
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of from_pretrained when the model is given by name."},
+    )
+    check_reference: bool = field(
+        default=True,
+        metadata={
+            "help": "Stop if policy and reference differ before the first update. Turn off only "
+            "when the reference is meant to be another model."
+        },
+    )
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
+
+    def __post_init__(self) -> None:
+        _require(
+            self.loss in TRAINABLE_LOSSES,
+            "loss",
+            self.loss,
+            f"one of {', '.join(TRAINABLE_LOSSES)}",
+        )
+        _require(
+            self.on_bad_row in ("skip", "error"), "on_bad_row", self.on_bad_row, "skip or error"
+        )
+        for name in ("beta", "baseline_learning_rate", "baseline_clamp"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, value, "positive and finite")
+        for name in ("max_length", "max_prompt_length", "baseline_hidden_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
+        _require(
+            self.max_length is None
+            or self.max_prompt_length is None
+            or self.max_prompt_length < self.max_length,
+            "max_prompt_length",
+            self.max_prompt_length,
+            f"less than max_length ({self.max_length}), to leave room for a response",
+        )
+        _require(
+            not self.remove_unused_columns,
+            "remove_unused_columns",
+            True,
+            "false: pairs would be lost",
+        )
+        self.bregman_generator  # noqa: B018 - a bad generator is refused now, not at the first step
+        super().__post_init__()
+        # Nothing to pin for, and torch warns of it.
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        if self.fp16 and self.loss == "tbpo_q":
+            raise TokenRatioError(
+                "fp16 is not supported with tbpo_q: its baseline has an optimizer of its own, "
+                "outside the gradient scaler; use bf16"
+            )
+
+    @property
+    def bregman_generator(self) -> BregmanGenerator:
+        """The generator that `generator`, `generator_lambda` and `generator_scale` name."""
+        params = {}
+        if self.generator in ("ba", "sba"):
+            params["lam"] = self.generator_lambda
+        elif self.generator_lambda != 0.0:
+            raise TokenRatioError(f"generator {self.generator!r} takes no generator_lambda")
+        if self.generator == "sba":
+            params["scale"] = self.generator_scale
+        elif self.generator_scale != 4.0:
+            raise TokenRatioError(f"generator {self.generator!r} takes no generator_scale")
+        try:
+            return make_generator(self.generator, **params)
+        except ValueError as error:
+            raise TokenRatioError(str(error)) from None
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise TokenRatioError(f"{name} must be {expected}, not {value!r}")

@@ -1,0 +1,76 @@
+"""How much memory a run will need, before it starts."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.training_args import OptimizerNames
+
+from tokenratio.training.config import TokenRatioConfig
+
+# Floats a transformer layer keeps for its backward pass, per token and unit of hidden size: norms,
+# projections and activations of attention and MLP (about 4·h of it in the MLP).
+_ACTIVATIONS_PER_LAYER = 24
+_OPTIMIZER_STATES = {"rmsprop": 1, "sgd": 0, "adafactor": 0}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device, by what they are for.
+
+    An estimate for choosing a batch size: activations depend on kernels that are not modelled.
+    """
+
+    parameters: int
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        lines = [f"{self.parameters:,} parameters; estimated memory {_gib(self.total)}:"]
+        lines += [f"  {name:44}{_gib(size):>12}" for name, size in self.parts.items()]
+        return "\n".join(lines)
+
+
+def estimate_memory(
+    config: PretrainedConfig,
+    args: TokenRatioConfig,
+    *,
+    tokens_per_row: int,
+    trainable_parameters: int | None = None,
+) -> MemoryEstimate:
+    """Estimate the peak of one training step (METHOD §5: logits never exist whole).
+
+    Args:
+        config: the policy's; nothing is allocated to count its parameters.
+        tokens_per_row: longest row of prompt and response.
+        trainable_parameters: those of the adapter; None for full fine-tuning.
+    """
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    text = config.get_text_config()
+    trainable = parameters if trainable_parameters is None else trainable_parameters
+    rows = args.per_device_train_batch_size * (1 if args.loss == "sft" else 2)
+    tokens = rows * tokens_per_row
+    layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
+    kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
+    activation_bytes = 2 if args.bf16 or args.fp16 else 4
+    has_reference_copy = args.loss != "sft" and trainable_parameters is None
+    chunk = min(max(2**23, 16 * vocabulary), tokens * vocabulary)
+    full_head = trainable_parameters is None
+    parts = {
+        "policy weights": 4 * parameters,
+        "reference weights": 4 * parameters * has_reference_copy,
+        "gradients": 4 * trainable,
+        f"optimizer state ({OptimizerNames(args.optim).value})": 4 * trainable * _OPTIMIZER_STATES.get(args.optim, 2),
+        "activations": activation_bytes * tokens * layers * hidden * kept,
+        "logits of one chunk, both models": 4 * 4 * chunk,
+        "gradient buffer of the output head": 4 * vocabulary * hidden * full_head,
+    }
+    return MemoryEstimate(parameters, {name: size for name, size in parts.items() if size})
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,82 @@
+"""Metrics as sums over counts, so that they stay right over batches, accumulation and processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExampleMetrics:
+    """What one batch adds: for each metric, its numerator and its count for every example.
+
+    A `peak` metric has no count: the largest value is kept.
+    """
+
+    ratios: dict[str, tuple[Float[Tensor, "examples"], Float[Tensor, "examples"]]]
+    peaks: dict[str, Float[Tensor, "examples"]] = field(default_factory=dict)
+
+    def table(self) -> Float[Tensor, "examples columns"]:
+        """All of it as one float64 array, for gathering over processes; `from_table` undoes it."""
+        columns = [value for pair in self.ratios.values() for value in pair]
+        return torch.stack([column.double() for column in [*columns, *self.peaks.values()]], dim=1)
+
+
+class MetricSums:
+    """Running sums of `ExampleMetrics`; `means` turns them into the values that are logged."""
+
+    def __init__(self) -> None:
+        self.ratios: dict[str, tuple[float, float]] = {}
+        self.peaks: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.ratios)
+
+    def add(self, metrics: ExampleMetrics) -> None:
+        """Add a batch. One transfer from the device."""
+        self.add_table(metrics.table().tolist(), list(metrics.ratios), list(metrics.peaks))
+
+    def add_table(self, rows: list[list[float]], ratios: list[str], peaks: list[str]) -> None:
+        """Add the rows of `ExampleMetrics.table`, whose columns these names describe."""
+        for row in rows:
+            for index, name in enumerate(ratios):
+                numerator, count = self.ratios.get(name, (0.0, 0.0))
+                self.ratios[name] = (numerator + row[2 * index], count + row[2 * index + 1])
+            for value, name in zip(row[2 * len(ratios) :], peaks, strict=True):
+                self.peaks[name] = max(self.peaks.get(name, value), value)
+
+    def reduce(self, gather: Callable[[list[object]], list[object]]) -> "MetricSums":
+        """The sums of all processes; `gather` collects one object list from each."""
+        total = MetricSums()
+        for ratios, peaks in gather([(self.ratios, self.peaks)]):
+            for name, (numerator, count) in ratios.items():
+                old = total.ratios.get(name, (0.0, 0.0))
+                total.ratios[name] = (old[0] + numerator, old[1] + count)
+            for name, value in peaks.items():
+                total.peaks[name] = max(total.peaks.get(name, value), value)
+        return total
+
+    def means(self) -> dict[str, float]:
+        """Numerator over count of each metric, the peaks, and standard deviations.
+
+        A metric `name/mean_square` becomes `name/std` with the help of `name/mean`. Metrics that
+        counted nothing are left out.
+        """
+        means = {name: num / count for name, (num, count) in self.ratios.items() if count}
+        for name in [name for name in means if name.endswith("/mean_square")]:
+            stem = name.removesuffix("/mean_square")
+            variance = means.pop(name) - means[f"{stem}/mean"] ** 2
+            means[f"{stem}/std"] = max(variance, 0.0) ** 0.5
+        return means | self.peaks
+
+    def to_dict(self) -> dict[str, object]:
+        return {"ratios": self.ratios, "peaks": self.peaks}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, dict[str, list[float]]]) -> "MetricSums":
+        sums = cls()
+        sums.ratios = {name: (num, count) for name, (num, count) in state["ratios"].items()}
+        sums.peaks = dict(state["peaks"])
+        return sums

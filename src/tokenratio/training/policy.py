@@ -1,0 +1,194 @@
+"""A causal language model that answers with token statistics instead of logits.
+
+The model's own `forward` is given one more argument, `token_request`. Everything that hangs on that
+forward (DDP's and FSDP's hooks, PEFT's adapters, autocast, gradient checkpointing) runs as always;
+only what happens between the last hidden state and the loss is ours, so `[rows, length,
+vocabulary]` logits are never built. Without `token_request` the model behaves as before
+(generation, saving).
+"""
+
+import functools
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.statistics import token_statistics
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """The tensors of an output head."""
+
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, "vocabulary"] | None
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What a forward pass is asked for.
+
+    Attributes:
+        state_mask: the positions whose hidden states are wanted.
+        labels: the token each of them predicts; None to get hidden states only.
+        ref_hidden: the reference's hidden states at the same positions.
+        ref_head: the reference's head; None for this model's own head without adapters.
+        with_kl: also KL(π_ref ‖ π).
+    """
+
+    state_mask: Bool[Tensor, "rows length"]
+    labels: Int[Tensor, "tokens"] | None = None
+    ref_hidden: Float[Tensor, "tokens hidden"] | None = None
+    ref_head: HeadWeights | None = None
+    with_kl: bool = False
+
+
+def answer_token_requests(model: PreTrainedModel) -> None:
+    """Teach `model` the argument `token_request`.
+
+    Its answer is a dict of flat `[tokens, ...]` tensors: `hidden`, and with labels `log_probs`,
+    `ref_log_probs`, `kl_ref_policy` as far as they were asked for.
+
+    Raises:
+        TokenRatioError: not a causal language model of backbone and output head, or a head whose
+            adapter would be left untrained.
+    """
+    if not isinstance(model, PreTrainedModel) or model.base_model is model:
+        raise TokenRatioError(
+            f"{type(model).__name__} is not a transformers causal language model with a backbone "
+            "and an output head"
+        )
+    own_head(model)
+    # Bound to the instance, not closed over it: a deep copy then answers for itself.
+    model.forward = MethodType(_answering(type(model)), model)
+
+
+@functools.cache
+def _answering(model_class: type[PreTrainedModel]) -> Any:
+    # `wraps` keeps the signature, which `generate` and `Trainer` read to choose their arguments.
+    @functools.wraps(model_class.forward)
+    def forward(
+        self: PreTrainedModel, *args: Any, token_request: TokenRequest | None = None, **kwargs: Any
+    ) -> Any:
+        if token_request is None:
+            return model_class.forward(self, *args, **kwargs)
+        return _answer(self, token_request, *args, **kwargs)
+
+    return forward
+
+
+def _answer(
+    model: PreTrainedModel, request: TokenRequest, *args: Any, **kwargs: Any
+) -> dict[str, Tensor]:
+    # PEFT's forward passes None for what it was not given; not every backbone knows all of these.
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    outputs = model.base_model(*args, **kwargs, use_cache=False)
+    hidden = outputs.last_hidden_state[request.state_mask]
+    answer = {"hidden": hidden}
+    if request.labels is None:
+        return answer
+    head = own_head(model)
+    ref_head = request.ref_head or own_head(model, adapters=False)
+    statistics = token_statistics(
+        hidden,
+        head.weight,
+        request.labels,
+        request.ref_hidden,
+        None if request.ref_hidden is None else ref_head.weight,
+        bias=head.bias,
+        ref_bias=None if request.ref_hidden is None else ref_head.bias,
+        logit_softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
+        with_kl=request.with_kl,
+    )
+    answer["hidden"] = hidden.detach()
+    for name in ("log_probs", "ref_log_probs", "kl_ref_policy"):
+        value = getattr(statistics, name)
+        if value is not None:
+            answer[name] = value
+    return answer
+
+
+def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
+    """The output head of `model`, as it stands or with adapters off.
+
+    Raises:
+        TokenRatioError: no head, a quantised one, or one under an adapter other than PEFT's
+            `modules_to_save`, whose weights the statistics would not train.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        active = adapters and not head.disable_adapters
+        head = head.modules_to_save[head.active_adapters[0]] if active else head.original_module
+    if isinstance(head, BaseTunerLayer):
+        raise TokenRatioError(
+            "an adapter on the output head (lm_head) is not supported: leave it out of "
+            "target_modules, or train the whole head with modules_to_save=['lm_head']"
+        )
+    weight = getattr(head, "weight", None)
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        raise TokenRatioError(
+            f"{type(model).__name__} has no output head of the form weight · hidden + bias "
+            "(a quantised head is not supported)"
+        )
+    return HeadWeights(weight, getattr(head, "bias", None))
+
+
+def language_model(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of the model to 0; a LoRA adapter's own dropout is kept.
+
+    Some attention modules hold the probability as a plain attribute rather than in `nn.Dropout`.
+    """
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for attribute, value in vars(module).items():
+            if "dropout" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
+
+
+@torch.no_grad()
+def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
+    """Compare our log-probabilities with the model's own logits on a few tokens.
+
+    Architectures differ in what they do after the last hidden state (soft-caps, logit scales). What
+    this library does not know is refused here rather than trained wrongly.
+
+    Raises:
+        TokenRatioError: they differ by more than rounding.
+    """
+    mask = torch.ones_like(input_ids)
+    states = mask.bool()
+    states[:, -1] = False
+    labels = input_ids[:, 1:].flatten()
+    was_training = model.training
+    model.eval()
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    ours = model(**inputs, token_request=TokenRequest(states, labels))["log_probs"]
+    logits = model(**inputs, use_cache=False).logits[0, :-1]
+    model.train(was_training)
+    theirs = logits.to(ours.dtype).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    # The model rounds its logits to its own dtype; ours are float32 at least.
+    precision = 0.03 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    tolerance = precision * max(1.0, logits.abs().max().item())
+    worst = (ours - theirs).abs().max().item()
+    if not worst <= tolerance:
+        raise TokenRatioError(
+            f"{type(language_model(model)).__name__} does something after its last hidden state "
+            "that is not known here: log-probabilities differ from the model's own by "
+            f"{worst:.3g} nats"
+        )

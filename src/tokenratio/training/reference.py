@@ -1,0 +1,120 @@
+"""The reference model: a frozen copy, another model, or the policy with its adapter off."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.policy import (
+    HeadWeights,
+    TokenRequest,
+    answer_token_requests,
+    disable_dropout,
+    language_model,
+    own_head,
+)
+from tokenratio.types import CompletionBatch
+
+
+@dataclass
+class Reference:
+    """π_ref. Its hidden states come from the policy's code path, in the policy's precision.
+
+    Attributes:
+        model: the frozen model; None when the policy with its adapter off is the reference.
+        description: where it came from, for the user and the run folder.
+    """
+
+    model: PreTrainedModel | None
+    description: str
+
+    @classmethod
+    def frozen(cls, model: PreTrainedModel, description: str) -> "Reference":
+        answer_token_requests(model)
+        disable_dropout(model)
+        return cls(model.eval().requires_grad_(False), description)
+
+    @classmethod
+    def copy_of(cls, policy: PreTrainedModel) -> "Reference":
+        name = policy.config.name_or_path or type(policy).__name__
+        return cls.frozen(copy.deepcopy(policy), f"frozen copy of the starting policy ({name})")
+
+    @classmethod
+    def adapter_off(cls, policy: nn.Module) -> "Reference":
+        name = language_model(policy).config.name_or_path
+        return cls(None, f"the policy with its adapter off ({name})")
+
+    @property
+    def head(self) -> HeadWeights | None:
+        """Its output head; None for the policy's own without adapters."""
+        return None if self.model is None else own_head(self.model)
+
+    def prepare(self, prepare_model: Callable[..., Any], device: torch.device) -> None:
+        """Move to `device` and give it the policy's autocast (`Accelerator.prepare_model`)."""
+        if self.model is not None:
+            self.model = prepare_model(self.model.to(device), evaluation_mode=True)
+
+    @torch.no_grad()
+    def hidden(
+        self, batch: CompletionBatch, policy: nn.Module, adapters: PeftModel | None
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Final hidden states at the positions that predict `batch.labels`.
+
+        Args:
+            policy: the policy as trained, wrappers included; run with adapters off if there is no
+                model of its own here.
+            adapters: the PEFT model inside `policy`.
+        """
+        request = TokenRequest(batch.state_mask)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.model is not None:
+            return self.model(**inputs, token_request=request)["hidden"]
+        assert adapters is not None
+        with adapters.disable_adapter():
+            return policy(**inputs, token_request=request)["hidden"]
+
+    def digest(self, policy: nn.Module) -> str:
+        """SHA-256 of the reference's weights: names, dtypes, shapes and values."""
+        return model_digest(self.model if self.model is not None else policy)
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's own weights; adapters do not count, so they do not change it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_own_weights(language_model(model))):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in model.named_parameters():
+        if "lora_" in name or ".modules_to_save." in name:
+            continue
+        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
+
+
+def check_start(log_ratio: Float[Tensor, "tokens"], dtype: torch.dtype) -> None:
+    """Before the first update policy and reference are one model: every log-ratio is 0 to rounding.
+
+    Raises:
+        TokenRatioError: they are not.
+    """
+    tolerance = 2e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
+    worst = log_ratio.abs().max().item() if log_ratio.numel() else 0.0
+    if not worst <= tolerance:
+        raise TokenRatioError(
+            "policy and reference differ before the first update: a token's log-ratio is "
+            f"{worst:.3g} nats. The reference is not the starting policy: another checkpoint or "
+            "dtype, or an adapter that is already trained (merge it first, or pass ref_model). If "
+            "another reference is meant, set check_reference to false"
+        )

@@ -1,0 +1,77 @@
+"""What a run leaves behind: `run.json`, `metrics.jsonl` and checkpoints that can be resumed."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokenratio.errors import TokenRatioError
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+# Written last by transformers, so a checkpoint that has it whole is complete.
+_LAST_FILE = "trainer_state.json"
+_PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def write_run_file(folder: str | Path, **contents: Mapping[str, Any]) -> None:
+    """Write `run.json`: versions and `contents`. Secrets of the arguments are already masked."""
+    document = {"versions": versions(), **contents}
+    replace_text(Path(folder) / RUN_FILE, json.dumps(document, indent=2, default=str) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint; one that was cut off while being written is passed over."""
+    checkpoints = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and _is_complete(path):
+            checkpoints.append((int(number), path))
+    return max(checkpoints)[1] if checkpoints else None
+
+
+def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means: a path, or True for the folder's newest.
+
+    Raises:
+        TokenRatioError: there is none, or it is not complete.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is True:
+        found = last_checkpoint(folder)
+        if found is None:
+            raise TokenRatioError(f"{folder} holds no complete checkpoint to resume from")
+        return found
+    path = Path(resume)
+    if not path.is_dir():
+        raise TokenRatioError(f"no checkpoint folder {path}")
+    if not _is_complete(path):
+        raise TokenRatioError(
+            f"{path} is not a complete checkpoint: {_LAST_FILE} is missing or cut off"
+        )
+    return path
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _LAST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

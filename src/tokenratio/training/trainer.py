@@ -1,0 +1,365 @@
+"""The trainer: transformers' `Trainer` with token statistics in place of logits."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate.utils import broadcast, gather_object
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+
+from tokenratio.data import (
+    CompletionCollator,
+    PairCollator,
+    PreparedData,
+    padding_id,
+    prepare_completions,
+    prepare_pairs,
+)
+from tokenratio.errors import TokenRatioError
+from tokenratio.losses import LOSSES
+from tokenratio.training.baseline import (
+    OPTIMIZER_FILE,
+    StateBaseline,
+    load_baseline,
+    load_optimizer,
+    save_baseline,
+    save_optimizer,
+)
+from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.metrics import MetricSums
+from tokenratio.training.models import (
+    add_adapter,
+    check_model,
+    load_model,
+    load_tokenizer,
+    make_reference,
+)
+from tokenratio.training.objective import ExampleLosses, preference_losses, sft_losses
+from tokenratio.training.policy import (
+    TokenRequest,
+    answer_token_requests,
+    disable_dropout,
+    language_model,
+)
+from tokenratio.training.reference import check_start
+from tokenratio.training.run_folder import replace_text, resolve_checkpoint, write_run_file
+from tokenratio.types import CompletionBatch, PairBatch
+
+_SUMS_FILE = "metric_sums.json"
+
+
+class TokenRatioTrainer(Trainer):
+    """Trains a causal language model on preference pairs with TBPO, or another method of `LOSSES`.
+
+    Args:
+        model: a hub name or folder, or a transformers causal language model, PEFT-wrapped or not.
+        ref_model: the reference; None for a frozen copy of the starting policy, or, with an
+            adapter, for the same weights with the adapter off.
+        args: the settings.
+        train_dataset: preference pairs (for `loss="sft"`: completions, or pairs whose chosen side
+            is taken): a `datasets.Dataset`, a list of dicts, a file or folder, a hub name, or what
+            `prepare_pairs` / `prepare_completions` returned.
+        eval_dataset: likewise, or a dict of several by name.
+        processing_class: the tokenizer; by default the one saved with the model.
+        peft_config: wrap the model in this adapter.
+        callbacks: as in transformers.
+    Raises:
+        TokenRatioError: anything a user can put right: data, settings, or a model that does not
+            fit.
+    """
+
+    args: TokenRatioConfig
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        ref_model: str | Path | PreTrainedModel | None = None,
+        args: TokenRatioConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
+        if args.n_gpu > 1:
+            raise TokenRatioError(
+                f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
+                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
+            )
+        if args.deepspeed:
+            raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")
+        if processing_class is None:
+            processing_class = load_tokenizer(model)
+        if isinstance(model, str | Path):
+            model = load_model(model, args.model_init_kwargs)
+        self._is_sft = args.loss == "sft"
+        answer_token_requests(language_model(model))
+        disable_dropout(model)
+        self.reference = None
+        if not self._is_sft:
+            self.reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
+        if peft_config is not None:
+            model = add_adapter(model, peft_config)
+        self._peft_model = model if isinstance(model, PeftModel) else None
+        check_model(model)
+
+        prepare = prepare_completions if self._is_sft else prepare_pairs
+        limits = {
+            "max_length": args.max_length,
+            "max_prompt_length": args.max_prompt_length,
+            "on_bad_row": args.on_bad_row,
+        }
+
+        def prepared(source: Any, split: str) -> PreparedData | None:
+            if source is None or isinstance(source, PreparedData):
+                return source
+            return prepare(source, processing_class, split=split, **limits)
+
+        self.train_data = prepared(train_dataset, "train")
+        if isinstance(eval_dataset, dict):
+            self.eval_data = {name: prepared(part, "test") for name, part in eval_dataset.items()}
+        else:
+            self.eval_data = prepared(eval_dataset, "test")
+        collator = CompletionCollator if self._is_sft else PairCollator
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator(padding_id(processing_class)),
+            train_dataset=self.train_data and self.train_data.dataset,
+            eval_dataset=_datasets_of(self.eval_data),
+            processing_class=processing_class,
+            compute_metrics=self._eval_metrics,
+            callbacks=[MetricsWriter(), *(callbacks or [])],
+        )
+        self.add_callback(StepGuard(self.check_gradient))
+        # `compute_loss` divides by all the step's pairs, over accumulation and processes.
+        self.loss_is_scaled_for_ga = True
+        self._sums = MetricSums()
+        self._tokens = 0
+        self._interval_start: float | None = None
+        self._start_checked = False
+        self._step_rows: list[int] = []
+        self._metric_names: tuple[list[str], list[str]] = ([], [])
+        self.baseline: StateBaseline | None = None
+        if self.reference is not None:
+            self.reference.prepare(self.accelerator.prepare_model, self.args.device)
+            if LOSSES[args.loss].state_weight == "baseline":
+                self._add_baseline()
+
+    # --- set-up -----------------------------------------------------------------------------------
+
+    def _add_baseline(self) -> None:
+        size = self._language_model.get_output_embeddings().weight.shape[1]
+        self.baseline = StateBaseline(size, self.args.baseline_hidden_size).to(self.args.device)
+        broadcast(list(self.baseline.parameters()))
+        self._baseline_optimizer = torch.optim.AdamW(
+            self.baseline.parameters(), lr=self.args.baseline_learning_rate, weight_decay=0.0
+        )
+        self.add_callback(BaselineStep(self._baseline_optimizer))
+
+    @property
+    def _language_model(self) -> PreTrainedModel:
+        return language_model(self._peft_model or self.accelerator.unwrap_model(self.model))
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` (a folder, or True for the newest whole one) go on.
+
+        Raises:
+            TokenRatioError: no complete checkpoint, no training data, a loss that is not finite.
+        """
+        if self.train_data is None:
+            raise TokenRatioError("no train_dataset was given")
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
+        if checkpoint is not None:
+            if self.baseline is not None:
+                load_baseline(self.baseline, checkpoint)
+                load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
+            if self.is_world_process_zero() and (checkpoint / _SUMS_FILE).is_file():
+                state = json.loads((checkpoint / _SUMS_FILE).read_text(encoding="utf-8"))
+                self._sums = MetricSums.from_dict(state)
+        if self.is_world_process_zero():
+            self._write_run_file()
+        return super().train(
+            resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
+        )
+
+    def _write_run_file(self) -> None:
+        data = {"train": self.train_data}
+        if isinstance(self.eval_data, dict):
+            data |= self.eval_data
+        elif self.eval_data is not None:
+            data["eval"] = self.eval_data
+        reference = None
+        if self.reference is not None:
+            reference = {
+                "description": self.reference.description,
+                "sha256": self.reference.digest(self._language_model),
+            }
+        write_run_file(
+            self.args.output_dir,
+            config=self.args.to_dict(),
+            processes=self.accelerator.num_processes,
+            model=self._language_model.config.name_or_path,
+            reference=reference,
+            data={
+                name: {"digest": part.digest, **part.report.to_dict()}
+                for name, part in data.items()
+                if part is not None
+            },
+        )
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """One optimizer step's batches and its total weight: pairs, or for SFT response tokens."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        key = "completion_mask" if self._is_sft else "row"
+        weight = sum(b[key].sum() if self._is_sft else torch.tensor(len(b[key])) for b in batches)
+        weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
+        self._step_rows = [int(row) for batch in batches for row in batch["row"]]
+        return batches, self.accelerator.gather(weight).sum()
+
+    def check_gradient(self) -> None:
+        """Called before each update: a gradient that is not finite stops the run, weights intact.
+
+        Raises:
+            TokenRatioError: names the rows of the step.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            what = f"the gradient is not finite at step {self.state.global_step + 1}"
+            self._stop(what, self._step_rows, training=True)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ExampleLosses]:
+        """The batch's share of the step's loss; mean over the batch where no step is given."""
+        if self._interval_start is None and model.training:
+            self._interval_start = time.perf_counter()
+        examples = self._example_losses(model, inputs)
+        self._require_finite(examples, inputs["row"])
+        if num_items_in_batch is None:
+            loss = examples.loss.sum() / examples.weight.sum()
+        else:
+            # DDP and FSDP average gradients over processes; the weight is that of all of them.
+            scale = self.accelerator.num_processes / num_items_in_batch
+            loss = examples.loss.sum() * scale
+            self._sums.add(examples.metrics)
+            self._tokens += int(inputs["attention_mask"].sum())
+        return (loss, examples) if return_outputs else loss
+
+    def _example_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> ExampleLosses:
+        batch = CompletionBatch(**inputs) if self._is_sft else PairBatch(**inputs)
+        request = {"state_mask": batch.state_mask, "labels": batch.labels}
+        if self.reference is not None:
+            request |= {
+                "ref_hidden": self.reference.hidden(batch, model, self._peft_model),
+                "ref_head": self.reference.head,
+                "with_kl": LOSSES[self.args.loss].state_weight == "kl",
+            }
+        answer = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            token_request=TokenRequest(**request),
+        )
+        if self._is_sft:
+            return sft_losses(batch, answer)
+        if model.training and not self._start_checked:
+            self._start_checked = True
+            if self.args.check_reference and self.state.global_step == 0:
+                dtype = self._language_model.get_output_embeddings().weight.dtype
+                check_start(answer["log_probs"] - answer["ref_log_probs"], dtype)
+        return preference_losses(batch, answer, self.args, self.baseline)
+
+    def _require_finite(self, examples: ExampleLosses, rows: Tensor) -> None:
+        finite = examples.loss.detach().isfinite()
+        if not finite.all():
+            what = f"the loss is not finite at step {self.state.global_step + 1}"
+            self._stop(what, rows[~finite].tolist(), training=self.model.training)
+
+    def _stop(self, what: str, rows: list[int], *, training: bool) -> NoReturn:
+        names = [f"evaluation row {row}" for row in rows]
+        if training and self.train_data is not None:
+            names = [self.train_data.dataset[row]["origin"] for row in rows]
+        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise TokenRatioError(
+            f"{what} ({listed}); stopped before the update, earlier checkpoints are untouched. "
+            "Lower beta or the learning rate, or use a bounded generator (logistic)"
+        )
+
+    # --- metrics ----------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add this interval's metrics to a training line."""
+        if "loss" in logs and self._interval_start is not None:
+            sums = self._sums.reduce(gather_object)
+            tokens = sum(gather_object([self._tokens]))
+            seconds = time.perf_counter() - self._interval_start
+            logs |= sums.means() | {"tokens_per_second": tokens / seconds}
+            self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Loss and, per example, the numerators and counts of the metrics."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, examples = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        metrics = examples.metrics
+        self._metric_names = (list(metrics.ratios), list(metrics.peaks))
+        return loss.detach(), metrics.table(), inputs["row"]
+
+    def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = MetricSums()
+        sums.add_table(prediction.predictions.tolist(), *self._metric_names)
+        return sums.means()
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, tokenizer and TBPO-Q's baseline; in a checkpoint its optimizer too."""
+        folder = Path(output_dir or self.args.output_dir)
+        sums = self._sums.reduce(gather_object) if _internal_call else None
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.baseline is not None:
+                save_baseline(self.baseline, folder)
+                if _internal_call:
+                    save_optimizer(self._baseline_optimizer, folder / OPTIMIZER_FILE)
+            if sums:
+                replace_text(folder / _SUMS_FILE, json.dumps(sums.to_dict()))
+        super().save_model(output_dir, _internal_call)
+
+
+def _datasets_of(data: Any) -> Dataset | dict[str, Dataset] | None:
+    if isinstance(data, dict):
+        return {name: part.dataset for name, part in data.items()}
+    return data and data.dataset

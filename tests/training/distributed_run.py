@@ -1,0 +1,59 @@
+"""Trains the tiny model; started by `accelerate launch` from test_distributed.py.
+
+Arguments: output folder, loss, pairs per process and batch, what to break ("" or "sync").
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tiny import tiny_model, tiny_tokenizer, word_pairs
+from tokenratio import TokenRatioConfig, TokenRatioTrainer
+
+
+def main(folder: str, loss: str, batch: str, fault: str) -> None:
+    torch.set_num_threads(1)
+    args = TokenRatioConfig(
+        output_dir=folder,
+        loss=loss,
+        use_cpu=True,
+        disable_tqdm=True,
+        max_steps=10,
+        save_strategy="no",
+        max_length=32,
+        optim="sgd",
+        learning_rate=0.1,
+        warmup_steps=0,
+        per_device_train_batch_size=int(batch),
+        gradient_accumulation_steps=2,
+        baseline_hidden_size=16,
+    )
+    trainer = TokenRatioTrainer(
+        tiny_model(),
+        args=args,
+        train_dataset=word_pairs(40),
+        eval_dataset=word_pairs(7, seed=1),
+        processing_class=tiny_tokenizer(),
+    )
+    if fault == "sync":
+        # What a trainer does that calls the backbone past the wrapper: no hook, no reduction.
+        inner = trainer._example_losses
+
+        def past_the_wrapper(model, inputs):
+            return inner(getattr(model, "module", model), inputs)
+
+        trainer._example_losses = past_the_wrapper
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        Path(folder, "eval.json").write_text(json.dumps(metrics))
+    accelerator = trainer.accelerator
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # or gloo's threads may outlive the process and abort it
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
