@@ -1,0 +1,222 @@
+"""One parser for all commands: recipe keys and flags are the fields of dataclasses.
+
+A YAML value and a flag's text go through the same conversion to the field's type. That is why this
+is not argparse, which knows flags only: `learning_rate: 5e-7`, which YAML reads as text, must mean
+what `--learning_rate 5e-7` means, and a misspelt key must be an error in either place.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tokenratio.errors import TokenRatioError
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting: its type, its default as text and what it does."""
+
+    hint: Any
+    default: str
+    help: str
+
+
+def fields_of(*classes: type) -> dict[str, Field]:
+    """The settings that dataclasses have, by name; of two with one name the last one's."""
+    fields = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if field.init:
+                default = "" if field.default is dataclasses.MISSING else str(field.default)
+                text = " ".join(str(field.metadata.get("help", "")).split())
+                fields[field.name] = Field(hints[field.name], default, text)
+    return fields
+
+
+def read_flags(
+    argv: list[str], fields: Mapping[str, Field]
+) -> tuple[list[str], dict[str, str | bool]]:
+    """Split a command line into positional arguments and flags.
+
+    `--name value`, `--name=value` and, for a bool, `--name` alone; dashes and underscores are one.
+
+    Raises:
+        TokenRatioError: a flag that no field has, or one without its value.
+    """
+    positional: list[str] = []
+    flags: dict[str, str | bool] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        written, equals, value = word[2:].partition("=")
+        name = written.replace("-", "_")
+        check_known([name], fields, "flag")
+        if equals:
+            flags[name] = value
+        elif _allows(fields[name].hint, bool) and not (rest and _as_bool(rest[0]) is not None):
+            flags[name] = True
+        elif rest and not rest[0].startswith("--"):
+            flags[name] = rest.pop(0)
+        else:
+            raise TokenRatioError(f"--{name} needs a value")
+    return positional, flags
+
+
+def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse names that are not known, naming the nearest one that is.
+
+    Raises:
+        TokenRatioError: the first unknown name.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise TokenRatioError(f"unknown {what} {name!r}{hint}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        TokenRatioError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenRatioError(f"cannot read {path}: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TokenRatioError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise TokenRatioError(f"{path} must hold `key: value` lines")
+    return {str(key): value for key, value in values.items()}
+
+
+def convert(name: str, value: Any, field: Field) -> Any:
+    """A YAML value or a flag's text as the field's type.
+
+    Raises:
+        TokenRatioError: it cannot be one.
+    """
+    options = typing.get_args(field.hint) if _is_union(field.hint) else (field.hint,)
+    if value is None or (value in ("null", "None") and types.NoneType in options):
+        return None
+    for option in (bool, int, float, list, dict, Enum, str):
+        for hint in options:
+            if _origin(hint) is not option and not (option is Enum and _is_enum(hint)):
+                continue
+            converted = _CONVERTERS[option](value)
+            if converted is not None:
+                return converted
+    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise TokenRatioError(f"{name} must be {expected}, not {value!r}")
+
+
+def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:
+    """An instance of the dataclass from recipe values or flags.
+
+    Raises:
+        TokenRatioError: an unknown name, a value of the wrong type, or one the class refuses.
+    """
+    fields = fields_of(cls)
+    check_known(values, fields, f"key in {where}")
+    converted = {name: convert(name, value, fields[name]) for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except TokenRatioError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise TokenRatioError(f"{where}: {error}") from None
+
+
+def describe(fields: Mapping[str, Field]) -> str:
+    """The settings, one a line, for `--help`."""
+    lines = []
+    for name, field in fields.items():
+        default = f" [{field.default}]" if field.default not in ("", "None") else ""
+        lines.append(f"  --{name}{default}\n      {field.help}" if field.help else f"  --{name}")
+    return "\n".join(lines)
+
+
+def _as_bool(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "false": False, "no": False}.get(str(value).lower())
+
+
+def _as_int(value: Any) -> int | None:
+    number = _as_float(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _as_float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number - number == 0 else None  # neither infinite nor NaN
+
+
+def _as_container(kind: type) -> Any:
+    def converter(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                return None
+        return value if isinstance(value, kind) else None
+
+    return converter
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+_CONVERTERS: dict[Any, Any] = {
+    bool: _as_bool,
+    int: _as_int,
+    float: _as_float,
+    list: _as_container(list),
+    dict: _as_container(dict),
+    Enum: _as_text,  # transformers turns the text into its own enumeration
+    str: _as_text,
+}
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _origin(hint: Any) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        return str
+    return typing.get_origin(hint) or hint
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+def _allows(hint: Any, kind: type) -> bool:
+    return hint is kind or (_is_union(hint) and kind in typing.get_args(hint))

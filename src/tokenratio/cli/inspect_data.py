@@ -1,0 +1,64 @@
+"""`tokenratio inspect-data SOURCE`: decoded rows with masks, EOS, lengths, cuts, and defects."""
+
+from dataclasses import dataclass, field
+
+from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.terminal import quiet_libraries
+from tokenratio.data import inspect_source
+from tokenratio.data.worlds import is_world_source, world_rows
+from tokenratio.errors import TokenRatioError
+
+HELP = """usage: tokenratio inspect-data SOURCE [--flag value ...]
+
+SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths are in words.
+"""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What `inspect-data` can be told."""
+
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "A hub name or a folder; shows token ids' masks with it."}
+    )
+    num_rows: int = field(default=3, metadata={"help": "Rows to print."})
+    max_length: int | None = field(default=2048, metadata={"help": "As in training."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "As in training."})
+    split: str | None = field(
+        default=None, metadata={"help": "Only this split of a folder or of a hub data set."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 0:
+            raise TokenRatioError(f"num_rows must not be negative, not {self.num_rows}")
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP + "\n" + describe(fields_of(InspectOptions)))
+        return 0
+    positional, flags = read_flags(argv, fields_of(InspectOptions))
+    if len(positional) != 1:
+        raise TokenRatioError("inspect-data needs one source: tokenratio inspect-data FILE")
+    options = build(InspectOptions, flags, "inspect-data")
+    quiet_libraries()
+    source = positional[0]
+    if is_world_source(source):
+        source = world_rows(source)
+    tokenizer = None
+    if options.tokenizer is not None:
+        from tokenratio.training.models import load_tokenizer
+
+        tokenizer = load_tokenizer(options.tokenizer)
+    print(
+        inspect_source(
+            source,
+            tokenizer,
+            num_rows=options.num_rows,
+            max_length=options.max_length,
+            max_prompt_length=options.max_prompt_length,
+            split=options.split,
+        )
+    )
+    return 0

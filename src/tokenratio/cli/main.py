@@ -1,0 +1,52 @@
+"""`tokenratio COMMAND ...`: finds the command; a user's mistake is one line and exit code 2."""
+
+import sys
+from importlib import import_module
+
+from tokenratio import __version__
+from tokenratio.errors import TokenRatioError
+
+# Each module has HELP, one line, and run(argv) -> exit code. Imported only when called for.
+COMMANDS = {
+    "train": ("tokenratio.cli.train", "train a policy from a recipe"),
+    "generate": ("tokenratio.cli.generate", "sample responses from a model"),
+    "inspect-data": ("tokenratio.cli.inspect_data", "show what training would see of a data set"),
+    "quickstart": ("tokenratio.cli.quickstart", "SFT, pairs and TBPO-A on the review world"),
+}
+
+USAGE = "\n".join(
+    [
+        "usage: tokenratio COMMAND [ARGUMENTS] [--flag value ...]",
+        "",
+        *(f"  {name:14}{help_line}" for name, (_, help_line) in COMMANDS.items()),
+        "",
+        "`tokenratio COMMAND --help` lists a command's settings.",
+    ]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 when it succeeded, 2 for a mistake the user can put right."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"tokenratio {__version__}")
+        return 0
+    try:
+        from tokenratio.cli.arguments import check_known
+
+        check_known(argv[:1], COMMANDS, "command")
+        module = import_module(COMMANDS[argv[0]][0])
+        return int(module.run(argv[1:]))
+    except TokenRatioError as error:
+        print(f"tokenratio: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tokenratio: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

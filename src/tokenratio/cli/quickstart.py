@@ -1,0 +1,206 @@
+"""`tokenratio quickstart`: the whole way on the review world, from nothing to an aligned policy."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
+from tokenratio.data.worlds import WORLDS
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generation import Sample, policy_sampler, sample_responses
+from tokenratio.evaluation.gold import Estimate, summarize_policy
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.run_folder import replace_text
+from tokenratio.training.trainer import TokenRatioTrainer
+
+HELP = """usage: tokenratio quickstart [--flag value ...]
+
+Trains a small policy on the review world by SFT, draws preference pairs from it, aligns it with
+TBPO-A, and compares before and after on held-out prompts. A few minutes on two cores.
+"""
+_LONGEST_RESPONSE = 64
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """What `quickstart` can be told; the defaults finish in a few minutes on two cores."""
+
+    output_dir: str = field(
+        default="runs/quickstart",
+        metadata={"help": "Folder for all files; an old one is replaced."},
+    )
+    seed: int = field(default=0, metadata={"help": "Fixes the whole run."})
+    loss: str = field(default="tbpo_a", metadata={"help": "Method of the last stage."})
+    num_sft: int = field(default=12000, metadata={"help": "Reviews to learn from."})
+    num_pairs: int = field(default=3000, metadata={"help": "Preference pairs."})
+    num_prompts: int = field(default=200, metadata={"help": "Held-out prompts to compare on."})
+    flip_rate: float = field(default=0.0, metadata={"help": "Share of labels reversed."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_sft", "num_pairs", "num_prompts"):
+            if getattr(self, name) < 1:
+                raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP + "\n" + describe(fields_of(QuickstartOptions)))
+        return 0
+    positional, flags = read_flags(argv, fields_of(QuickstartOptions))
+    if positional:
+        raise TokenRatioError(f"quickstart takes no argument {positional[0]!r}")
+    quiet_libraries()
+    quickstart(build(QuickstartOptions, flags, "quickstart"))
+    return 0
+
+
+def quickstart(options: QuickstartOptions) -> dict[str, dict[str, Estimate]]:
+    """SFT, pairs, alignment, comparison; returns the table's figures, before and after."""
+    world = WORLDS["reviews"]
+    folder = Path(options.output_dir)
+    _clear(folder)
+    tokenizer = world.build_tokenizer()
+    set_seed(options.seed)
+    policy = LlamaForCausalLM(world.policy_config())
+    policy.config.name_or_path = "review world policy"
+    size = sum(p.numel() for p in policy.parameters())
+    print(f"1. SFT: a policy of {size:,} parameters reads {options.num_sft:,} reviews")
+    _train(
+        policy,
+        tokenizer,
+        world.sft_corpus(options.num_sft, seed=options.seed),
+        TokenRatioConfig(
+            output_dir=str(folder / "sft"),
+            loss="sft",
+            optim="adamw_torch",
+            learning_rate=3e-3,
+            per_device_train_batch_size=64,
+            gradient_accumulation_steps=1,
+            max_grad_norm=1.0,
+            seed=options.seed,
+            max_length=128,
+            save_strategy="no",
+            disable_tqdm=not is_terminal(),
+        ),
+    )
+    print(f"2. pairs: {options.num_pairs:,} drawn from that policy, labelled by the gold reward")
+    sampler = policy_sampler(
+        policy, tokenizer, max_new_tokens=_LONGEST_RESPONSE, batch_size=256, seed=options.seed
+    )
+    pairs = world.preference_pairs(
+        options.num_pairs, seed=options.seed, flip_rate=options.flip_rate, sampler=sampler
+    )
+    lines = "".join(json.dumps(row) + "\n" for row in pairs)
+    replace_text(folder / "pairs.jsonl", lines)
+    prompts = world.prompts(options.num_prompts, seed=options.seed, split="test")
+    before = _sample(policy, tokenizer, prompts, options.seed)
+
+    print(f"3. {options.loss}: the same policy learns from the pairs")
+    trainer = _train(
+        policy,
+        tokenizer,
+        str(folder / "pairs.jsonl"),
+        TokenRatioConfig(
+            output_dir=str(folder / options.loss),
+            loss=options.loss,
+            learning_rate=1e-4,
+            per_device_train_batch_size=32,
+            gradient_accumulation_steps=1,
+            seed=options.seed,
+            max_length=128,
+            save_strategy="no",
+            disable_tqdm=not is_terminal(),
+        ),
+    )
+    print("4. before and after, on held-out prompts")
+    assert trainer.reference is not None
+    reference = trainer.reference.model
+    after = _sample(policy, tokenizer, prompts, options.seed)
+    table = {}
+    for name, model, samples in (("before", reference, before), ("after", policy, after)):
+        _write_samples(folder / f"{name}.jsonl", prompts, samples, world.gold_reward)
+        table[name] = summarize_policy(
+            model, reference, samples, world.gold_reward, has_insult=world.has_insult
+        )
+    text = format_table(table)
+    replace_text(folder / "table.md", text + "\n")
+    print(text)
+    print(f"\nall files are in {folder}")
+    return table
+
+
+def format_table(table: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """A Markdown table: a row per measure, a column per policy, mean ± standard error."""
+    labels = {
+        "gold_reward": "gold reward",
+        "kl_policy_ref": "KL to the reference (nats per response)",
+        "entropy": "entropy (nats per token)",
+        "length": "length (tokens)",
+        "insult_share": "responses with an insult",
+    }
+    rows = [["", *table]]
+    for key, label in labels.items():
+        cells = [f"{t[key].mean:.3f} ± {t[key].standard_error:.3f}" for t in table.values()]
+        rows.append([label, *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in padded]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def _train(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Any, args: TokenRatioConfig
+) -> TokenRatioTrainer:
+    trainer = TokenRatioTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer)
+    use_terminal(trainer)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def _sample(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
+) -> list[list[Sample]]:
+    return sample_responses(
+        policy,
+        tokenizer,
+        prompts,
+        num_samples=4,
+        max_new_tokens=_LONGEST_RESPONSE,
+        batch_size=256,
+        seed=seed,
+    )
+
+
+def _write_samples(
+    path: Path, prompts: list[str], samples: list[list[Sample]], reward: Any
+) -> None:
+    lines = [
+        json.dumps({"prompt": prompt, "text": sample.text, "gold_reward": reward(sample.text)})
+        for prompt, row in zip(prompts, samples, strict=True)
+        for sample in row
+    ]
+    replace_text(path, "\n".join(lines) + "\n")
+
+
+def _clear(folder: Path) -> None:
+    """Replace an earlier quickstart; anything else in the folder is left alone and named."""
+    if not folder.exists():
+        return
+    ours = {"sft", "pairs.jsonl", "before.jsonl", "after.jsonl", "table.md"}
+    for path in folder.iterdir():
+        is_run = path.is_dir() and (path / "run.json").is_file()
+        if path.name not in ours and not is_run:
+            raise TokenRatioError(
+                f"{folder} holds {path.name}, which is not a quickstart's: choose another "
+                "--output_dir"
+            )
+    shutil.rmtree(folder)

@@ -1,0 +1,42 @@
+"""What the commands share at the terminal: progress there, silence elsewhere."""
+
+import sys
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.utils import logging
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches: progress bars are drawn on standard error."""
+    return sys.stderr.isatty()
+
+
+def quiet_libraries() -> None:
+    """Let libraries speak only when something is wrong, and draw no bars into a log file."""
+    import datasets
+
+    logging.set_verbosity_error()
+    if not is_terminal():
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+
+
+class Progress(ProgressCallback):
+    """A progress bar that shows the latest metrics beside it instead of writing each line out."""
+
+    SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "tokens_per_second")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.4g}" for name in self.SHOWN if name in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+def use_terminal(trainer: Trainer) -> None:
+    """Give a trainer our progress bar on a terminal and nothing elsewhere; metrics are in files."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if is_terminal():
+        trainer.add_callback(Progress)
