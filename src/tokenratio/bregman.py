@@ -68,7 +68,8 @@ class Logistic(BregmanGenerator):
         return F.logsigmoid(_at_least_float32(ratio).log()) / 2
 
     def loss(self, log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return F.softplus(_at_least_float32(log_ratio))
+        # log(1 + e^u); F.softplus is cut off at u = 20, which float64 sees.
+        return -F.logsigmoid(-_at_least_float32(log_ratio))
 
     def slope(self, log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return _at_least_float32(log_ratio).sigmoid()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tokenratio.statistics.head import Head, compute_dtype, gather_labels, kl_terms
 from tokenratio.types import TokenStatistics
@@ -96,6 +97,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         return log_probs, ref_log_probs, kl
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, grad_log_probs: Tensor | None, _grad_ref: Tensor | None, grad_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:

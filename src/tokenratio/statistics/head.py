@@ -28,6 +28,11 @@ class Head:
                 f"{weight_name} must be [vocabulary, {hidden.shape[1]}], "
                 f"not {list(self.weight.shape)}"
             )
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"the bias that goes with {weight_name} must be [{len(self.weight)}], "
+                f"not {list(self.bias.shape)}"
+            )
 
     def to(self, dtype: torch.dtype) -> "Head":
         """The same head in another dtype; no copy where it already has it."""
@@ -67,6 +72,8 @@ def kl_terms(
     quantity is written as `p (d e^d − expm1(d))`, which cannot overflow.
     """
     difference = ref_log_probs - log_probs
-    shrink = torch.expm1(-difference.abs())
-    terms = torch.where(difference >= 0, shrink + difference, difference * (shrink + 1) - shrink)
+    shrinks = difference >= 0
+    # Not −|d|: the gradient of abs at d = 0 is 0, where it must be −1 to cancel that of `+ d`.
+    shrink = torch.expm1(torch.where(shrinks, -difference, difference))
+    terms = torch.where(shrinks, shrink + difference, difference * (shrink + 1) - shrink)
     return torch.maximum(log_probs, ref_log_probs).exp() * terms

@@ -1,0 +1,408 @@
+"""Break the mathematics on purpose, one named fault at a time, and demand that the tests notice.
+
+`python tests/mutants.py [part of a name ...]` copies `src` and `tests` to a temporary folder, makes
+one edit there, and runs the test files that must fail. Exit code 1 if a fault survives one of them,
+if the text it replaces is not there exactly once, or if the unmodified copy does not pass.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+import transformers
+
+WRONG_PACKAGE = 99  # the exit code when the tests would import another tokenratio than the copy
+ROOT = Path(__file__).resolve().parents[1]
+BREGMAN, RATIOS, TYPES = "tests/test_bregman.py", "tests/test_ratios.py", "tests/test_types.py"
+STATISTICS, MDP = "tests/statistics/test_token_statistics.py", "tests/theory/test_mdp.py"
+TBPO, SEQUENCE = "tests/losses/test_tbpo.py", "tests/losses/test_sequence.py"
+POPULATION = "tests/theory/test_population.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` becomes `new` in `src/tokenratio/<file>`; each of `tests` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def after_fused(kl: str) -> str:
+    """The fused call, with `kl` (of `found`) in place of its KL, in value and gradient."""
+    return (
+        "        found = fused_token_statistics(\n"
+        "            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl, "
+        "chunk_size=chunk_size\n"
+        "        )\n"
+        "        if not with_kl:\n"
+        "            return found\n"
+        "        rho = found.log_probs - found.ref_log_probs\n"
+        "        from tokenratio.types import TokenStatistics\n"
+        f"        return TokenStatistics(found.log_probs, found.ref_log_probs, {kl})\n"
+    )
+
+
+FUSED_CALL = (
+    "        return fused_token_statistics(\n"
+    "            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl, "
+    "chunk_size=chunk_size\n"
+    "        )\n"
+)
+LOG_RATIO = "beta * (rejected_log_ratio - chosen_log_ratio + log_state_weight)"
+CENTRE = (
+    "        mean = log_weight.sum(-1, keepdim=True) / "
+    "pair_mask.sum(-1, keepdim=True).clamp_min(1)\n"
+)
+
+FAULTS = (
+    # METHOD §2: log R_t = β (ρ^l − ρ^w + log w_t), t ≤ min(|y^w|, |y^l|).
+    Fault(
+        "sign of u",
+        "ratios.py",
+        LOG_RATIO,
+        "beta * (chosen_log_ratio - rejected_log_ratio - log_state_weight)",
+        (RATIOS, TBPO, POPULATION),
+    ),
+    Fault(
+        "sign of log w",
+        "ratios.py",
+        "return rejected_kl - chosen_kl",
+        "return chosen_kl - rejected_kl",
+        (RATIOS, TBPO, POPULATION),
+    ),
+    Fault(
+        "beta missing on log w",
+        "ratios.py",
+        LOG_RATIO,
+        "beta * (rejected_log_ratio - chosen_log_ratio) + log_state_weight",
+        (RATIOS, TBPO, POPULATION),
+    ),
+    Fault(
+        "T = max in the batch",
+        "types.py",
+        "return chosen & rejected",
+        "return chosen | rejected",
+        (TYPES,),
+    ),
+    Fault(
+        "T = max in the statistics",
+        "types.py",
+        "return self.chosen_mask & self.rejected_mask",
+        "return self.chosen_mask | self.rejected_mask",
+        (TYPES, TBPO),
+    ),
+    Fault(
+        "off-by-one states",
+        "types.py",
+        "self.completion_mask.roll(-1, dims=1)",
+        "self.completion_mask",
+        (TYPES, TBPO, MDP),
+    ),
+    Fault(
+        "responses aligned on their last token",
+        "types.py",
+        "return steps < lengths[:, None]",
+        "return steps >= lengths.max() - lengths[:, None]",
+        (TYPES, TBPO),
+    ),
+    # METHOD §3, §9: the generators and the mean over a pair's tokens.
+    Fault(
+        "the released LSIF",
+        "bregman.py",
+        "return (2 * log_ratio).exp() / 2 - (-log_ratio).exp()",
+        "return (2 * log_ratio).exp() - 2 * log_ratio.exp()",
+        (BREGMAN, TBPO, POPULATION),
+    ),
+    Fault(
+        "LSIF's slope",
+        "bregman.py",
+        "return (2 * log_ratio).exp() + (-log_ratio).exp()",
+        "return (2 * log_ratio).exp() - (-log_ratio).exp()",
+        (BREGMAN,),
+    ),
+    Fault(
+        "BA scaled like SBA",
+        "bregman.py",
+        "scale=1 / (1 + self.lam)",
+        "scale=1.0",
+        (BREGMAN, TBPO),
+    ),
+    Fault(
+        "cancellation at lambda 0",
+        "bregman.py",
+        "return torch.expm1(lam * log_value) / lam",
+        "return ((lam * log_value).exp() - 1) / lam",
+        (BREGMAN,),
+    ),
+    Fault(
+        "lambda of -1 accepted",
+        "bregman.py",
+        "math.isfinite(lam) and lam > -1",
+        "math.isfinite(lam) and lam >= -1",
+        (BREGMAN,),
+    ),
+    Fault(
+        "mean over padding",
+        "losses/tbpo.py",
+        "pair_mask.sum(-1).clamp_min(1)",
+        "max(pair_mask.shape[-1], 1)",
+        (TBPO,),
+    ),
+    Fault(
+        "output masked, not input",
+        "losses/tbpo.py",
+        "generator.loss(pair_log_ratio.masked_fill(~pair_mask, 0.0))",
+        "generator.loss(pair_log_ratio)",
+        (TBPO,),
+    ),
+    Fault(
+        "empty overlap divides by zero",
+        "losses/tbpo.py",
+        "pair_mask.sum(-1).clamp_min(1)",
+        "pair_mask.sum(-1)",
+        (TBPO,),
+    ),
+    Fault(
+        "DPO averaged over tokens",
+        "losses/__init__.py",
+        "dpo_loss(pair.chosen_log_ratio.sum(-1),",
+        "dpo_loss(pair.chosen_log_ratio.mean(-1),",
+        (SEQUENCE, TBPO, POPULATION),
+    ),
+    # METHOD §4: the state weights.
+    Fault(
+        "clamp before centring",
+        "ratios.py",
+        "(rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0)",
+        "(rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0).clamp(-clamp, clamp)",
+        (RATIOS,),
+    ),
+    Fault(
+        "centring over padding",
+        "ratios.py",
+        CENTRE,
+        "        mean = log_weight.mean(-1, keepdim=True)\n",
+        (RATIOS,),
+    ),
+    Fault(
+        "centred by default",
+        "ratios.py",
+        "center: bool = False",
+        "center: bool = True",
+        (RATIOS, TBPO),
+    ),
+    Fault(
+        "detached KL in the state weight",
+        "ratios.py",
+        "return rejected_kl - chosen_kl",
+        "return (rejected_kl - chosen_kl).detach()",
+        (RATIOS, TBPO, POPULATION),
+    ),
+    Fault(
+        "detached KL in the statistics",
+        "statistics/__init__.py",
+        FUSED_CALL,
+        after_fused("found.kl_ref_policy.detach()"),
+        (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "K3 on the data token",
+        "statistics/__init__.py",
+        FUSED_CALL,
+        after_fused("rho.expm1() - rho"),
+        (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "reversed KL, fused",
+        "statistics/fused.py",
+        "kl_terms(chunk, ref_chunk)",
+        "kl_terms(ref_chunk, chunk)",
+        (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "reversed KL, reference",
+        "statistics/reference.py",
+        "kl_terms(log_probs, ref_log_probs)",
+        "kl_terms(ref_log_probs, log_probs)",
+        (STATISTICS,),
+    ),
+    # METHOD §5: the computation.
+    Fault(
+        "cancelling KL",
+        "statistics/head.py",
+        "return torch.maximum(log_probs, ref_log_probs).exp() * terms",
+        "return ref_log_probs.exp() * difference + 0 * terms",
+        (STATISTICS,),
+    ),
+    Fault(
+        "overflowing KL",
+        "statistics/head.py",
+        "return torch.maximum(log_probs, ref_log_probs).exp() * terms",
+        "return ref_log_probs.exp() * (torch.expm1(-difference) + difference) + 0 * terms",
+        (STATISTICS,),
+    ),
+    Fault(
+        "gradient of |d| at 0",
+        "statistics/head.py",
+        "torch.expm1(torch.where(shrinks, -difference, difference))",
+        "torch.expm1(-difference.abs())",
+        (STATISTICS,),
+    ),
+    Fault(
+        "sign of p_ref in the backward",
+        "statistics/fused.py",
+        "d_logits -= ref_probs.mul_(",
+        "d_logits += ref_probs.mul_(",
+        (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "KL's p missing in the backward",
+        "statistics/fused.py",
+        "coefficient += grad_kl[rows, None]",
+        "coefficient += 0 * grad_kl[rows, None]",
+        (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "soft-cap missing in the backward",
+        "statistics/fused.py",
+        "d_logits *= 1 - (logits / ctx.softcap).square_()",
+        "pass",
+        (STATISTICS,),
+    ),
+    Fault(
+        "gradient into the tied reference",
+        "statistics/__init__.py",
+        "ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_softcap",
+        "ref_weight, ref_bias, logit_softcap",
+        (STATISTICS,),
+    ),
+    Fault(
+        "logits rounded to bfloat16",
+        "statistics/head.py",
+        "dtype = torch.float32",
+        "dtype = torch.bfloat16",
+        (STATISTICS,),
+    ),
+    Fault(
+        "whole logits in one chunk",
+        "statistics/fused.py",
+        "    if chunk_size is None:\n        chunk_size = ",
+        "    chunk_size = 10**6\n    if chunk_size is None:\n        chunk_size = ",
+        (STATISTICS,),
+    ),
+    Fault(
+        "twice differentiable, wrongly",
+        "statistics/fused.py",
+        "    @once_differentiable\n",
+        "",
+        (STATISTICS,),
+    ),
+    # METHOD §1: Q_ref is the reference's, not the soft optimum's.
+    Fault(
+        "soft-optimal Q",
+        "theory/mdp.py",
+        "following = (self.ref_log_probs[rows].exp() * q[rows]).sum(-1)",
+        "following = (self.ref_log_probs[rows] + q[rows]).logsumexp(-1)",
+        (MDP, POPULATION),
+    ),
+)
+
+
+class Copy:
+    """A private copy of sources and tests, and pytest on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ignore = shutil.ignore_patterns("__pycache__")
+        for name in ("src", "tests"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+
+    def pytest(self, *tests: str) -> tuple[int, str]:
+        """Exit code and output, from a fork: torch is imported once, `tokenratio` in each child."""
+        with tempfile.TemporaryFile() as output:
+            child = os.fork()
+            if child == 0:
+                self._run_and_exit(tests, output.fileno())
+            _, status = os.waitpid(child, 0)
+            output.seek(0)
+            return os.waitstatus_to_exitcode(status), output.read().decode()
+
+    def _run_and_exit(self, tests: tuple[str, ...], output: int) -> NoReturn:
+        code = WRONG_PACKAGE
+        try:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.chdir(self.folder)
+            # No bytecode: an edit within one second that keeps a file's size would not be seen.
+            sys.dont_write_bytecode = True
+            sys.path[0] = str(self.folder / "src")
+            import tokenratio
+
+            if Path(str(tokenratio.__file__)).is_relative_to(self.folder):
+                options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=no"]
+                # transformers has loaded a pytest plugin's package before pytest could rewrite it.
+                options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+                code = int(pytest.main([*options, *tests]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def survivors(self, fault: Fault) -> tuple[list[str], str]:
+        """The test files that do not notice the fault, and the first test that does."""
+        path = self.folder / "src" / "tokenratio" / fault.file
+        text = path.read_text()
+        if text.count(fault.old) != 1:
+            times = text.count(fault.old)
+            sys.exit(f"{fault.name}: {fault.old!r} is {times} times in {fault.file}, not once")
+        path.write_text(text.replace(fault.old, fault.new))
+        unnoticed, first = [], ""
+        try:
+            for test in fault.tests:
+                code, output = self.pytest(test)
+                failed = re.search(r"^FAILED \S+::(\S+)", output, re.M)
+                if code != 1 or failed is None:  # passed, or could not even be collected
+                    unnoticed.append(f"{test} (exit code {code})")
+                elif not first:
+                    first = failed[1]
+        finally:
+            path.write_text(text)
+        return unnoticed, first
+
+
+def main(parts: list[str]) -> int:
+    torch.set_num_threads(1)
+    assert transformers.PreTrainedTokenizerFast  # loads what tests/conftest.py needs, lazily
+    faults = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
+    with tempfile.TemporaryDirectory(prefix="tokenratio-mutants-") as folder:
+        copy = Copy(Path(folder).resolve())
+        code, output = copy.pytest(*sorted({test for fault in faults for test in fault.tests}))
+        if code != 0:
+            print(output[-3000:], f"the unmodified copy does not pass (exit code {code})", sep="\n")
+            return 1
+        survived = 0
+        for fault in faults:
+            unnoticed, first = copy.survivors(fault)
+            survived += bool(unnoticed)
+            verdict = "SURVIVED " + ", ".join(unnoticed) if unnoticed else "caught"
+            print(f"{fault.name:40} {verdict:10} {len(fault.tests)} of files  {first}", flush=True)
+    print(f"{len(faults) - survived} of {len(faults)} faults caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
