@@ -88,7 +88,8 @@ def dry_run(resolved: ResolvedRecipe) -> str:
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
     recipe = resolved.recipe
-    _claim_folder(resolved.main, recipe)
+    with resolved.main.args.main_process_first():
+        _claim_folder(resolved.main, recipe)
     if resolved.sft is not None:
         _sft_stage(recipe, resolved.sft)
         folder = resolved.sft.args.output_dir
@@ -96,24 +97,38 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
     else:
         model, tokenizer = _start(recipe, resolved.main)
     peft_config = None if recipe.peft is None else _lora(recipe.peft)
-    return _run_stage(
+    metrics = _run_stage(
         resolved.main, model, tokenizer, ref_model=recipe.ref_model, peft_config=peft_config
     )
+    # Or a process that ends first may be aborted by the threads of its process group.
+    resolved.main.args.distributed_state.wait_for_everyone()
+    resolved.main.args.distributed_state.destroy_process_group()
+    return metrics
 
 
 def _sft_stage(recipe: Recipe, stage: Stage) -> None:
     folder = Path(stage.args.output_dir)
     key = _stage_key(recipe, stage)
-    if (folder / _STAGE_FILE).is_file():
-        done = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
-        if done.get("key") == key:
-            print(f"sft: {folder} has the same settings and data; using it")
-            return
-    if folder.exists():
-        _remove_run(folder)
+    if _is_done(folder, key):
+        _say(stage, f"sft: {folder} has the same settings and data; using it")
+        return
+    # All processes have looked before the first one clears the folder, and wait for it.
+    stage.args.distributed_state.wait_for_everyone()
+    with stage.args.main_process_first():
+        if stage.args.should_save:
+            _remove_run(folder)
     model, tokenizer = _start(recipe, stage)
     _run_stage(stage, model, tokenizer)
-    replace_text(folder / _STAGE_FILE, json.dumps({"key": key}) + "\n")
+    if stage.args.should_save:
+        replace_text(folder / _STAGE_FILE, json.dumps({"key": key}) + "\n")
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    try:
+        done = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(done.get("key") == key)
 
 
 def _stage_key(recipe: Recipe, stage: Stage) -> str:
@@ -153,19 +168,25 @@ def _run_stage(
         peft_config=peft_config,
     )
     use_terminal(trainer)
-    print(f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
+    _say(stage, f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
     if trainer.reference is not None:
-        print(f"reference: {trainer.reference.description}")
+        _say(stage, f"reference: {trainer.reference.description}")
     result = trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
     trainer.save_model()
-    print(f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
+    _say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
     if stage.eval_dataset is None:
         return {}
     metrics = trainer.evaluate()
     num_rows = len(trainer.eval_data.dataset)
-    replace_text(Path(args.output_dir) / _EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
-    print(_held_out(metrics, num_rows))
+    if args.should_save:
+        replace_text(Path(args.output_dir) / _EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
+    _say(stage, _held_out(metrics, num_rows))
     return metrics
+
+
+def _say(stage: Stage, text: str) -> None:
+    if stage.args.process_index == 0:
+        print(text, flush=True)
 
 
 def _held_out(metrics: dict[str, float], num_rows: int) -> str:

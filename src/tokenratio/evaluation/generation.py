@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from tokenratio.data.encoding import special_tokens
 from tokenratio.errors import TokenRatioError
@@ -48,6 +49,7 @@ def sample_responses(
     max_new_tokens: int,
     batch_size: int = 64,
     seed: int,
+    progress: bool = False,
 ) -> list[list[Sample]]:
     """Sample responses to each prompt, in the order of the prompts.
 
@@ -60,6 +62,7 @@ def sample_responses(
         max_new_tokens: longest response in tokens, EOS included.
         batch_size: rows generated at once. Sampled tokens depend on it as on the seed.
         seed: the same call gives the same samples; the global random state is left as it was.
+        progress: draw a bar, in responses.
 
     Returns:
         For each prompt, `num_samples` samples.
@@ -83,6 +86,7 @@ def sample_responses(
         eval_mode(model),
         _seeded(device, seed),
         _generation_settings(model, settings),
+        tqdm(total=len(rows), unit="response", disable=not progress) as bar,
     ):
         for begin in range(0, len(rows), batch_size):
             batch = rows[begin : begin + batch_size]
@@ -93,6 +97,7 @@ def sample_responses(
             responses = generated[:, input_ids.shape[1] :].tolist()
             for index, response in zip(batch, responses, strict=True):
                 samples[index].append(_sample(tokenizer, encoded[index], response, eos_ids))
+            bar.update(len(batch))
     return samples
 
 

@@ -24,7 +24,11 @@ def fused_token_statistics(
     with_kl: bool,
     chunk_size: int | None,
 ) -> TokenStatistics:
-    """`token_statistics` in chunks over tokens: beyond inputs and gradients, one chunk's logits."""
+    """`token_statistics` in chunks over tokens.
+
+    Beyond inputs and gradients it holds one chunk's logits and, where the heads are narrower than
+    float32, their float32 copies.
+    """
     if chunk_size is None:
         chunk_size = max(16, _CHUNK_ELEMENTS // policy.weight.shape[0])
     log_probs, ref_log_probs, kl = _TokenStatisticsFunction.apply(  # type: ignore[no-untyped-call]
@@ -70,7 +74,9 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         kl = torch.empty_like(log_probs) if with_kl else None
         with torch.autocast(hidden.device.type, enabled=False):
             policy = Head(weight, bias, softcap).to(dtype)
-            reference = Head(ref_weight, ref_bias, softcap).to(dtype)
+            reference = Head(ref_weight, ref_bias, softcap)
+            if ref_hidden is not None:
+                reference = reference.to(dtype)
             for start in range(0, len(labels), chunk_size):
                 rows = slice(start, start + chunk_size)
                 chunk = policy.logits(hidden[rows].to(dtype))
@@ -110,7 +116,9 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         dtype = log_z.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             policy = Head(weight, bias, ctx.softcap).to(dtype)
-            reference = Head(ref_weight, ref_bias, ctx.softcap).to(dtype)
+            reference = Head(ref_weight, ref_bias, ctx.softcap)
+            if grad_kl is not None:
+                reference = reference.to(dtype)
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(policy.weight) if needs_weight else None
             d_bias = weight.new_zeros(len(weight), dtype=dtype) if needs_bias else None

@@ -60,11 +60,12 @@ def estimate_memory(
     has_reference_copy = args.loss != "sft" and trainable_parameters is None
     chunk = min(max(2**23, 16 * vocabulary), tokens * vocabulary)
     full_head = trainable_parameters is None
+    optimizer = OptimizerNames(args.optim).value
     parts = {
         "policy weights": 4 * parameters,
         "reference weights": 4 * parameters * has_reference_copy,
         "gradients": 4 * trainable,
-        f"optimizer state ({OptimizerNames(args.optim).value})": 4 * trainable * _OPTIMIZER_STATES.get(args.optim, 2),
+        f"optimizer state ({optimizer})": 4 * trainable * _OPTIMIZER_STATES.get(optimizer, 2),
         "activations": activation_bytes * tokens * layers * hidden * kept,
         "logits of one chunk, both models": 4 * 4 * chunk,
         "gradient buffer of the output head": 4 * vocabulary * hidden * full_head,

@@ -1,0 +1,51 @@
+"""The order of the rooms, the size of files, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
+ROOMS = ["errors", "types", "data", "statistics", "bregman", "ratios", "losses"]
+ROOMS += ["training", "evaluation", "report", "cli"]
+PURE = {"statistics", "bregman", "ratios", "losses", "types", "theory"}
+# Sees only these; nothing sees it.
+ROOMS_OF_THEORY = {"errors", "types", "statistics", "bregman", "ratios", "losses", "theory"}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_rooms_import_only_from_those_before_them():
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).with_suffix("").parts[0]
+        for module in imports_of(path):
+            package, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if package == "tokenratio" and target and room != "__init__":
+                allowed = ROOMS_OF_THEORY if room == "theory" else ROOMS[: ROOMS.index(room) + 1]
+                assert target in allowed, f"{path}: {room} imports {target}"
+            if room in PURE:
+                assert package not in {"transformers", "datasets", "peft", "accelerate"}, path
+
+
+def test_files_stay_small():
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 400, path
+
+
+def test_importing_the_package_is_quick_and_loads_no_framework():
+    code = (
+        "import sys, time; start = time.perf_counter(); import tokenratio; "
+        "seconds = time.perf_counter() - start; "
+        "assert not {'torch', 'transformers'} & sys.modules.keys(); print(seconds)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) < 0.5
