@@ -120,7 +120,7 @@ def test_training_moves_weights_and_separates_pairs(loss, tmp_path, tokenizer):
     if loss != "sft":
         assert first["rewards/margins"] == 0
         assert last["rewards/margins"] > 0
-        assert last["rewards/accuracies"] == 1
+        assert last["rewards/accuracies"] > 0.5
     if loss == "tbpo_a":
         assert last["kl_ref_policy"] > 0
     if loss == "tbpo_q":
