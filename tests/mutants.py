@@ -25,6 +25,8 @@ BREGMAN, RATIOS, TYPES = "tests/test_bregman.py", "tests/test_ratios.py", "tests
 STATISTICS, MDP = "tests/statistics/test_token_statistics.py", "tests/theory/test_mdp.py"
 TBPO, SEQUENCE = "tests/losses/test_tbpo.py", "tests/losses/test_sequence.py"
 POPULATION = "tests/theory/test_population.py"
+TRAINER, RESUME = "tests/training/test_trainer.py", "tests/training/test_resume.py"
+TRAINER_GRADIENT = "tests/training/test_objective.py"
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,63 @@ FAULTS = (
         "following = (self.ref_log_probs[rows].exp() * q[rows]).sum(-1)",
         "following = (self.ref_log_probs[rows] + q[rows]).logsumexp(-1)",
         (MDP, POPULATION),
+    ),
+    # The same faults where the trainer wires the parts together.
+    Fault(
+        "trainer: detached KL",
+        "training/objective.py",
+        'batch.align(answer["kl_ref_policy"])))',
+        'batch.align(answer["kl_ref_policy"].detach())))',
+        (TRAINER_GRADIENT,),
+    ),
+    Fault(
+        "trainer: K3 on the data token",
+        "training/objective.py",
+        'batch.align(answer["kl_ref_policy"])))',
+        'batch.align((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]))))',
+        (TRAINER,),
+    ),
+    Fault(
+        "trainer: hidden state of the baseline off by one",
+        "training/policy.py",
+        'answer = {"hidden": hidden}',
+        'answer = {"hidden": hidden.roll(1, 0)}',
+        (TRAINER,),
+    ),
+    Fault(
+        "trainer: gradient of b into the backbone",
+        "training/baseline.py",
+        "hidden.detach().to(",
+        "hidden.to(",
+        (TRAINER_GRADIENT,),
+    ),
+    Fault(
+        "trainer: reference with its adapter on",
+        "training/reference.py",
+        "with adapters.disable_adapter():",
+        "if True:",
+        (TRAINER,),
+    ),
+    Fault(
+        "trainer: mean of batch means under accumulation",
+        "training/trainer.py",
+        "loss = examples.loss.sum() * scale",
+        "loss = examples.loss.mean() / self.args.gradient_accumulation_steps",
+        (TRAINER,),
+    ),
+    Fault(
+        "trainer: the state baseline is not resumed",
+        "training/trainer.py",
+        "load_baseline(self.baseline, checkpoint)",
+        "pass",
+        (RESUME,),
+    ),
+    Fault(
+        "trainer: the baseline's optimizer is not resumed",
+        "training/trainer.py",
+        "load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)",
+        "pass",
+        (RESUME,),
     ),
 )
 

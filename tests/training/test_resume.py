@@ -132,6 +132,29 @@ def test_half_written_checkpoint_is_passed_over(tmp_path):
     trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)
 
 
+def test_resuming_from_another_start_is_refused(tmp_path):
+    """The policy of the checkpoint as `model` would make it its own reference."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(tmp_path, "tbpo_a", cut=3).train()
+    other = TokenRatioTrainer(
+        str(tmp_path / "checkpoint-3"),
+        args=trainer_in(tmp_path, "tbpo_a").args,
+        train_dataset=word_pairs(14),
+        eval_dataset=word_pairs(4, seed=1),
+    )
+    with pytest.raises(TokenRatioError, match="reference is not the one"):
+        other.train(resume_from_checkpoint=True)
+    other = TokenRatioTrainer(
+        tiny_model(),
+        args=trainer_in(tmp_path, "tbpo_a").args,
+        train_dataset=word_pairs(13),
+        eval_dataset=word_pairs(4, seed=1),
+        processing_class=tiny_tokenizer(),
+    )
+    with pytest.raises(TokenRatioError, match="training data"):
+        other.train(resume_from_checkpoint=True)
+
+
 def test_nothing_to_resume_is_said(tmp_path):
     with pytest.raises(TokenRatioError, match="no complete checkpoint"):
         trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)

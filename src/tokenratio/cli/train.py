@@ -171,6 +171,17 @@ def _run_stage(
     _say(stage, f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
     if trainer.reference is not None:
         _say(stage, f"reference: {trainer.reference.description}")
+    data = trainer.train_data.dataset.with_format("numpy")
+    sides = ["completion_ids"] if args.loss == "sft" else ["chosen_ids", "rejected_ids"]
+    longest = max(len(row["prompt_ids"]) + max(len(row[s]) for s in sides) for row in data)
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    estimate = estimate_memory(
+        model.config,
+        args,
+        tokens_per_row=longest,
+        trainable_parameters=None if peft_config is None else trainable,
+    )
+    _say(stage, f"rows of up to {longest} tokens; {estimate.brief}")
     result = trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
     trainer.save_model()
     _say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")

@@ -28,8 +28,12 @@ class MemoryEstimate:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def brief(self) -> str:
+        return f"{self.parameters:,} parameters; estimated memory {_gib(self.total)}"
+
     def __str__(self) -> str:
-        lines = [f"{self.parameters:,} parameters; estimated memory {_gib(self.total)}:"]
+        lines = [f"{self.brief}:"]
         lines += [f"  {name:44}{_gib(size):>12}" for name, size in self.parts.items()]
         return "\n".join(lines)
 

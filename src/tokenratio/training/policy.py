@@ -108,7 +108,6 @@ def _answer(
         logit_softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
         with_kl=request.with_kl,
     )
-    answer["hidden"] = hidden.detach()
     for name in ("log_probs", "ref_log_probs", "kl_ref_policy"):
         value = getattr(statistics, name)
         if value is not None:

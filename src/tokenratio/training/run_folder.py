@@ -69,6 +69,32 @@ def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> 
     return path
 
 
+def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to resume with another reference or other training data than the run began with.
+
+    A policy built from the checkpoint itself would otherwise silently become its own reference.
+
+    Raises:
+        TokenRatioError: what differs.
+    """
+    try:
+        began = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # a checkpoint moved out of its run folder: nothing to compare with
+    reference, old_reference = identity["reference"] or {}, began.get("reference") or {}
+    if reference.get("sha256") != old_reference.get("sha256"):
+        raise TokenRatioError(
+            f"the reference is not the one that the run in {folder} began with "
+            f"({old_reference.get('description')}): start from the same model as then, not from a "
+            "checkpoint"
+        )
+    digest, old_digest = (run["data"]["train"]["digest"] for run in (identity, began))
+    if digest != old_digest:
+        raise TokenRatioError(
+            f"the training data, tokenizer or lengths are not those the run in {folder} began with"
+        )
+
+
 def _is_complete(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / _LAST_FILE).read_text(encoding="utf-8"))

@@ -55,7 +55,12 @@ from tokenratio.training.policy import (
     language_model,
 )
 from tokenratio.training.reference import check_start
-from tokenratio.training.run_folder import replace_text, resolve_checkpoint, write_run_file
+from tokenratio.training.run_folder import (
+    check_same_run,
+    replace_text,
+    resolve_checkpoint,
+    write_run_file,
+)
 from tokenratio.types import CompletionBatch, PairBatch
 
 _SUMS_FILE = "metric_sums.json"
@@ -95,6 +100,8 @@ class TokenRatioTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
+        if not isinstance(args, TokenRatioConfig):
+            raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
         if args.n_gpu > 1:
             raise TokenRatioError(
                 f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
@@ -185,7 +192,9 @@ class TokenRatioTrainer(Trainer):
             raise TokenRatioError("no train_dataset was given")
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
+        identity = self._identity()
         if checkpoint is not None:
+            check_same_run(checkpoint.parent, identity)
             if self.baseline is not None:
                 load_baseline(self.baseline, checkpoint)
                 load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
@@ -193,12 +202,22 @@ class TokenRatioTrainer(Trainer):
                 state = json.loads((checkpoint / _SUMS_FILE).read_text(encoding="utf-8"))
                 self._sums = MetricSums.from_dict(state)
         if self.is_world_process_zero():
-            self._write_run_file()
-        return super().train(
+            write_run_file(
+                self.args.output_dir,
+                config=self.args.to_dict(),
+                processes=self.accelerator.num_processes,
+                **identity,
+            )
+        output = super().train(
             resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
         )
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None and self.baseline is not None:
+            load_baseline(self.baseline, Path(best))
+        return output
 
-    def _write_run_file(self) -> None:
+    def _identity(self) -> dict[str, Any]:
+        """What the run starts from: model, reference and data, with digests."""
         data = {"train": self.train_data}
         if isinstance(self.eval_data, dict):
             data |= self.eval_data
@@ -210,18 +229,15 @@ class TokenRatioTrainer(Trainer):
                 "description": self.reference.description,
                 "sha256": self.reference.digest(self._language_model),
             }
-        write_run_file(
-            self.args.output_dir,
-            config=self.args.to_dict(),
-            processes=self.accelerator.num_processes,
-            model=self._language_model.config.name_or_path,
-            reference=reference,
-            data={
+        return {
+            "model": self._language_model.config.name_or_path,
+            "reference": reference,
+            "data": {
                 name: {"digest": part.digest, **part.report.to_dict()}
                 for name, part in data.items()
                 if part is not None
             },
-        )
+        }
 
     # --- the step ---------------------------------------------------------------------------------
 
