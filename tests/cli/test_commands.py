@@ -62,6 +62,15 @@ def test_changed_data_trains_the_first_stage_again(recipe, tmp_path, capsys):
     assert "using it" not in capsys.readouterr().out
 
 
+def test_sft_alone_from_a_config(recipe, tmp_path, capsys):
+    document = yaml.safe_load(recipe.read_text())
+    del document["sft"]
+    recipe.write_text(yaml.safe_dump(document))
+    assert main(["train", str(recipe), "--loss", "sft"]) == 0
+    assert "held out: loss" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_lora_from_a_recipe(recipe, tmp_path):
     assert main(["train", str(recipe), "--peft", "{r: 4, target_modules: all-linear}"]) == 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
