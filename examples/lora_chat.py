@@ -67,9 +67,11 @@ def main(pairs: str, output: str = "runs/lora_chat") -> dict[str, float]:
         processing_class=tokenizer,
     )
     sft.train()
+    sft.save_model()
 
+    # From its folder, whose name the adapter remembers as that of its base.
     trainer = TokenRatioTrainer(
-        model,
+        sft.args.output_dir,
         args=TokenRatioConfig(
             output_dir=str(Path(output) / "tbpo_a"),
             learning_rate=5e-4,

@@ -1,6 +1,9 @@
 """The commands as a user runs them: what they write, and how they fail."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -62,6 +65,111 @@ def test_changed_data_trains_the_first_stage_again(recipe, tmp_path, capsys):
     assert "using it" not in capsys.readouterr().out
 
 
+def tree(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_default_sft_folder_is_named_by_what_it_depends_on(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    """Another seed or other data has another folder, so an adapter's base is never replaced."""
+    monkeypatch.chdir(tmp_path)
+    document = yaml.safe_load(recipe.read_text())
+    del document["sft"]["output_dir"]
+    document["sft"]["train_dataset"] = str(tmp_path / "sft.jsonl")
+    (tmp_path / "sft.jsonl").write_text(json.dumps(word_pairs(1)[0]) + "\n")
+    recipe.write_text(yaml.safe_dump(document))
+    base = tmp_path / "runs" / "recipe"
+    for number, change in enumerate(
+        ([], ["--seed", "7"], ["--tokenizer", "{byte_level_bpe: 310}"])
+    ):
+        assert main(["train", str(recipe), "--overwrite", *change]) == 0
+        assert len(list(base.glob("sft-*"))) == number + 1
+    # The tokenizer is trained from the main data: new data is a new tokenizer, a new first stage.
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "zq zq zq", "chosen": "zq zq", "rejected": "bay"}) + "\n")
+    assert main(["train", str(recipe), "--overwrite"]) == 0
+    assert len(list(base.glob("sft-*"))) == 4
+    capsys.readouterr()
+    assert main(["train", str(recipe), "--overwrite"]) == 0
+    assert "using it" in capsys.readouterr().out
+
+
+def test_overwrite_leaves_nothing_of_the_old_run_and_everything_else(recipe, tmp_path):
+    lora = ["--peft", "{r: 4, target_modules: all-linear}", "--loss", "tbpo_q"]
+    assert main(["train", str(recipe), *lora]) == 0
+    run = tmp_path / "run"
+    assert (run / "adapter_model.safetensors").is_file()
+    (run / "checkpoint-mine").mkdir()
+    (run / "checkpoint-mine" / "notes.txt").write_text("keep")
+    (run / "checkpoint-notes.txt").write_text("keep")
+    assert main(["train", str(recipe), "--overwrite"]) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "state_baseline.safetensors"):
+        assert not (run / name).exists(), name
+    assert (run / "checkpoint-mine" / "notes.txt").is_file()
+    assert (run / "checkpoint-notes.txt").is_file()
+
+
+def test_models_that_are_not_ours_are_never_written_over(recipe, tmp_path, capsys):
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    document = {"model": str(model), "train_dataset": str(tmp_path / "pairs.jsonl"), **QUICK}
+    recipe.write_text(yaml.safe_dump(document))
+    before = tree(model)
+    assert main(["train", str(recipe), "--output_dir", str(model), "--overwrite"]) == 2
+    assert "model that the run starts from" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"theirs")
+    assert main(["train", str(recipe), "--output_dir", str(tmp_path / "other"), "--overwrite"]) == 2
+    assert "not of a run of ours" in capsys.readouterr().err
+    assert tree(model) == before
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() == b"theirs"
+
+
+def test_named_sft_folder_of_another_run_is_not_replaced(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe)]) == 0
+    before = tree(tmp_path / "run")
+    document = yaml.safe_load(recipe.read_text())
+    document["sft"]["output_dir"] = str(tmp_path / "run")
+    document["output_dir"] = str(tmp_path / "second")
+    recipe.write_text(yaml.safe_dump(document))
+    assert main(["train", str(recipe)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert tree(tmp_path / "run") == before
+
+
+def test_quickstart_replaces_only_a_quickstart(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe)]) == 0
+    before = tree(tmp_path)
+    assert main(["quickstart", "--output_dir", str(tmp_path)]) == 2
+    assert "not a quickstart's" in capsys.readouterr().err
+    assert main(["quickstart", "--output_dir", str(tmp_path), "--loss", "tpbo_a"]) == 2
+    assert "did you mean 'tbpo_a'" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_recipe_of_two_stages_runs_on_two_processes(recipe, tmp_path):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("-m", "tokenratio.cli.main", "train", str(recipe), "--loss", "tbpo_q"),
+    ]
+    result = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("reward accuracy") == 1
+    assert (tmp_path / "run" / "state_baseline.safetensors").is_file()
+
+
 def test_sft_alone_from_a_config(recipe, tmp_path, capsys):
     document = yaml.safe_load(recipe.read_text())
     del document["sft"]
@@ -101,6 +209,21 @@ def test_dry_run_resolves_everything_and_writes_nothing(recipe, tmp_path, capsys
         (["train", "RECIPE", "--peft", "{rank: 3}"], "peft:"),
         (["train", "RECIPE", "--on_bad_row", "error"], "pairs.jsonl:13"),
         (["train", "RECIPE", "--max_length", "1"], "max_length"),
+        (["train", "RECIPE", "--model_config", "{model_type: t5}"], "cannot build the model"),
+        (["train", "RECIPE", "--model_config", "{model_type: llama, hidden_size: 17}"], "model"),
+        (["train", "RECIPE", "--tokenizer", "{}"], "byte_level_bpe"),
+        (["train", "RECIPE", "--peft", "{r: '8'}"], "peft"),
+        (["train", "RECIPE", "--gradient_accumulation_steps", "0"], "must be at least 1"),
+        (["train", "RECIPE", "--per_device_train_batch_size", "0"], "must be at least 1"),
+        (["train", "RECIPE", "--report_to", "wandb"], "wandb"),
+        (["train", "RECIPE", "--optim", "adamw_bnb_8bit"], "bitsandbytes"),
+        (["train", "RECIPE", "--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+        (["train", "RECIPE", "--label_smoothing_factor", "0.1"], "label_smoothing_factor"),
+        (["train", "RECIPE", "--sft", "{loss: dpo}"], "cannot have loss 'dpo'"),
+        (["train", "RECIPE", "--seed", "1e20"], "eed"),
+        (["train", "RECIPE", "--train_dataset", "none.jsonl", "--dry-run"], "none.jsonl"),
+        (["generate", "none", "--prompts", "x.jsonl", "--num_prompts", "-3"], "num_prompts"),
+        (["generate", "none", "--prompts", "x.jsonl", "--output", "x.jsonl"], "themselves"),
         (["generate", "none", "--prompts", "none.jsonl"], "none.jsonl"),
         (["generate", "none"], "needs --prompts"),
         (["inspect-data"], "needs one source"),

@@ -5,10 +5,14 @@ from tokenratio import TokenRatioConfig
 from tokenratio.training.memory import estimate_memory
 
 
-def estimate(tmp_path, *, trainable=None, tokens=32, **settings):
+def estimate(tmp_path, *, trainable=None, tokens=32, reference_copy=True, **settings):
     args = TokenRatioConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
     return estimate_memory(
-        tiny_model().config, args, tokens_per_row=tokens, trainable_parameters=trainable
+        tiny_model().config,
+        args,
+        tokens_per_row=tokens,
+        trainable_parameters=trainable,
+        reference_copy=reference_copy,
     )
 
 
@@ -21,7 +25,7 @@ def test_weights_reference_gradients_and_optimizer(tmp_path):
     assert (
         estimate(tmp_path, optim="adamw_torch").parts["optimizer state (adamw_torch)"] == 8 * size
     )
-    lora = estimate(tmp_path, trainable=100)
+    lora = estimate(tmp_path, trainable=100, reference_copy=False)
     assert "reference weights" not in lora.parts
     assert lora.parts["gradients"] == 400
     assert "reference weights" not in estimate(tmp_path, loss="sft").parts

@@ -165,5 +165,11 @@ def test_nothing_to_resume_is_said(tmp_path):
 def test_checkpoint_of_another_method_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer_in(tmp_path, "tbpo_a", cut=2).train()
+    with pytest.raises(TokenRatioError, match="began with loss tbpo_a, not tbpo_q"):
+        trainer_in(tmp_path, "tbpo_q").train(resume_from_checkpoint=True)
+    (tmp_path / "run.json").unlink()
     with pytest.raises(TokenRatioError, match=r"holds no state_baseline\.safetensors"):
         trainer_in(tmp_path, "tbpo_q").train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(TokenRatioError, match="without its optimizer"):
+        trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=tmp_path / "checkpoint-2")

@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
 
 from tiny import tiny_model, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.policy import TokenRequest
 from tokenratio.training.run_folder import last_checkpoint
+from tokenratio.types import PairBatch
 
 LOSSES = ("tbpo_a", "tbpo_q", "tbpo", "dpo")
 
@@ -283,8 +285,92 @@ def test_trained_adapter_without_its_own_reference_is_noticed(tmp_path, tokenize
 
 def test_policy_as_its_own_reference_is_refused(tmp_path, tokenizer):
     model = tiny_model()
-    with pytest.raises(TokenRatioError, match="ref_model is the policy itself"):
+    with pytest.raises(TokenRatioError, match="ref_model shares its weights"):
         make(tmp_path, tokenizer, model=model, ref_model=model)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"trainable_token_indices": [4, 5]},
+        {"trainable_token_indices": {"lm_head": [4], "embed_tokens": [4]}},
+    ],
+)
+def test_adapter_that_stays_on_in_the_reference_is_refused(lora, tmp_path, tokenizer):
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **lora)
+    with pytest.raises(TokenRatioError, match=r"reference would move|lm_head"):
+        make(tmp_path, tokenizer, model=tiny_model("qwen2"), peft_config=config)
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head", "norm"]}]
+)
+def test_reference_of_an_adapter_does_not_move(extra, tmp_path, tokenizer):
+    lora = LoraConfig(r=4, target_modules="all-linear", **extra)
+    trainer = make(tmp_path, tokenizer, peft_config=lora, num_train_epochs=5, learning_rate=1e-2)
+    untouched = make(tmp_path, tokenizer).model
+    digest = trainer.reference.digest(trainer.model)
+    trainer.train()
+    batch = PairBatch(**trainer.data_collator(list(trainer.train_dataset)))
+    request = TokenRequest(batch.state_mask, batch.labels)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        expected = untouched(**inputs, token_request=request)["log_probs"]
+        hidden = trainer.reference.hidden(batch, trainer.model, trainer._peft_model)
+        request = TokenRequest(batch.state_mask, batch.labels, hidden)
+        answer = trainer.model(**inputs, token_request=request)
+    torch.testing.assert_close(answer["ref_log_probs"], expected)
+    assert (answer["log_probs"] - expected).abs().max() > 0.1
+    assert trainer.reference.digest(trainer.model) == digest
+
+
+def test_kl_is_logged_by_every_method(tmp_path, tokenizer):
+    for loss in ("tbpo", "dpo", "tbpo_q"):
+        make(tmp_path / loss, tokenizer, loss=loss, max_steps=2).train()
+        assert metrics_of(tmp_path / loss)[-1]["kl_ref_policy"] > 0
+
+
+def test_evaluation_takes_any_source(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer)
+    one = trainer.evaluate()
+    two = trainer.evaluate(word_pairs(7, seed=1))
+    assert one["eval_logps/chosen"] == two["eval_logps/chosen"]
+    parts = {"a": word_pairs(3, seed=1), "train": word_pairs(4, seed=2)}
+    three = trainer.evaluate(parts)
+    assert {"eval_a_loss", "eval_train_loss"} <= three.keys()
+
+
+def test_identity_keeps_training_and_evaluation_data_apart(tmp_path, tokenizer):
+    trainer = TokenRatioTrainer(
+        tiny_model(),
+        args=settings(tmp_path, max_steps=1, model_init_kwargs={"token": "hf_secret", "a": 1}),
+        train_dataset=word_pairs(8),
+        eval_dataset={"train": word_pairs(3, seed=1)},
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    text = (tmp_path / "run.json").read_text()
+    assert "hf_secret" not in text
+    data = json.loads(text)["data"]
+    assert data["train"]["digest"] == trainer.train_data.digest
+    assert data["eval train"]["digest"] == trainer.eval_data["train"].digest
+
+
+def test_rows_that_the_model_cannot_take_are_refused(tmp_path, tokenizer):
+    with pytest.raises(TokenRatioError, match="embeddings"):
+        make(tmp_path, tokenizer, model=tiny_model(vocab_size=10))
+    with pytest.raises(TokenRatioError, match="set max_length to 8"):
+        make(tmp_path, tokenizer, model=tiny_model("gpt2", max_position_embeddings=8))
+    with pytest.raises(TokenRatioError, match="ref_model 20"):
+        make(tmp_path, tokenizer, ref_model=tiny_model(vocab_size=20))
+
+
+def test_prompt_learning_is_refused(tmp_path, tokenizer):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(TokenRatioError, match="prompt learning"):
+        make(tmp_path, tokenizer, peft_config=config)
 
 
 def test_non_finite_loss_names_the_rows_and_spares_the_checkpoint(tmp_path, tokenizer):

@@ -100,12 +100,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise TokenRatioError(f"cannot read {path}: {error}") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise TokenRatioError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise TokenRatioError(f"{path} must hold `key: value` lines")
     return {str(key): value for key, value in values.items()}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe loading that refuses a key written twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice")
+        return super().construct_mapping(node, deep=deep)
 
 
 def convert(name: str, value: Any, field: Field) -> Any:
@@ -141,8 +152,8 @@ def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:
         return cls(**converted)
     except TokenRatioError:
         raise
-    except (TypeError, ValueError) as error:
-        raise TokenRatioError(f"{where}: {error}") from None
+    except Exception as error:  # transformers checks its own fields, with errors of many kinds
+        raise TokenRatioError(f"{where}: {error}") from error
 
 
 def describe(fields: Mapping[str, Field]) -> str:
@@ -193,13 +204,18 @@ def _as_text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) else None
 
 
+def _as_choice(value: Any) -> str | None:
+    # `save_strategy: no` is false to YAML. transformers turns the text into its own enumeration.
+    return "no" if value is False else _as_text(value)
+
+
 _CONVERTERS: dict[Any, Any] = {
     bool: _as_bool,
     int: _as_int,
     float: _as_float,
     list: _as_container(list),
     dict: _as_container(dict),
-    Enum: _as_text,  # transformers turns the text into its own enumeration
+    Enum: _as_choice,
     str: _as_text,
 }
 

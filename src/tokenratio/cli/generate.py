@@ -40,6 +40,11 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise TokenRatioError("generate needs --prompts")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
+        output = Path(self.output)
+        if output.is_dir() or output.resolve() == Path(self.prompts).resolve():
+            raise TokenRatioError(f"--output {output} is a folder or the prompts themselves")
 
 
 def run(argv: list[str]) -> int:

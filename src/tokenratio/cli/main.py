@@ -1,5 +1,6 @@
 """`tokenratio COMMAND ...`: finds the command; a user's mistake is one line and exit code 2."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -41,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(COMMANDS[argv[0]][0])
         return int(module.run(argv[1:]))
     except TokenRatioError as error:
-        print(f"tokenratio: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("TOKENRATIO_DEBUG"):
+            raise
+        # Names from a recipe or a data set must not move the cursor.
+        message = "".join(c if c.isprintable() else " " for c in str(error))
+        print(f"tokenratio: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tokenratio: interrupted", file=sys.stderr)

@@ -3,18 +3,19 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.arguments import build, check_known, describe, fields_of, read_flags
 from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import Sample, policy_sampler, sample_responses
 from tokenratio.evaluation.gold import Estimate, summarize_policy
+from tokenratio.losses import LOSSES
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.run_folder import replace_text
 from tokenratio.training.trainer import TokenRatioTrainer
@@ -25,6 +26,8 @@ Trains a small policy on the review world by SFT, draws preference pairs from it
 TBPO-A, and compares before and after on held-out prompts. A few minutes on two cores.
 """
 _LONGEST_RESPONSE = 64
+# Only a folder that holds this is a quickstart's to replace.
+_MARK = "quickstart.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class QuickstartOptions:
         for name in ("num_sft", "num_pairs", "num_prompts"):
             if getattr(self, name) < 1:
                 raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_known([self.loss], LOSSES, "loss")
+        if not 0 <= self.flip_rate <= 1:
+            raise TokenRatioError(f"flip_rate must lie in [0, 1], not {self.flip_rate}")
 
 
 def run(argv: list[str]) -> int:
@@ -66,6 +72,7 @@ def quickstart(options: QuickstartOptions) -> dict[str, dict[str, Estimate]]:
     world = WORLDS["reviews"]
     folder = Path(options.output_dir)
     _clear(folder)
+    replace_text(folder / _MARK, json.dumps(asdict(options), indent=2) + "\n")
     tokenizer = world.build_tokenizer()
     set_seed(options.seed)
     policy = LlamaForCausalLM(world.policy_config())
@@ -195,10 +202,9 @@ def _clear(folder: Path) -> None:
     """Replace an earlier quickstart; anything else in the folder is left alone and named."""
     if not folder.exists():
         return
-    ours = {"sft", "pairs.jsonl", "before.jsonl", "after.jsonl", "table.md"}
+    ours = {_MARK, "sft", "pairs.jsonl", "before.jsonl", "after.jsonl", "table.md", *LOSSES}
     for path in folder.iterdir():
-        is_run = path.is_dir() and (path / "run.json").is_file()
-        if path.name not in ours and not is_run:
+        if path.name not in ours or not (folder / _MARK).is_file():
             raise TokenRatioError(
                 f"{folder} holds {path.name}, which is not a quickstart's: choose another "
                 "--output_dir"

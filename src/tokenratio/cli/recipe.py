@@ -64,6 +64,9 @@ class Recipe:
                 raise TokenRatioError("model_config needs a tokenizer")
         if isinstance(self.tokenizer, dict):
             check_known(self.tokenizer, ["byte_level_bpe"], "key in tokenizer")
+            size = self.tokenizer.get("byte_level_bpe")
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TokenRatioError(f"byte_level_bpe must be a number of tokens, not {size!r}")
 
 
 _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
@@ -108,10 +111,12 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     loss = str(settings.get("loss", "tbpo_a"))
     base = Path("runs") / Path(path).stem
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
-    settings = {"output_dir": str(base / loss), **defaults, **settings}
+    settings = {"output_dir": str(base / loss), **defaults, **_given(settings)}
     main = Stage(_config(settings, path), str(recipe.train_dataset), recipe.eval_dataset)
     if recipe.sft is None:
         return ResolvedRecipe(recipe, None, main)
+    if recipe.sft.get("loss", "sft") != "sft":
+        raise TokenRatioError(f"the sft stage of {path} cannot have loss {recipe.sft['loss']!r}")
     check_known(recipe.sft, [*fields_of(TokenRatioConfig), *_SFT_KEYS], f"key in sft of {path}")
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
     # Only what belongs to the machine and the data carries over; the rest is another kind of run.
@@ -124,12 +129,17 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         "gradient_accumulation_steps": 1,
         **defaults,
         **{k: v for k, v in settings.items() if k in carried},
-        **own,
+        **_given(own),
         "loss": "sft",
     }
     data = str(recipe.sft.get("train_dataset", recipe.train_dataset))
     sft = Stage(_config(settings, f"sft of {path}"), data, recipe.sft.get("eval_dataset"))
     return ResolvedRecipe(recipe, sft, main)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without an output_dir of null, which means the default."""
+    return {k: v for k, v in settings.items() if k != "output_dir" or v is not None}
 
 
 def _config(settings: dict[str, Any], where: str) -> TokenRatioConfig:

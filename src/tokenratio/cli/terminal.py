@@ -1,10 +1,14 @@
 """What the commands share at the terminal: progress there, silence elsewhere."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.utils import logging
+
+from tokenratio.errors import TokenRatioError
 
 
 def is_terminal() -> bool:
@@ -20,6 +24,25 @@ def quiet_libraries() -> None:
     if not is_terminal():
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
+
+@contextmanager
+def user_mistakes(doing: str) -> Iterator[None]:
+    """Turn what a library says of a user's settings into one line.
+
+    For set-up only, where an error is nearly always a setting that does not fit. TOKENRATIO_DEBUG=1
+    shows the traceback all the same.
+
+    Raises:
+        TokenRatioError: for any exception inside.
+    """
+    try:
+        yield
+    except TokenRatioError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise TokenRatioError(f"{doing}: {type(error).__name__}: {' '.join(lines[:3])}") from error
 
 
 class Progress(ProgressCallback):

@@ -4,37 +4,33 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 from peft import LoraConfig
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.arguments import describe, read_flags
+from tokenratio.cli.folders import EVAL_FILE, STAGE_FILE, claim_folder
 from tokenratio.cli.recipe import Recipe, ResolvedRecipe, Stage, recipe_fields, resolve
-from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
-from tokenratio.data import parse_completion, parse_preference, read_rows, source_digest
-from tokenratio.data.vocabulary import train_byte_level_bpe
-from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
+from tokenratio.cli.starting import (
+    adapter_size,
+    config_of,
+    lora_of,
+    policy_of,
+    source_of,
+    tokenizer_of,
+)
+from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal, user_mistakes
+from tokenratio.data import prepare_completions, prepare_pairs, read_rows, source_digest
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import policy_sampler
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.run_folder import METRICS_FILE, RUN_FILE, replace_text
+from tokenratio.training.reference import model_digest
+from tokenratio.training.run_folder import mask_secrets, replace_text
 from tokenratio.training.trainer import TokenRatioTrainer
 
-_STAGE_FILE = "stage.json"
-_EVAL_FILE = "eval.json"
 # What does not change the weights a stage ends with.
 _NOT_IN_KEY = ("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint")
 _LONGEST_WORLD_RESPONSE = 64
@@ -62,85 +58,120 @@ def run(argv: list[str]) -> int:
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
-    """Everything a run would use, with its memory estimate; no training, no files."""
-    tokenizer = _tokenizer(resolved.recipe)
-    config = _model_config(resolved.recipe, tokenizer)
-    recipe = {k: v for k, v in dataclasses.asdict(resolved.recipe).items() if v is not None}
-    parts = [yaml.safe_dump({"recipe": recipe}, sort_keys=False)]
-    stages = {"sft": resolved.sft, "main": resolved.main}
-    for name, stage in stages.items():
+    """Everything a run would use: settings, data, memory; no training, no files."""
+    recipe = resolved.recipe
+    tokenizer = tokenizer_of(recipe)
+    config = config_of(recipe, tokenizer)
+    named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
+    parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
+    for name, stage in (("sft", resolved.sft), ("main", resolved.main)):
         if stage is None:
             continue
-        settings = json.loads(json.dumps(stage.args.to_dict(), default=str))
+        args = stage.args
+        settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))
         settings = {k: v for k, v in settings.items() if v is not None}
         parts.append(yaml.safe_dump({name: settings}, sort_keys=False))
-        adapter = None
-        if name == "main" and resolved.recipe.peft is not None:
-            adapter = _adapter_parameters(config, _lora(resolved.recipe.peft))
-        longest = stage.args.max_length or config.get_text_config().max_position_embeddings
+        prepare = prepare_completions if args.loss == "sft" else prepare_pairs
+        limits = {"max_length": args.max_length, "max_prompt_length": args.max_prompt_length}
+        for source in filter(None, (stage.train_dataset, stage.eval_dataset)):
+            data = prepare(source_of(source), tokenizer, on_bad_row=args.on_bad_row, **limits)
+            parts.append(f"{name}: {source}\n{data.report.summary()}\n")
+        is_main = name == "main"
         estimate = estimate_memory(
-            config, stage.args, tokens_per_row=longest, trainable_parameters=adapter
+            config,
+            args,
+            tokens_per_row=args.max_length or config.get_text_config().max_position_embeddings,
+            trainable_parameters=adapter_size(config, recipe.peft)
+            if is_main and recipe.peft
+            else None,
+            reference_copy=recipe.ref_model is not None or not recipe.peft,
         )
-        parts.append(f"{name}, rows of {longest} tokens: {estimate}\n")
+        parts.append(f"{name}, rows of {args.max_length} tokens: {estimate}\n")
     return "\n".join(parts)
 
 
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
-    recipe = resolved.recipe
-    with resolved.main.args.main_process_first():
-        _claim_folder(resolved.main, recipe)
+    recipe, args = resolved.recipe, resolved.main.args
+    if not _resume(args.resume_from_checkpoint):
+        with args.main_process_first():
+            if args.should_save:
+                _claim(recipe, resolved.main)
+    tokenizer = tokenizer_of(recipe)
     if resolved.sft is not None:
-        _sft_stage(recipe, resolved.sft)
-        folder = resolved.sft.args.output_dir
+        folder = _sft_stage(recipe, resolved.sft, tokenizer)
         model, tokenizer = load_model(folder), load_tokenizer(folder)
     else:
-        model, tokenizer = _start(recipe, resolved.main)
-    peft_config = None if recipe.peft is None else _lora(recipe.peft)
+        model = policy_of(recipe, resolved.main, tokenizer)
+    peft_config = None if recipe.peft is None else lora_of(recipe.peft)
     metrics = _run_stage(
         resolved.main, model, tokenizer, ref_model=recipe.ref_model, peft_config=peft_config
     )
     # Or a process that ends first may be aborted by the threads of its process group.
-    resolved.main.args.distributed_state.wait_for_everyone()
-    resolved.main.args.distributed_state.destroy_process_group()
+    args.distributed_state.wait_for_everyone()
+    args.distributed_state.destroy_process_group()
     return metrics
 
 
-def _sft_stage(recipe: Recipe, stage: Stage) -> None:
-    folder = Path(stage.args.output_dir)
-    key = _stage_key(recipe, stage)
+def _claim(recipe: Recipe, stage: Stage) -> None:
+    claim_folder(
+        Path(stage.args.output_dir),
+        overwrite=recipe.overwrite,
+        inputs=(recipe.model, recipe.ref_model),
+    )
+
+
+def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Run the first stage unless it has been run, and return its folder.
+
+    The folder's name holds a digest of all the stage depends on: another seed, model, tokenizer or
+    data set has another folder, so that adapters trained on the old one keep their base.
+    """
+    args = stage.args
+    model = policy_of(recipe, stage, tokenizer)
+    key = _stage_key(stage, model, tokenizer)
+    is_named = "output_dir" in (recipe.sft or {})
+    folder = Path(args.output_dir if is_named else f"{args.output_dir}-{key[:8]}")
+    args.output_dir = str(folder)
     if _is_done(folder, key):
         _say(stage, f"sft: {folder} has the same settings and data; using it")
-        return
+        return folder
     # All processes have looked before the first one clears the folder, and wait for it.
-    stage.args.distributed_state.wait_for_everyone()
-    with stage.args.main_process_first():
-        if stage.args.should_save:
-            _remove_run(folder)
-    model, tokenizer = _start(recipe, stage)
+    args.distributed_state.wait_for_everyone()
+    with args.main_process_first():
+        if args.should_save:
+            claim_folder(
+                folder,
+                overwrite=recipe.overwrite or not is_named,
+                inputs=(recipe.model, recipe.ref_model),
+            )
     _run_stage(stage, model, tokenizer)
-    if stage.args.should_save:
-        replace_text(folder / _STAGE_FILE, json.dumps({"key": key}) + "\n")
+    if args.should_save:
+        replace_text(folder / STAGE_FILE, json.dumps({"key": key}) + "\n")
+    args.distributed_state.wait_for_everyone()
+    return folder
 
 
 def _is_done(folder: Path, key: str) -> bool:
     try:
-        done = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
+        done = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(done.get("key") == key)
 
 
-def _stage_key(recipe: Recipe, stage: Stage) -> str:
-    """What a finished stage depends on; an equal key means it need not be run again."""
-    rows = _source(stage.train_dataset, None)
-    settings = {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY}
+def _stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of what a stage depends on, by content: an equal one need not be run again."""
     document = {
-        "model": recipe.model,
-        "model_config": recipe.model_config,
-        "tokenizer": recipe.tokenizer,
-        "settings": settings,
-        "data": source_digest(read_rows(rows)),
+        "model": model_digest(model),
+        "config": model.config.to_dict(),
+        "tokenizer": tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else sorted(tokenizer.get_vocab().items()),
+        "special_tokens": tokenizer.special_tokens_map,
+        "chat_template": tokenizer.chat_template,
+        "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
+        "data": source_digest(read_rows(source_of(stage.train_dataset))),
     }
     text = json.dumps(document, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -158,40 +189,45 @@ def _run_stage(
     sampler = policy_sampler(
         model, tokenizer, max_new_tokens=_LONGEST_WORLD_RESPONSE, seed=args.seed
     )
-    trainer = TokenRatioTrainer(
-        model,
-        ref_model=ref_model,
-        args=args,
-        train_dataset=_source(stage.train_dataset, sampler),
-        eval_dataset=stage.eval_dataset and _source(stage.eval_dataset, sampler),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
+    with user_mistakes("the run cannot be set up"):
+        trainer = TokenRatioTrainer(
+            model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=source_of(stage.train_dataset, sampler),
+            eval_dataset=stage.eval_dataset and source_of(stage.eval_dataset, sampler),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
     use_terminal(trainer)
     _say(stage, f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
     if trainer.reference is not None:
         _say(stage, f"reference: {trainer.reference.description}")
-    data = trainer.train_data.dataset.with_format("numpy")
-    sides = ["completion_ids"] if args.loss == "sft" else ["chosen_ids", "rejected_ids"]
-    longest = max(len(row["prompt_ids"]) + max(len(row[s]) for s in sides) for row in data)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     estimate = estimate_memory(
         model.config,
         args,
-        tokens_per_row=longest,
+        tokens_per_row=trainer.train_data.longest,
         trainable_parameters=None if peft_config is None else trainable,
+        reference_copy=ref_model is not None or peft_config is None,
     )
-    _say(stage, f"rows of up to {longest} tokens; {estimate.brief}")
-    result = trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
+    _say(stage, f"rows of up to {trainer.train_data.longest} tokens; {estimate.brief}")
+    try:
+        result = trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
+    except Exception:
+        if trainer.state.global_step > 0:
+            raise
+        # Optimizers, schedules and samplers are only built now.
+        with user_mistakes("the run cannot be started"):
+            raise
     trainer.save_model()
     _say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
     if stage.eval_dataset is None:
         return {}
     metrics = trainer.evaluate()
-    num_rows = len(trainer.eval_data.dataset)
     if args.should_save:
-        replace_text(Path(args.output_dir) / _EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
-    _say(stage, _held_out(metrics, num_rows))
+        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
+    _say(stage, _held_out(metrics, len(trainer.eval_data.dataset)))
     return metrics
 
 
@@ -211,108 +247,7 @@ def _held_out(metrics: dict[str, float], num_rows: int) -> str:
     )
 
 
-def _source(source: str, sampler: Any) -> Any:
-    """A world's rows, its pairs drawn from the starting policy; other names as they are."""
-    return world_rows(source, sampler=sampler) if is_world_source(source) else source
-
-
-def _start(recipe: Recipe, stage: Stage) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if recipe.model is not None:
-        tokenizer = load_tokenizer(recipe.model) if recipe.tokenizer is None else _tokenizer(recipe)
-        return load_model(recipe.model, stage.args.model_init_kwargs), tokenizer
-    tokenizer = _tokenizer(recipe)
-    set_seed(stage.args.seed)
-    model = AutoModelForCausalLM.from_config(_model_config(recipe, tokenizer))
-    model.config.name_or_path = f"{recipe.model_config['model_type']} from the recipe's config"
-    return model, tokenizer
-
-
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
-    if isinstance(spec, dict):
-        return train_byte_level_bpe(_texts(str(recipe.train_dataset)), int(spec["byte_level_bpe"]))
-    if is_world_source(spec):
-        name = spec.removeprefix("world:")
-        if name not in WORLDS:
-            raise TokenRatioError(f"unknown world {name!r}; known: {', '.join(WORLDS)}")
-        return WORLDS[name].build_tokenizer()
-    return load_tokenizer(spec)
-
-
-def _texts(source: str) -> Iterator[str]:
-    """Every text of a data set, for training a tokenizer; rows that cannot be read are left out."""
-    for row in read_rows(_source(source, None)):
-        for parse in (parse_preference, parse_completion):
-            try:
-                example = parse(row)
-            except Exception:  # counted and reported where the data is prepared
-                continue
-            for side in ("prompt", "chosen", "rejected", "completion"):
-                text = getattr(example, side, None)
-                if isinstance(text, str):
-                    yield text
-                elif text is not None:
-                    yield from (message["content"] for message in text)
-            break
-
-
-def _model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    try:
-        if recipe.model is not None:
-            return AutoConfig.from_pretrained(recipe.model)
-        settings = dict(recipe.model_config or {})
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            settings.setdefault(name, getattr(tokenizer, name))
-        settings.setdefault("vocab_size", len(tokenizer))
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    except (OSError, ValueError, TypeError) as error:
-        raise TokenRatioError(f"cannot build the model: {error}") from None
-    if config.vocab_size < len(tokenizer):
-        raise TokenRatioError(
-            f"model_config.vocab_size is {config.vocab_size}; the tokenizer has {len(tokenizer)}"
-        )
-    return config
-
-
-def _lora(settings: dict[str, Any]) -> LoraConfig:
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
-    except (TypeError, ValueError) as error:
-        raise TokenRatioError(f"peft: {error}") from None
-
-
-def _adapter_parameters(config: PretrainedConfig, lora: LoraConfig) -> int:
-    import torch
-
-    from tokenratio.training.models import add_adapter
-
-    with torch.device("meta"):
-        model = add_adapter(AutoModelForCausalLM.from_config(config), lora)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _resume(value: str | None) -> str | bool | None:
     if value is None or value.lower() in ("true", "false"):
         return value is not None and value.lower() == "true"
     return value
-
-
-def _claim_folder(stage: Stage, recipe: Recipe) -> None:
-    """Refuse to write over another run unless told to."""
-    folder = Path(stage.args.output_dir)
-    if not (folder / METRICS_FILE).exists() or _resume(stage.args.resume_from_checkpoint):
-        return
-    if not recipe.overwrite:
-        raise TokenRatioError(
-            f"{folder} already holds a run: continue it with --resume_from_checkpoint true, "
-            "replace it with --overwrite, or choose another --output_dir"
-        )
-    _remove_run(folder)
-
-
-def _remove_run(folder: Path) -> None:
-    """Remove what a run wrote that the next one would not overwrite."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for name in (METRICS_FILE, RUN_FILE, _STAGE_FILE, _EVAL_FILE):
-        (folder / name).unlink(missing_ok=True)

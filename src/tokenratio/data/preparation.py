@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tokenratio.data.chat import render
 from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
@@ -57,6 +59,24 @@ class PreparedData:
     report: DataReport
     digest: str
     cuts: dict[int, tuple[int, ...]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, prompt and response together."""
+        prompts, *responses = (pc.list_value_length(column) for column in self._id_columns)
+        return int(max(pc.max(pc.add(prompts, response)).as_py() for response in responses))
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all rows."""
+        return int(max(pc.max(pc.list_flatten(column)).as_py() for column in self._id_columns))
+
+    @property
+    def _id_columns(self) -> list[pa.ChunkedArray]:
+        """Prompts first, then the responses of each side."""
+        names = [name for name in self.dataset.column_names if name.endswith("_ids")]
+        names.sort(key=lambda name: name != "prompt_ids")
+        return [self.dataset.data.column(name) for name in names]
 
 
 def prepare_pairs(

@@ -143,6 +143,24 @@ class TokenRatioConfig(TrainingArguments):
             "false: pairs would be lost",
         )
         self.bregman_generator  # noqa: B018 - a bad generator is refused now, not at the first step
+        _require(
+            not self.label_smoothing_factor,
+            "label_smoothing_factor",
+            self.label_smoothing_factor,
+            "0: no loss here has it",
+        )
+        _require(
+            not self.use_liger_kernel, "use_liger_kernel", True, "false: it replaces the forward"
+        )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(
+            self.gradient_accumulation_steps >= 1,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+            "at least 1",
+        )
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         super().__post_init__()
         # Nothing to pin for, and torch warns of it.
         self.dataloader_pin_memory &= torch.accelerator.is_available()

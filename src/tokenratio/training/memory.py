@@ -44,6 +44,7 @@ def estimate_memory(
     *,
     tokens_per_row: int,
     trainable_parameters: int | None = None,
+    reference_copy: bool = True,
 ) -> MemoryEstimate:
     """Estimate the peak of one training step (METHOD §5: logits never exist whole).
 
@@ -51,6 +52,7 @@ def estimate_memory(
         config: the policy's; nothing is allocated to count its parameters.
         tokens_per_row: longest row of prompt and response.
         trainable_parameters: those of the adapter; None for full fine-tuning.
+        reference_copy: the reference is a model of its own, not the policy with its adapter off.
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -61,13 +63,13 @@ def estimate_memory(
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
     activation_bytes = 2 if args.bf16 or args.fp16 else 4
-    has_reference_copy = args.loss != "sft" and trainable_parameters is None
+    has_reference = args.loss != "sft" and reference_copy
     chunk = min(max(2**23, 16 * vocabulary), tokens * vocabulary)
     full_head = trainable_parameters is None
     optimizer = OptimizerNames(args.optim).value
     parts = {
         "policy weights": 4 * parameters,
-        "reference weights": 4 * parameters * has_reference_copy,
+        "reference weights": 4 * parameters * has_reference,
         "gradients": 4 * trainable,
         f"optimizer state ({optimizer})": 4 * trainable * _OPTIMIZER_STATES.get(optimizer, 2),
         "activations": activation_bytes * tokens * layers * hidden * kept,

@@ -13,8 +13,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.policy import answer_token_requests, check_statistics, language_model
+from tokenratio.training.policy import (
+    answer_token_requests,
+    check_statistics,
+    language_model,
+    own_head,
+)
 from tokenratio.training.reference import Reference
 
 
@@ -28,7 +34,7 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
         return AutoModelForCausalLM.from_pretrained(
             str(name), **{"dtype": "float32", **(init_kwargs or {})}
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever is wrong with the files or the arguments
         raise TokenRatioError(f"cannot load model {str(name)!r}: {_first_line(error)}") from None
 
 
@@ -41,7 +47,7 @@ def load_tokenizer(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
     name = model if isinstance(model, str | Path) else language_model(model).config.name_or_path
     try:
         return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise TokenRatioError(
             f"cannot load a tokenizer for {str(name)!r}: {_first_line(error)}"
         ) from None
@@ -59,11 +65,17 @@ def make_reference(
         TokenRatioError: `ref_model` cannot be loaded, or is the policy itself.
     """
     if isinstance(ref_model, str | Path):
-        return Reference.frozen(load_model(ref_model, init_kwargs), f"ref_model {ref_model}")
+        ref_model = load_model(ref_model, init_kwargs)
     if ref_model is not None:
-        if ref_model is model:
+        shared = {id(parameter) for parameter in model.parameters()}
+        if any(id(parameter) in shared for parameter in ref_model.parameters()):
             raise TokenRatioError(
-                "ref_model is the policy itself: leave it out to get a frozen copy"
+                "ref_model shares its weights with the policy: leave it out to get the right one"
+            )
+        vocabularies = [own_head(language_model(m)).weight.shape[0] for m in (model, ref_model)]
+        if vocabularies[0] != vocabularies[1]:
+            raise TokenRatioError(
+                f"the policy has {vocabularies[0]} tokens, ref_model {vocabularies[1]}"
             )
         return Reference.frozen(ref_model, f"ref_model {ref_model.config.name_or_path}")
     if peft_config is None and not isinstance(model, PeftModel):
@@ -83,8 +95,50 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig) -> 
         )
     try:
         return get_peft_model(model, peft_config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise TokenRatioError(f"peft_config does not fit the model: {_first_line(error)}") from None
+
+
+def check_adapter(model: PeftModel) -> None:
+    """Refuse an adapter that the reference, the policy with its adapter off, would not be free of.
+
+    PEFT switches off the layers it added and the copies of `modules_to_save`. Biases of the base
+    (`bias="all"`), trained token rows and virtual tokens stay on.
+
+    Raises:
+        TokenRatioError: names the first such parameter.
+    """
+    if model.active_peft_config.is_prompt_learning:
+        raise TokenRatioError("prompt learning is not supported: use LoRA, or another added layer")
+    prefix = model.base_model.prefix
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and prefix not in name and ".modules_to_save." not in name:
+            raise TokenRatioError(
+                f"{name} would be trained and stay on when the adapter is off, so that the "
+                "reference would move with the policy: use bias='none' and no "
+                "trainable_token_indices, or pass ref_model"
+            )
+
+
+def check_fits(model: nn.Module, data: PreparedData) -> None:
+    """Refuse rows that the model has no embedding or no position for.
+
+    Raises:
+        TokenRatioError: which, and what to do.
+    """
+    base = language_model(model)
+    vocabulary = base.get_input_embeddings().weight.shape[0]
+    if data.largest_id >= vocabulary:
+        raise TokenRatioError(
+            f"the tokenizer gives id {data.largest_id}, the model has {vocabulary} embeddings: "
+            "take the model's own tokenizer, or call model.resize_token_embeddings"
+        )
+    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and data.longest > positions:
+        raise TokenRatioError(
+            f"the longest row has {data.longest} tokens, the model {positions} positions: set "
+            f"max_length to {positions}"
+        )
 
 
 def check_model(model: nn.Module) -> None:

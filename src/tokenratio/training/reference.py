@@ -89,7 +89,7 @@ class Reference:
 def model_digest(model: nn.Module) -> str:
     """SHA-256 of a model's own weights; adapters do not count, so they do not change it."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_own_weights(language_model(model))):
+    for name, tensor in sorted(_own_weights(model)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
@@ -97,8 +97,9 @@ def model_digest(model: nn.Module) -> str:
 
 
 def _own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in model.named_parameters():
-        if "lora_" in name or ".modules_to_save." in name:
+    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
+    for name, tensor in language_model(model).named_parameters():
+        if (prefix is not None and prefix in name) or ".modules_to_save." in name:
             continue
         yield name.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,13 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 # Written last by transformers, so a checkpoint that has it whole is complete.
 _LAST_FILE = "trainer_state.json"
+_SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
+_MASK = "<masked>"
+# A resumed run goes on with the same objective.
+_FIXED_SETTINGS = (
+    *("loss", "beta", "generator", "generator_lambda", "generator_scale"),
+    *("baseline_hidden_size", "center_baseline", "baseline_clamp"),
+)
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
@@ -22,10 +30,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def write_run_file(folder: str | Path, **contents: Mapping[str, Any]) -> None:
-    """Write `run.json`: versions and `contents`. Secrets of the arguments are already masked."""
-    document = {"versions": versions(), **contents}
+def write_run_file(folder: str | Path, **contents: Any) -> None:
+    """Write `run.json`: versions and `contents`, secrets masked."""
+    document = mask_secrets({"versions": versions(), **contents})
     replace_text(Path(folder) / RUN_FILE, json.dumps(document, indent=2, default=str) + "\n")
+
+
+def mask_secrets(value: Any) -> Any:
+    """The same document with the text of every key that names a secret replaced."""
+    if isinstance(value, Mapping):
+        return {k: _MASK if _is_secret(k, v) else mask_secrets(v) for k, v in value.items()}
+    return value
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(value, str) and bool(_SECRET.search(str(key)))
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -66,6 +85,10 @@ def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> 
         raise TokenRatioError(
             f"{path} is not a complete checkpoint: {_LAST_FILE} is missing or cut off"
         )
+    if not any(path.glob("optimizer*")):
+        raise TokenRatioError(
+            f"{path} was saved without its optimizer: it cannot be resumed exactly"
+        )
     return path
 
 
@@ -74,6 +97,8 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 
     A policy built from the checkpoint itself would otherwise silently become its own reference.
 
+    Args:
+        identity: what `run.json` would say now.
     Raises:
         TokenRatioError: what differs.
     """
@@ -88,6 +113,10 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
             f"({old_reference.get('description')}): start from the same model as then, not from a "
             "checkpoint"
         )
+    for name in _FIXED_SETTINGS:
+        was, now = began["config"].get(name), identity["config"].get(name)
+        if was != now:
+            raise TokenRatioError(f"the run in {folder} began with {name} {was}, not {now}")
     digest, old_digest = (run["data"]["train"]["digest"] for run in (identity, began))
     if digest != old_digest:
         raise TokenRatioError(

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
@@ -42,6 +42,8 @@ from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.models import (
     add_adapter,
+    check_adapter,
+    check_fits,
     check_model,
     load_model,
     load_tokenizer,
@@ -122,25 +124,13 @@ class TokenRatioTrainer(Trainer):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         self._peft_model = model if isinstance(model, PeftModel) else None
+        if self._peft_model is not None and self.reference and self.reference.model is None:
+            check_adapter(self._peft_model)
         check_model(model)
 
-        prepare = prepare_completions if self._is_sft else prepare_pairs
-        limits = {
-            "max_length": args.max_length,
-            "max_prompt_length": args.max_prompt_length,
-            "on_bad_row": args.on_bad_row,
-        }
-
-        def prepared(source: Any, split: str) -> PreparedData | None:
-            if source is None or isinstance(source, PreparedData):
-                return source
-            return prepare(source, processing_class, split=split, **limits)
-
-        self.train_data = prepared(train_dataset, "train")
-        if isinstance(eval_dataset, dict):
-            self.eval_data = {name: prepared(part, "test") for name, part in eval_dataset.items()}
-        else:
-            self.eval_data = prepared(eval_dataset, "test")
+        self.args, self.processing_class, self._checked_model = args, processing_class, model
+        self.train_data = self._prepared(train_dataset, "train")
+        self.eval_data = self._prepared_parts(eval_dataset)
         collator = CompletionCollator if self._is_sft else PairCollator
         super().__init__(
             model=model,
@@ -169,6 +159,33 @@ class TokenRatioTrainer(Trainer):
 
     # --- set-up -----------------------------------------------------------------------------------
 
+    def _prepared(self, source: Any, split: str) -> PreparedData | None:
+        if source is None or isinstance(source, PreparedData):
+            return source
+        prepare = prepare_completions if self._is_sft else prepare_pairs
+        data = prepare(
+            source,
+            self.processing_class,
+            max_length=self.args.max_length,
+            max_prompt_length=self.args.max_prompt_length,
+            on_bad_row=self.args.on_bad_row,
+            split=split,
+        )
+        check_fits(self._checked_model, data)
+        return data
+
+    def _prepared_parts(self, source: Any) -> PreparedData | dict[str, PreparedData | None] | None:
+        if isinstance(source, dict) and not isinstance(source, DatasetDict):
+            return {name: self._prepared(part, "test") for name, part in source.items()}
+        return self._prepared(source, "test")
+
+    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
+        """Evaluate on any source the constructor takes, or on the one it was given."""
+        is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
+        if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
+            eval_dataset = _datasets_of(self._prepared_parts(eval_dataset))
+        return super().evaluate(eval_dataset, **kwargs)
+
     def _add_baseline(self) -> None:
         size = self._language_model.get_output_embeddings().weight.shape[1]
         self.baseline = StateBaseline(size, self.args.baseline_hidden_size).to(self.args.device)
@@ -192,7 +209,7 @@ class TokenRatioTrainer(Trainer):
             raise TokenRatioError("no train_dataset was given")
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
-        identity = self._identity()
+        identity = {"config": self.args.to_dict(), **self._identity()}
         if checkpoint is not None:
             check_same_run(checkpoint.parent, identity)
             if self.baseline is not None:
@@ -204,7 +221,6 @@ class TokenRatioTrainer(Trainer):
         if self.is_world_process_zero():
             write_run_file(
                 self.args.output_dir,
-                config=self.args.to_dict(),
                 processes=self.accelerator.num_processes,
                 **identity,
             )
@@ -218,11 +234,9 @@ class TokenRatioTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         """What the run starts from: model, reference and data, with digests."""
+        evaluated = self.eval_data if isinstance(self.eval_data, dict) else {"": self.eval_data}
         data = {"train": self.train_data}
-        if isinstance(self.eval_data, dict):
-            data |= self.eval_data
-        elif self.eval_data is not None:
-            data["eval"] = self.eval_data
+        data |= {f"eval {name}".strip(): part for name, part in evaluated.items()}
         reference = None
         if self.reference is not None:
             reference = {
@@ -292,7 +306,8 @@ class TokenRatioTrainer(Trainer):
             request |= {
                 "ref_hidden": self.reference.hidden(batch, model, self._peft_model),
                 "ref_head": self.reference.head,
-                "with_kl": LOSSES[self.args.loss].state_weight == "kl",
+                # Methods without it in their loss log it all the same: KL drift compares them.
+                "with_kl": True,
             }
         answer = model(
             input_ids=batch.input_ids,
@@ -310,7 +325,8 @@ class TokenRatioTrainer(Trainer):
 
     def _require_finite(self, examples: ExampleLosses, rows: Tensor) -> None:
         finite = examples.loss.detach().isfinite()
-        if not finite.all():
+        # Every process stops, or the others would wait for the one that did.
+        if not bool(self.accelerator.reduce(finite.all().float(), "mean") == 1):
             what = f"the loss is not finite at step {self.state.global_step + 1}"
             self._stop(what, rows[~finite].tolist(), training=self.model.training)
 
@@ -318,6 +334,7 @@ class TokenRatioTrainer(Trainer):
         names = [f"evaluation row {row}" for row in rows]
         if training and self.train_data is not None:
             names = [self.train_data.dataset[row]["origin"] for row in rows]
+        names = names or ["rows of another process"]
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise TokenRatioError(
             f"{what} ({listed}); stopped before the update, earlier checkpoints are untouched. "

@@ -1,0 +1,62 @@
+"""Which folder a run may write into, and what of an old run makes way for a new one."""
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.run_folder import METRICS_FILE, RUN_FILE
+
+EVAL_FILE = "eval.json"
+STAGE_FILE = "stage.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+# Everything that training and saving write, ours and transformers'; nothing else is ever removed.
+_FILES = (
+    *(METRICS_FILE, RUN_FILE, EVAL_FILE, STAGE_FILE, "training_args.bin", "chat_template.jinja"),
+    *("config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors"),
+    *("state_baseline*.safetensors", "special_tokens_map.json", "metric_sums.json"),
+)
+
+
+def claim_folder(folder: Path, *, overwrite: bool, inputs: Iterable[str | None]) -> None:
+    """Make sure a run may write into `folder`: nothing is lost that nobody asked to lose.
+
+    Args:
+        overwrite: remove the run of ours that it holds.
+        inputs: models the run starts from; their folders are never written into.
+    Raises:
+        TokenRatioError: it holds a run and `overwrite` is off, or a model that is not ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TokenRatioError(f"output_dir {folder} is a file")
+    for name in inputs:
+        if name is not None and Path(name).resolve() == folder.resolve():
+            raise TokenRatioError(f"output_dir {folder} is a model that the run starts from")
+    found = sorted(_artefacts(folder))
+    if not found:
+        return
+    if not (folder / RUN_FILE).is_file():
+        raise TokenRatioError(
+            f"{folder} holds {found[0].name}, which is not of a run of ours: choose another "
+            "--output_dir"
+        )
+    if not overwrite:
+        raise TokenRatioError(
+            f"{folder} already holds a run: continue it with --resume_from_checkpoint true, "
+            "replace it with --overwrite, or choose another --output_dir"
+        )
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _artefacts(folder: Path) -> Iterator[Path]:
+    for pattern in _FILES:
+        yield from (path for path in folder.glob(pattern) if path.is_file())
+    for path in folder.glob("checkpoint-*"):
+        if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
+            yield path

@@ -1,0 +1,115 @@
+"""What a recipe starts from: tokenizer, model, adapter and data."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from tokenratio.cli.recipe import Recipe, Stage
+from tokenratio.cli.terminal import user_mistakes
+from tokenratio.data import parse_completion, parse_preference, read_rows
+from tokenratio.data.defects import RowDefectError
+from tokenratio.data.vocabulary import train_byte_level_bpe
+from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.models import add_adapter, load_model, load_tokenizer
+
+
+def source_of(source: str, sampler: Any = None) -> Any:
+    """A world's rows, its pairs drawn from the starting policy; other names as they are."""
+    return world_rows(source, sampler=sampler) if is_world_source(source) else source
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that a recipe names, or trains from its data.
+
+    Raises:
+        TokenRatioError: it cannot be had.
+    """
+    spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
+    if isinstance(spec, dict):
+        texts = _texts(str(recipe.train_dataset))
+        return train_byte_level_bpe(texts, spec["byte_level_bpe"])
+    assert spec is not None
+    if is_world_source(spec):
+        name = spec.removeprefix("world:")
+        if name not in WORLDS:
+            raise TokenRatioError(f"unknown world {name!r}; known: {', '.join(WORLDS)}")
+        return WORLDS[name].build_tokenizer()
+    return load_tokenizer(spec)
+
+
+def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of the starting policy.
+
+    Raises:
+        TokenRatioError: it is not one transformers knows, or its vocabulary is too small.
+    """
+    with user_mistakes("cannot build the model's configuration"):
+        if recipe.model is not None:
+            return AutoConfig.from_pretrained(recipe.model)
+        settings = dict(recipe.model_config or {})
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            settings.setdefault(name, getattr(tokenizer, name))
+        settings.setdefault("vocab_size", len(tokenizer))
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The starting policy: loaded, or built from its configuration with the stage's seed.
+
+    Raises:
+        TokenRatioError: it cannot be loaded or built.
+    """
+    if recipe.model is not None:
+        return load_model(recipe.model, stage.args.model_init_kwargs)
+    config = config_of(recipe, tokenizer)
+    set_seed(stage.args.seed)
+    with user_mistakes("cannot build the model"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def lora_of(settings: dict[str, Any]) -> LoraConfig:
+    """The adapter that `peft` describes.
+
+    Raises:
+        TokenRatioError: settings that LoRA does not have.
+    """
+    with user_mistakes("peft"):
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
+
+
+def adapter_size(config: PretrainedConfig, settings: dict[str, Any]) -> int:
+    """Trainable parameters of an adapter, without allocating the model."""
+    with user_mistakes("peft"), torch.device("meta"):
+        model = add_adapter(AutoModelForCausalLM.from_config(config), lora_of(settings))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _texts(source: str) -> Iterator[str]:
+    """Every text of a data set, for training a tokenizer.
+
+    Rows that cannot be used are passed over here: preparing the data counts and reports them.
+    """
+    for row in read_rows(source_of(source)):
+        for parse in (parse_preference, parse_completion):
+            try:
+                example = parse(row)
+            except RowDefectError:
+                continue
+            for side in ("prompt", "chosen", "rejected", "completion"):
+                text = getattr(example, side, None)
+                if isinstance(text, str):
+                    yield text
+                elif text is not None:
+                    yield from (message["content"] for message in text)
+            break
