@@ -177,6 +177,13 @@ def test_tools_reach_the_template(make_tokenizer, chat_tokenizer):
     assert texts(row, tokenizer)["prompt_ids"].startswith("[find]")
 
 
+def test_a_rows_own_template_arguments_reach_the_template(make_tokenizer, chat_tokenizer):
+    template = "{% if terse %}[find]{% endif %}" + chat_tokenizer.chat_template
+    tokenizer = make_tokenizer(template=template)
+    row = encode({**chat(), "chat_template_kwargs": {"terse": True, "other": None}}, tokenizer)
+    assert texts(row, tokenizer)["prompt_ids"].startswith("[find]")
+
+
 def test_template_failures_are_refused_with_their_reason(make_tokenizer, chat_tokenizer):
     moody = "{% if messages|length > 1 and 'x' in messages[0]['content'] %}!{% endif %}"
     refusing = "{% if 'Y' in messages[0]['content'] %}{{ raise_exception('no Y') }}{% endif %}"

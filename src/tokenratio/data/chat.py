@@ -53,10 +53,11 @@ def render(
     if isinstance(example.prompt, str):
         return RenderedExample(example.origin, example.prompt, tuple(responses.values()))
     require_chat_template(tokenizer, example.origin)
-    prompt = _apply(tokenizer, example.prompt, example.tools, add_generation_prompt=True)
+    options = {**example.template_kwargs, "tools": example.tools}
+    prompt = _apply(tokenizer, example.prompt, **options, add_generation_prompt=True)
     rendered = []
     for side, turns in responses.items():
-        whole = _apply(tokenizer, [*example.prompt, *turns], example.tools)
+        whole = _apply(tokenizer, [*example.prompt, *turns], **options)
         if not whole.startswith(prompt):
             raise RowDefectError(
                 DefectKind.TEMPLATE_FAILURE,
@@ -70,11 +71,10 @@ def render(
 def _apply(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[Message],
-    tools: list[Any] | None,
-    **options: bool,
+    **options: Any,
 ) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (
         Exception
     ) as error:  # whatever the template's Jinja raises: its own refusals, type errors

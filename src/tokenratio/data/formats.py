@@ -7,7 +7,7 @@ conversations).
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tokenratio.data.defects import DefectKind, RowDefectError
@@ -29,6 +29,7 @@ class PreferenceExample:
         prompt: what both responses answer; may be the empty string.
         chosen, rejected: the responses alone, without the prompt.
         tools: JSON schemas given to the chat template.
+        template_kwargs: what the row asks of the template besides (`chat_template_kwargs`).
     """
 
     origin: str
@@ -36,6 +37,7 @@ class PreferenceExample:
     chosen: Text
     rejected: Text
     tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class CompletionExample:
     prompt: Text
     completion: Text
     tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_preference(row: SourceRow) -> PreferenceExample:
@@ -56,7 +59,9 @@ def parse_preference(row: SourceRow) -> PreferenceExample:
     """
     fields = _readable(row)
     prompt, chosen, rejected = _resolve(fields, ("chosen", "rejected"))
-    return PreferenceExample(row.origin, prompt, chosen, rejected, _tools(fields))
+    return PreferenceExample(
+        row.origin, prompt, chosen, rejected, _tools(fields), _template_kwargs(fields)
+    )
 
 
 def parse_completion(row: SourceRow) -> CompletionExample:
@@ -98,7 +103,7 @@ def parse_completion(row: SourceRow) -> CompletionExample:
         raise RowDefectError(
             DefectKind.MISSING_COLUMN, f"it needs {wanted}; it has {sorted(fields)}"
         )
-    return CompletionExample(row.origin, prompt, completion, tools)
+    return CompletionExample(row.origin, prompt, completion, tools, _template_kwargs(fields))
 
 
 def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
@@ -231,6 +236,17 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
                     DefectKind.BAD_CONVERSATION,
                     f"a response holds a turn of {turn['role']!r}; only 'assistant' is learnt",
                 )
+
+
+def _template_kwargs(fields: dict[str, Any]) -> dict[str, Any]:
+    options = fields.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise RowDefectError(
+            DefectKind.MALFORMED_ROW,
+            f"chat_template_kwargs is a {type(options).__name__}, not an object",
+        )
+    # Arrow gives every row the keys of all rows, with null where a row had none.
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _tools(fields: dict[str, Any]) -> list[Any] | None:

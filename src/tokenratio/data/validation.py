@@ -95,7 +95,7 @@ def _repetitions(examples: Sequence[PreferenceExample | CompletionExample]) -> I
     mirrors: list[tuple[str, bytes]] = []
     for example in examples:
         sides = list(responses_of(example).values())
-        context = [example.prompt, example.tools]
+        context = [example.prompt, example.tools, example.template_kwargs]
         key = _key([*context, *sides])
         if key in first:
             yield Defect(example.origin, WarningKind.DUPLICATE_ROW, f"the same as {first[key]}")
