@@ -29,7 +29,9 @@ def source_of(source: str, sampler: Any = None) -> Any:
     return world_rows(source, sampler=sampler) if is_world_source(source) else source
 
 
-def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+def tokenizer_of(
+    recipe: Recipe, init_kwargs: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer that a recipe names, or trains from its data.
 
     Raises:
@@ -45,7 +47,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
         if name not in WORLDS:
             raise TokenRatioError(f"unknown world {name!r}; known: {', '.join(WORLDS)}")
         return WORLDS[name].build_tokenizer()
-    return load_tokenizer(spec)
+    return load_tokenizer(spec, init_kwargs)
 
 
 def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

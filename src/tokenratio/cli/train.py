@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
 def dry_run(resolved: ResolvedRecipe) -> str:
     """Everything a run would use: settings, data, memory; no training, no files."""
     recipe = resolved.recipe
-    tokenizer = tokenizer_of(recipe)
+    tokenizer = tokenizer_of(recipe, resolved.main.args.model_init_kwargs)
     config = config_of(recipe, tokenizer)
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
@@ -97,7 +97,7 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         with args.main_process_first():
             if args.should_save:
                 _claim(recipe, resolved.main)
-    tokenizer = tokenizer_of(recipe)
+    tokenizer = tokenizer_of(recipe, args.model_init_kwargs)
     if resolved.sft is not None:
         folder = _sft_stage(recipe, resolved.sft, tokenizer)
         model, tokenizer = load_model(folder), load_tokenizer(folder)

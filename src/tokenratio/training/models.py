@@ -24,6 +24,10 @@ from tokenratio.training.policy import (
 from tokenratio.training.reference import Reference
 
 
+# Arguments of from_pretrained that say where to find files rather than how to build the model.
+_WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+
+
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
     """A causal language model by hub name or folder, in float32 unless `init_kwargs` say else.
 
@@ -38,15 +42,18 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
         raise TokenRatioError(f"cannot load model {str(name)!r}: {_first_line(error)}") from None
 
 
-def load_tokenizer(model: str | Path | nn.Module) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a model.
+def load_tokenizer(
+    model: str | Path | nn.Module, init_kwargs: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a model, from the revision that the model's `init_kwargs` name.
 
     Raises:
         TokenRatioError: there is none.
     """
     name = model if isinstance(model, str | Path) else language_model(model).config.name_or_path
+    where = {k: v for k, v in (init_kwargs or {}).items() if k in _WHERE_KWARGS}
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(str(name), **where)
     except Exception as error:
         raise TokenRatioError(
             f"cannot load a tokenizer for {str(name)!r}: {_first_line(error)}"
@@ -148,6 +155,10 @@ def check_model(model: nn.Module) -> None:
         TokenRatioError: see `answer_token_requests` and `check_statistics`.
     """
     base = language_model(model)
+    if len(set(getattr(base, "hf_device_map", {}).values())) > 1:
+        raise TokenRatioError(
+            "a model split over devices by device_map is not supported: use FSDP, or one device"
+        )
     answer_token_requests(base)  # again: an adapter may have changed the head
     weight = base.get_output_embeddings().weight
     check_statistics(model, torch.arange(min(8, len(weight)), device=weight.device)[None])

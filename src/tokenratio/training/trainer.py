@@ -112,7 +112,7 @@ class TokenRatioTrainer(Trainer):
         if args.deepspeed:
             raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")
         if processing_class is None:
-            processing_class = load_tokenizer(model)
+            processing_class = load_tokenizer(model, args.model_init_kwargs)
         if isinstance(model, str | Path):
             model = load_model(model, args.model_init_kwargs)
         self._is_sft = args.loss == "sft"
