@@ -197,7 +197,7 @@ def test_dry_run_resolves_everything_and_writes_nothing(recipe, tmp_path, capsys
     ("argv", "message"),
     [
         (["trian", "x"], "unknown command 'trian'; did you mean 'train'"),
-        (["train"], "train needs one recipe"),
+        (["train"], "needs one recipe, and only that: usage: tokenratio train"),
         (["train", "none.yaml"], "cannot read none.yaml"),
         (["train", "RECIPE", "--lerning_rate", "1"], "did you mean 'learning_rate'"),
         (["train", "RECIPE", "--beta", "-1"], "beta must be positive"),

@@ -43,6 +43,28 @@ def fields_of(*classes: type) -> dict[str, Field]:
     return fields
 
 
+def read_command(
+    argv: list[str], usage: str, fields: Mapping[str, Field], *, argument: str | None
+) -> tuple[str, dict[str, str | bool]] | None:
+    """A command's one argument (or none, "" then) and its flags; None if help was asked and given.
+
+    Args:
+        usage: what `--help` prints before the list of settings.
+        argument: what the argument is, for the message when it is missing.
+    Raises:
+        TokenRatioError: see `read_flags`; or another number of arguments.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(f"{usage}\n{describe(fields)}")
+        return None
+    positional, flags = read_flags(argv, fields)
+    if argument is None and positional:
+        raise TokenRatioError(f"this command takes no argument {positional[0]!r}")
+    if argument is not None and len(positional) != 1:
+        raise TokenRatioError(f"needs {argument}, and only that: {usage.splitlines()[0]}")
+    return positional[0] if positional else "", flags
+
+
 def read_flags(
     argv: list[str], fields: Mapping[str, Field]
 ) -> tuple[list[str], dict[str, str | bool]]:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.terminal import is_terminal, quiet_libraries
 from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
@@ -49,17 +49,15 @@ class GenerateOptions:
 
 def run(argv: list[str]) -> int:
     """The command; see `HELP`."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP + "\n" + describe(fields_of(GenerateOptions)))
+    command = read_command(argv, HELP, fields_of(GenerateOptions), argument="one model")
+    if command is None:
         return 0
-    positional, flags = read_flags(argv, fields_of(GenerateOptions))
-    if len(positional) != 1:
-        raise TokenRatioError("generate needs one model: tokenratio generate MODEL --prompts FILE")
+    name, flags = command
     options = build(GenerateOptions, flags, "generate")
     quiet_libraries()
     prompts = read_prompts(options.prompts, split=options.split)[: options.num_prompts]
-    model, tokenizer = load_model(positional[0]), load_tokenizer(positional[0])
-    settings = asdict(options) | {"model": positional[0]}
+    model, tokenizer = load_model(name), load_tokenizer(name)
+    settings = asdict(options) | {"model": name}
     del settings["output"]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     samples = sample_responses(

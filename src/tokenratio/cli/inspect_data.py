@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.terminal import quiet_libraries
 from tokenratio.data import inspect_source
 from tokenratio.data.worlds import is_world_source, world_rows
@@ -35,17 +35,13 @@ class InspectOptions:
 
 def run(argv: list[str]) -> int:
     """The command; see `HELP`."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP + "\n" + describe(fields_of(InspectOptions)))
+    command = read_command(argv, HELP, fields_of(InspectOptions), argument="one source")
+    if command is None:
         return 0
-    positional, flags = read_flags(argv, fields_of(InspectOptions))
-    if len(positional) != 1:
-        raise TokenRatioError("inspect-data needs one source: tokenratio inspect-data FILE")
+    source, flags = command
     options = build(InspectOptions, flags, "inspect-data")
     quiet_libraries()
-    source = positional[0]
-    if is_world_source(source):
-        source = world_rows(source)
+    rows = world_rows(source) if is_world_source(source) else source
     tokenizer = None
     if options.tokenizer is not None:
         from tokenratio.training.models import load_tokenizer
@@ -53,7 +49,7 @@ def run(argv: list[str]) -> int:
         tokenizer = load_tokenizer(options.tokenizer)
     print(
         inspect_source(
-            source,
+            rows,
             tokenizer,
             num_rows=options.num_rows,
             max_length=options.max_length,

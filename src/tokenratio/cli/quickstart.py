@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tokenratio.cli.arguments import build, check_known, describe, fields_of, read_flags
+from tokenratio.cli.arguments import build, check_known, fields_of, read_command
 from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
@@ -56,14 +56,11 @@ class QuickstartOptions:
 
 def run(argv: list[str]) -> int:
     """The command; see `HELP`."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP + "\n" + describe(fields_of(QuickstartOptions)))
+    command = read_command(argv, HELP, fields_of(QuickstartOptions), argument=None)
+    if command is None:
         return 0
-    positional, flags = read_flags(argv, fields_of(QuickstartOptions))
-    if positional:
-        raise TokenRatioError(f"quickstart takes no argument {positional[0]!r}")
     quiet_libraries()
-    quickstart(build(QuickstartOptions, flags, "quickstart"))
+    quickstart(build(QuickstartOptions, command[1], "quickstart"))
     return 0
 
 

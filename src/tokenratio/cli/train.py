@@ -10,7 +10,7 @@ import yaml
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenratio.cli.arguments import describe, read_flags
+from tokenratio.cli.arguments import read_command
 from tokenratio.cli.folders import EVAL_FILE, STAGE_FILE, claim_folder
 from tokenratio.cli.recipe import Recipe, ResolvedRecipe, Stage, recipe_fields, resolve
 from tokenratio.cli.starting import (
@@ -23,7 +23,6 @@ from tokenratio.cli.starting import (
 )
 from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal, user_mistakes
 from tokenratio.data import prepare_completions, prepare_pairs, read_rows, source_digest
-from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import policy_sampler
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
@@ -42,14 +41,11 @@ A recipe's keys and the flags are the same; flags win. See recipes/ for examples
 
 def run(argv: list[str]) -> int:
     """The command; see `HELP`."""
-    if "--help" in argv or "-h" in argv:
-        print(HELP + "\n" + describe(recipe_fields()))
+    command = read_command(argv, HELP, recipe_fields(), argument="one recipe")
+    if command is None:
         return 0
-    positional, flags = read_flags(argv, recipe_fields())
-    if len(positional) != 1:
-        raise TokenRatioError("train needs one recipe: tokenratio train RECIPE.yaml")
     quiet_libraries()
-    resolved = resolve(positional[0], flags, {"disable_tqdm": not is_terminal()})
+    resolved = resolve(*command, {"disable_tqdm": not is_terminal()})
     if resolved.recipe.dry_run:
         print(dry_run(resolved))
         return 0

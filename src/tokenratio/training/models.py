@@ -23,7 +23,6 @@ from tokenratio.training.policy import (
 )
 from tokenratio.training.reference import Reference
 
-
 # Arguments of from_pretrained that say where to find files rather than how to build the model.
 _WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
