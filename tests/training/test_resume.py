@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -130,6 +131,29 @@ def test_half_written_checkpoint_is_passed_over(tmp_path):
     with pytest.raises(TokenRatioError, match="not a complete checkpoint"):
         resolve_checkpoint(cut_off, tmp_path)
     trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)
+
+
+def test_resumed_adapter_is_bit_identical(tmp_path):
+    """Also when the process drew other random numbers before: the seed alone fixes the adapter."""
+
+    def adapted(folder, *, cut=None, noise=0):
+        args, model = trainer_in(folder, "tbpo_a").args, tiny_model()
+        torch.manual_seed(noise)
+        return TokenRatioTrainer(
+            model,
+            args=args,
+            train_dataset=word_pairs(14),
+            eval_dataset=word_pairs(4, seed=1),
+            processing_class=tiny_tokenizer(),
+            peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+            callbacks=[] if cut is None else [Cut(cut)],
+        )
+
+    adapted(tmp_path / "whole").train()
+    with pytest.raises(KeyboardInterrupt):
+        adapted(tmp_path / "cut", cut=3, noise=5).train()
+    adapted(tmp_path / "cut", noise=9).train(resume_from_checkpoint=True)
+    assert_identical(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
 
 
 def test_resuming_from_another_start_is_refused(tmp_path):

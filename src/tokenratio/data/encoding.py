@@ -189,13 +189,10 @@ def assemble(
         RowDefectError: an empty response, a prompt that leaves no room, or two responses of which
             the same tokens are left.
     """
-    prompt, responses = list(ids[0]), [_close(response, special.eos) for response in ids[1:]]
-    if not prompt:
-        prompt = list(special.start)
+    prompt, responses = begin(ids[0], special), [_close(row, special.eos) for row in ids[1:]]
+    if not ids[0]:
         # A text that opens with its own BOS would else have two.
         responses = [_without_prefix(response, special.start) for response in responses]
-    elif special.prefix and tuple(prompt[: len(special.prefix)]) != special.prefix:
-        prompt = [*special.prefix, *prompt]
     for side, response in zip(sides, responses, strict=True):
         if not response or response == [special.eos]:
             raise RowDefectError(DefectKind.BLANK_RESPONSE, f"{side} has no token but EOS")
@@ -226,6 +223,13 @@ def assemble(
         prompt_cut=prompt_cut,
         response_cuts=tuple(cuts),
     )
+
+
+def begin(prompt: Sequence[int], special: SpecialTokens) -> list[int]:
+    """A prompt's ids, the tokenizer's prefix once in front; an empty one is `special.start`."""
+    if not prompt:
+        return list(special.start)
+    return [*special.prefix, *_without_prefix(list(prompt), special.prefix)]
 
 
 def _close(response: list[int], eos: int) -> list[int]:

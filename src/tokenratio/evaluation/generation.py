@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokenratio.data.encoding import special_tokens
+from tokenratio.data.encoding import begin, special_tokens
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -156,14 +156,8 @@ def encode_prompts(
             text = tokenizer.apply_chat_template(
                 list(prompt), tokenize=False, add_generation_prompt=True
             )
-        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if not ids:
-            ids = special.start
-        elif ids[: len(special.prefix)] != special.prefix:
-            ids = special.prefix + ids
-        if not ids:
-            raise TokenRatioError(f"The prompt {prompt!r} has no token, and the tokenizer no BOS.")
-        encoded.append(ids)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded.append(tuple(begin(ids, special)))
     return encoded
 
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    set_seed,
 )
 
 from tokenratio.data import (
@@ -122,13 +123,16 @@ class TokenRatioTrainer(Trainer):
         if not self._is_sft:
             self.reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
         if peft_config is not None:
+            set_seed(args.seed)  # Trainer seeds later; the adapter's start is part of the run
             model = add_adapter(model, peft_config)
         self._peft_model = model if isinstance(model, PeftModel) else None
         if self._peft_model is not None and self.reference and self.reference.model is None:
             check_adapter(self._peft_model)
         check_model(model)
 
-        self.args, self.processing_class, self._checked_model = args, processing_class, model
+        # The policy outside every wrapper that training puts around it.
+        self._policy = model
+        self.args, self.processing_class = args, processing_class
         self.train_data = self._prepared(train_dataset, "train")
         self.eval_data = self._prepared_parts(eval_dataset)
         collator = CompletionCollator if self._is_sft else PairCollator
@@ -171,7 +175,7 @@ class TokenRatioTrainer(Trainer):
             on_bad_row=self.args.on_bad_row,
             split=split,
         )
-        check_fits(self._checked_model, data)
+        check_fits(self._policy, data)
         return data
 
     def _prepared_parts(self, source: Any) -> PreparedData | dict[str, PreparedData | None] | None:
@@ -197,7 +201,7 @@ class TokenRatioTrainer(Trainer):
 
     @property
     def _language_model(self) -> PreTrainedModel:
-        return language_model(self._peft_model or self.accelerator.unwrap_model(self.model))
+        return language_model(self._policy)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint` (a folder, or True for the newest whole one) go on.
@@ -241,7 +245,7 @@ class TokenRatioTrainer(Trainer):
         if self.reference is not None:
             reference = {
                 "description": self.reference.description,
-                "sha256": self.reference.digest(self._language_model),
+                "sha256": self.reference.digest(self._policy),
             }
         return {
             "model": self._language_model.config.name_or_path,
