@@ -4,6 +4,7 @@ Arguments: output folder, loss, pairs per process and batch, what to break ("" o
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -50,10 +51,11 @@ def main(folder: str, loss: str, batch: str, fault: str) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         Path(folder, "eval.json").write_text(json.dumps(metrics))
-    accelerator = trainer.accelerator
-    accelerator.wait_for_everyone()
-    accelerator.end_training()  # or gloo's threads may outlive the process and abort it
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # threads that gloo leaves behind can abort an interpreter that shuts down

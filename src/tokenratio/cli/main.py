@@ -54,4 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # This is how launchers start it. Threads that gloo leaves behind can abort a process while the
+    # interpreter shuts down, after all work is done; so it does not shut down, it stops.
+    os._exit(code)

@@ -188,6 +188,23 @@ class TokenRatioConfig(TrainingArguments):
             raise TokenRatioError(str(error)) from None
 
 
+def require_supported(args: TrainingArguments) -> None:
+    """Refuse settings of another class, and ways of running that are not supported.
+
+    Raises:
+        TokenRatioError: which, and what to do instead.
+    """
+    if not isinstance(args, TokenRatioConfig):
+        raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise TokenRatioError(
+            f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
+            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if args.deepspeed:
+        raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")
+
+
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise TokenRatioError(f"{name} must be {expected}, not {value!r}")

@@ -39,7 +39,7 @@ from tokenratio.training.baseline import (
     save_optimizer,
 )
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard
-from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.config import TokenRatioConfig, require_supported
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.models import (
     add_adapter,
@@ -103,15 +103,7 @@ class TokenRatioTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
-        if not isinstance(args, TokenRatioConfig):
-            raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
-        if args.n_gpu > 1:
-            raise TokenRatioError(
-                f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
-                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
-            )
-        if args.deepspeed:
-            raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")
+        require_supported(args)
         if processing_class is None:
             processing_class = load_tokenizer(model, args.model_init_kwargs)
         if isinstance(model, str | Path):
