@@ -46,10 +46,10 @@ def test_states_predict_the_labels(padding):
     """The state of a response token ends with the token before it, the last of the prompt first."""
     batch = make_batch(ROWS, padding=padding)
     expected = [before for p, response in ROWS for before in [p[-1], *response[:-1]]]
-    assert batch.input_ids[batch.state_mask].tolist() == expected
+    assert batch.input_ids[batch.states].tolist() == expected
     for row, (prompt, response) in enumerate(ROWS):
         positions = [len(prompt) - 1 + step for step in range(len(response))]
-        assert batch.state_mask[row].nonzero().flatten().tolist() == positions
+        assert batch.states[row].nonzero().flatten().tolist() == positions
         assert [p + 1 for p in positions] == batch.completion_mask[row].nonzero().flatten().tolist()
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def pair_log_ratio(
-    chosen_log_ratio: Float[Tensor, "pairs tokens"],
-    rejected_log_ratio: Float[Tensor, "pairs tokens"],
-    log_state_weight: Float[Tensor, "pairs tokens"],
+    chosen_log_ratio: Float[Tensor, "*steps"],
+    rejected_log_ratio: Float[Tensor, "*steps"],
+    log_state_weight: Float[Tensor, "*steps"],
     *,
     beta: float,
-) -> Float[Tensor, "pairs tokens"]:
+) -> Float[Tensor, "*steps"]:
     """log R_t = β (ρ_t^l − ρ_t^w + log w_t), rejected over chosen: smaller is better (METHOD §2).
 
     β multiplies all three terms, the state weight included; zeros for `log_state_weight` are the
@@ -25,8 +25,8 @@ def pair_log_ratio(
 
 
 def kl_state_weight(
-    chosen_kl: Float[Tensor, "pairs tokens"], rejected_kl: Float[Tensor, "pairs tokens"]
-) -> Float[Tensor, "pairs tokens"]:
+    chosen_kl: Float[Tensor, "*steps"], rejected_kl: Float[Tensor, "*steps"]
+) -> Float[Tensor, "*steps"]:
     """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), nats (METHOD §2).
 
     Gradients flow through both: a detached KL has another minimiser (METHOD §10).

@@ -29,7 +29,7 @@ class CompletionBatch:
         return self.input_ids[self.completion_mask]
 
     @property
-    def state_mask(self) -> Bool[Tensor, "rows length"]:
+    def states(self) -> Bool[Tensor, "rows length"]:
         """True where the hidden state predicts a response token: one position to its left."""
         return self.completion_mask.roll(-1, dims=1)
 
@@ -60,6 +60,54 @@ class PairBatch(CompletionBatch):
         """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
         chosen, rejected = self.split(self.response_mask)
         return chosen & rejected
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Pairs cut to the steps both responses have: what a loss needs that compares step by step.
+
+    Rows are either the two responses of each pair, each after its prompt, or one row per pair in
+    which `prompt, chosen, rejected` share the prompt. A *step* t < T = min(|y^w|, |y^l|) compares
+    two tokens; `states` and `labels` list the chosen token of every step, pair after pair, then
+    the rejected token of every step in the same order (METHOD §5).
+
+    Attributes:
+        input_ids: token ids.
+        attention_mask: 1 on tokens, 0 on padding.
+        states: for each label the position that predicts it, counted over the flattened rows.
+        labels: the response tokens compared.
+        lengths: T of each pair.
+        past: for each pair, the tokens of the longer response past T.
+        row: for each pair, its index in the encoded dataset.
+        branch: in rows that share the prompt, 0 on it, 1 on chosen, 2 on rejected tokens, -1 on
+            padding; None in the other layout.
+        position_ids: goes with `branch`: both responses count on from the prompt.
+        ref_log_probs: log π_ref of each label in nats, where it was computed beforehand.
+        ref_hidden: the reference's hidden state that predicts each label, likewise.
+    """
+
+    input_ids: Int[Tensor, "rows length"]
+    attention_mask: Int[Tensor, "rows length"]
+    states: Int[Tensor, "tokens"]
+    labels: Int[Tensor, "tokens"]
+    lengths: Int[Tensor, "pairs"]
+    past: Int[Tensor, "pairs"]
+    row: Int[Tensor, "pairs"]
+    branch: Int[Tensor, "rows length"] | None = None
+    position_ids: Int[Tensor, "rows length"] | None = None
+    ref_log_probs: Float[Tensor, "tokens"] | None = None
+    ref_hidden: Float[Tensor, "tokens hidden"] | None = None
+
+    @property
+    def step_mask(self) -> Bool[Tensor, "pairs steps"]:
+        """True at t < T."""
+        steps = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return steps < self.lengths[:, None]
+
+    def align(self, per_step: Float[Tensor, "steps"]) -> Float[Tensor, "pairs longest"]:
+        """Put flat values, one per step, at their index in the pair; 0 past T."""
+        mask = self.step_mask
+        return per_step.new_zeros(mask.shape).masked_scatter(mask, per_step)
 
 
 @dataclass(frozen=True)
@@ -98,3 +146,36 @@ class PairStatistics:
     def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
         """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
         return self.chosen_mask & self.rejected_mask
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """The two tokens of each step, in nats: what a loss reads that is local to its step.
+
+    Attributes:
+        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t); `rejected_log_ratio` likewise.
+        chosen_kl: KL(π_ref(.|s_t) ‖ π(.|s_t)) at the chosen token's state, where it is needed;
+            `rejected_kl` likewise.
+        log_state_weight: log w_t before β, where it does not come from the KL.
+    """
+
+    chosen_log_ratio: Float[Tensor, "steps"]
+    rejected_log_ratio: Float[Tensor, "steps"]
+    chosen_kl: Float[Tensor, "steps"] | None = None
+    rejected_kl: Float[Tensor, "steps"] | None = None
+    log_state_weight: Float[Tensor, "steps"] | None = None
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """A loss that is local to its step, and what it was computed from.
+
+    Attributes:
+        total: Σ_t step_weight_t · loss_t; the only one that gradients flow through.
+        per_step: loss_t.
+        tokens: of the chosen token of every step, then of the rejected ones.
+    """
+
+    total: Float[Tensor, ""]
+    per_step: Float[Tensor, "steps"]
+    tokens: TokenStatistics

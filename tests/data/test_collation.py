@@ -61,8 +61,8 @@ def test_pairs_are_aligned(triples, multiple):
     left, right = batch.split(batch.completion_mask)
     assert torch.equal(left.int().argmax(1), right.int().argmax(1))
     # The state that predicts a response's first token is the prompt's last.
-    assert batch.state_mask.int().argmax(1).tolist() == [len(p) - 1 for p in [*prompts, *prompts]]
-    assert batch.state_mask.sum() == batch.completion_mask.sum()
+    assert batch.states.int().argmax(1).tolist() == [len(p) - 1 for p in [*prompts, *prompts]]
+    assert batch.states.sum() == batch.completion_mask.sum()
 
 
 @given(triples=pairs)

@@ -120,7 +120,7 @@ def test_dpo_is_trls_dpo_on_the_same_batch(trl_trainer):
     hidden, ref_hidden = (
         model.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state[batch.state_mask]
+        ).last_hidden_state[batch.states]
         for model in (policy, reference)
     )
     statistics = token_statistics(

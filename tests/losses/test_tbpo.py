@@ -155,7 +155,7 @@ def linear_model(lengths, *, vocabulary=11, width=4, seed=0, moved=True):
 
 
 def pair_statistics(batch, embedding, weight, ref_weight, *, with_kl):
-    hidden = embedding[batch.input_ids[batch.state_mask]]
+    hidden = embedding[batch.input_ids[batch.states]]
     statistics = token_statistics(hidden, weight, batch.labels, hidden, ref_weight, with_kl=with_kl)
     ratios = batch.split(batch.align(statistics.log_probs - statistics.ref_log_probs))
     log_weight = torch.zeros_like(ratios[0])
@@ -233,7 +233,7 @@ def test_the_prompts_state_weighs_nothing():
     pairs = pair_statistics(batch, embedding, weight, ref_weight, with_kl=True)
     assert (pairs.log_state_weight[:, 0] == 0).all()
     assert (pairs.log_state_weight[:, 1].abs() > 1e-6).all()
-    baseline = batch.align(embedding[batch.input_ids[batch.state_mask]].square().sum(1))
+    baseline = batch.align(embedding[batch.input_ids[batch.states]].square().sum(1))
     log_weight = baseline_state_weight(*batch.split(baseline), batch.pair_mask)
     assert (log_weight[:, 0] == 0).all()
     assert (log_weight[:, 1].abs() > 1e-6).all()

@@ -1,5 +1,6 @@
 """The data room: sources → parsed and checked rows → token ids → pair-aligned batches."""
 
+from tokenratio.data.batching import LengthGroupedSampler, row_lengths
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
 from tokenratio.data.defects import Defect, DefectKind, OnBadRow, WarningKind
 from tokenratio.data.files import SourceRow
@@ -12,6 +13,7 @@ from tokenratio.data.formats import (
 from tokenratio.data.inspection import check_text, inspect_rows, inspect_source, inspect_text
 from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
 from tokenratio.data.sources import Source, read_rows, source_digest
+from tokenratio.data.steps import StepCollator
 from tokenratio.data.summary import DataReport, Truncation
 
 __all__ = [
@@ -20,12 +22,14 @@ __all__ = [
     "DataReport",
     "Defect",
     "DefectKind",
+    "LengthGroupedSampler",
     "OnBadRow",
     "PairCollator",
     "PreferenceExample",
     "PreparedData",
     "Source",
     "SourceRow",
+    "StepCollator",
     "Truncation",
     "WarningKind",
     "check_text",
@@ -38,5 +42,6 @@ __all__ = [
     "prepare_completions",
     "prepare_pairs",
     "read_rows",
+    "row_lengths",
     "source_digest",
 ]

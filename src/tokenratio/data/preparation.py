@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,10 @@ class PreparedData:
     report: DataReport
     digest: str
     cuts: dict[int, tuple[int, ...]]
+
+    def identity(self) -> dict[str, Any]:
+        """Digest and account, as a run's record holds them."""
+        return {"digest": self.digest, **self.report.to_dict()}
 
     @property
     def longest(self) -> int:

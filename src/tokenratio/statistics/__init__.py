@@ -5,12 +5,14 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.fused import fused_token_statistics
 from tokenratio.statistics.head import Head
 from tokenratio.statistics.reference import reference_token_statistics
-from tokenratio.types import TokenStatistics
+from tokenratio.statistics.steps import StepLoss, fused_step_losses, reference_step_losses
+from tokenratio.types import StepLosses, TokenStatistics
 
-__all__ = ["token_statistics"]
+__all__ = ["StepLoss", "step_losses", "token_statistics"]
 
 
 def token_statistics(
@@ -51,6 +53,112 @@ def token_statistics(
     """
     if with_kl and ref_hidden is None:
         raise ValueError("with_kl needs ref_hidden: the KL compares the policy with a reference")
+    policy, reference, ref_hidden = _heads(
+        hidden, weight, labels, ref_hidden, ref_weight, bias, ref_bias, logit_softcap, chunk_size
+    )
+    if impl == "reference":
+        return reference_token_statistics(
+            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl
+        )
+    if impl == "fused":
+        return fused_token_statistics(
+            hidden,
+            policy,
+            labels,
+            ref_hidden,
+            reference,
+            with_kl=with_kl,
+            chunk_size=chunk_size or default_chunk_size(weight),
+        )
+    raise ValueError(f"impl must be 'fused' or 'reference', not {impl!r}")
+
+
+def step_losses(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
+    labels: Int[Tensor, "tokens"],
+    step_loss: StepLoss,
+    step_weight: Float[Tensor, "steps"],
+    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None = None,
+    ref_weight: Float[Tensor, "vocabulary ref_hidden"] | None = None,
+    *,
+    ref_log_probs: Float[Tensor, "tokens"] | None = None,
+    log_state_weight: Float[Tensor, "steps"] | None = None,
+    bias: Float[Tensor, "vocabulary"] | None = None,
+    ref_bias: Float[Tensor, "vocabulary"] | None = None,
+    logit_softcap: float | None = None,
+    with_kl: bool = False,
+    impl: Literal["fused", "reference"] = "fused",
+    chunk_size: int | None = None,
+) -> StepLosses:
+    """A loss that looks at one step at a time, and its gradients, in one pass (METHOD §5).
+
+    A step compares two tokens. All `tokens` arrays hold the chosen token of every step, then the
+    rejected token of every step in the same order. Gradients flow from `total` to `hidden`,
+    `weight`, `bias` and `log_state_weight`; the fused implementation forms them together with the
+    loss, so backward can run once. Numerics are those of `token_statistics`.
+
+    Args:
+        step_loss: from the statistics of any number of steps to the loss of each, differentiably;
+            it must not mix steps.
+        step_weight: what each step's loss counts in `total`.
+        ref_log_probs: log π_ref of the labels where it is known already; the reference's logits are
+            then formed only for the KL.
+        log_state_weight: log w_t for `step_loss` to use (a learned baseline's), before β.
+        chunk_size: tokens per chunk of the fused implementation, both of a step's counted.
+            The other arguments are those of `token_statistics`.
+    Raises:
+        ValueError: shapes that do not fit, no reference, a soft-cap or chunk size ≤ 0.
+    """
+    if ref_hidden is None and (with_kl or ref_log_probs is None):
+        raise ValueError("step_losses needs ref_hidden, or ref_log_probs for a loss without KL")
+    policy, reference, ref_hidden = _heads(
+        hidden, weight, labels, ref_hidden, ref_weight, bias, ref_bias, logit_softcap, chunk_size
+    )
+    for name, value, size in (
+        ("ref_log_probs", ref_log_probs, len(labels)),
+        ("log_state_weight", log_state_weight, len(labels) / 2),
+        ("step_weight", step_weight, len(labels) / 2),
+    ):
+        if value is not None and value.shape != (size,):
+            raise ValueError(
+                f"{name} has shape {list(value.shape)}: {len(labels)} labels make "
+                f"{len(labels) / 2:g} steps of two"
+            )
+    known = (ref_log_probs, log_state_weight)
+    if impl == "reference":
+        return reference_step_losses(
+            hidden, policy, labels, step_loss, step_weight, ref_hidden, reference, *known, with_kl
+        )
+    if impl == "fused":
+        chunk_steps = max(1, (chunk_size or default_chunk_size(weight)) // 2)
+        return fused_step_losses(
+            hidden,
+            policy,
+            labels,
+            step_loss,
+            step_weight,
+            ref_hidden,
+            reference,
+            *known,
+            with_kl,
+            chunk_steps=chunk_steps,
+        )
+    raise ValueError(f"impl must be 'fused' or 'reference', not {impl!r}")
+
+
+def _heads(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ref_hidden: Tensor | None,
+    ref_weight: Tensor | None,
+    bias: Tensor | None,
+    ref_bias: Tensor | None,
+    logit_softcap: float | None,
+    chunk_size: int | None,
+) -> tuple[Head, Head, Tensor | None]:
+    """Both heads, checked against what they are applied to, and `ref_hidden` as a constant."""
     if ref_hidden is None and (ref_weight is not None or ref_bias is not None):
         raise ValueError("ref_weight and ref_bias need ref_hidden")
     if logit_softcap is not None and not logit_softcap > 0:
@@ -64,20 +172,12 @@ def token_statistics(
         ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_softcap
     )
     policy.check_fits(hidden, labels, "hidden", "weight")
-    if ref_hidden is not None:
-        ref_hidden = ref_hidden.detach()
-        reference.check_fits(ref_hidden, labels, "ref_hidden", "ref_weight")
-        if with_kl and ref_weight.shape[0] != weight.shape[0]:
-            raise ValueError(
-                f"the KL needs one vocabulary: weight has {weight.shape[0]} rows, "
-                f"ref_weight {ref_weight.shape[0]}"
-            )
-    if impl == "reference":
-        return reference_token_statistics(
-            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl
+    if ref_hidden is None:
+        return policy, reference, None
+    reference.check_fits(ref_hidden, labels, "ref_hidden", "ref_weight")
+    if ref_weight.shape[0] != weight.shape[0]:
+        raise ValueError(
+            f"policy and reference need one vocabulary: weight has {weight.shape[0]} rows, "
+            f"ref_weight {ref_weight.shape[0]}"
         )
-    if impl == "fused":
-        return fused_token_statistics(
-            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl, chunk_size=chunk_size
-        )
-    raise ValueError(f"impl must be 'fused' or 'reference', not {impl!r}")
+    return policy, reference, ref_hidden.detach()

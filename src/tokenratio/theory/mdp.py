@@ -132,7 +132,7 @@ class TokenMdp:
         for step in range(self.horizon):
             token = self.responses.input_ids[:, step + 1]
             states[:, step + 1] = self.ref_logits.shape[1] * states[:, step] + token + 1
-        return states[self.responses.state_mask]
+        return states[self.responses.states]
 
     @property
     def _depths(self) -> list[slice]:

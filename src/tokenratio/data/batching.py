@@ -1,0 +1,127 @@
+"""The order of an epoch in which rows of like length share a batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Of how many groups of batches the rows are sorted at once. More waste less padding; fewer mix a
+# batch's rows better from epoch to epoch. At 50 (transformers' number) little waste is left.
+_GROUPS_PER_CHUNK = 50
+# At least this many chunks an epoch, or a small data set would form the same batches every time.
+_MIN_CHUNKS = 4
+
+
+def token_counts(dataset: "Dataset") -> dict[str, np.ndarray]:
+    """Tokens of every row, for each column of ids (`prompt_ids`, `chosen_ids`, …): int64 [rows]."""
+    table = dataset.with_format("arrow")[:]
+    names = [name for name in table.column_names if name.endswith("_ids")]
+    return {
+        name: pc.list_value_length(table[name]).to_numpy().astype(np.int64, copy=False)
+        for name in names
+    }
+
+
+def row_lengths(dataset: "Dataset", *, pruned: bool = False) -> np.ndarray:
+    """Tokens that a row of `prepare_pairs` or `prepare_completions` takes in a batch: int64 [rows].
+
+    Args:
+        dataset: columns `prompt_ids` and one or two of response ids.
+        pruned: of each pair, only the first T = min(|y^w|, |y^l|) response tokens are run
+            (METHOD §5); otherwise the longer response counts.
+    """
+    counts = token_counts(dataset)
+    prompts = counts.pop("prompt_ids")
+    return prompts + (np.minimum if pruned else np.maximum).reduce(list(counts.values()))
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffles rows so that those of one batch, and of the batches run side by side, are alike.
+
+    An epoch's rows are permuted and cut into chunks of about 50 groups; a chunk's rows are sorted
+    by length and cut into groups of `num_processes` batches, and the groups are shuffled. So the
+    batches that the processes run at the same time are of like length and take like time, while
+    successive ones, those accumulated into one step included, are of any length: sorted batches, as
+    transformers' sampler of this name yields them, would train from long to short over and over.
+
+    The order is a function of `seed` and the epoch alone, so a run resumed within an epoch goes on
+    in the same order. The epoch must be told by `set_epoch` before iterating; accelerate's data
+    loaders do so, except one that skips batches on several processes, where the trainer must.
+
+    Every row comes once an epoch. Only the last batch may be short; its rows are of like length
+    too, of whichever length the draw falls on. The first epoch begins with the group that holds the
+    longest row, so that a lack of memory shows at the first step. This moves one group of one
+    epoch; all others stand in random order.
+
+    Args:
+        lengths: tokens of each row, see `row_lengths`.
+        batch_size: rows of a batch on one process.
+        seed: at least 0.
+        num_processes: how many processes take consecutive batches.
+    Raises:
+        ValueError: a batch size or number of processes below 1.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, num_processes: int = 1
+    ) -> None:
+        if batch_size < 1 or num_processes < 1:
+            raise ValueError(
+                f"batch_size and num_processes must be at least 1, not {batch_size} and "
+                f"{num_processes}"
+            )
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.group_size = batch_size * num_processes
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0, 1, …) whose order the next iteration takes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._order().tolist()
+
+    def _order(self) -> np.ndarray:
+        # Seeded with both numbers, not their sum: seed 1's first epoch is not seed 0's second.
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rows = rng.permutation(len(self))
+        if not len(rows):
+            return rows
+        starts_longest = self.epoch == 0
+        if starts_longest:  # into the first chunk with it
+            longest = int(np.argmax(self.lengths[rows]))
+            rows[[0, longest]] = rows[[longest, 0]]
+        num_groups = -(-len(rows) // self.group_size)
+        num_chunks = max(_MIN_CHUNKS, -(-num_groups // _GROUPS_PER_CHUNK))
+        size = -(-num_groups // num_chunks) * self.group_size
+        chunks = [
+            self._grouped(rows[begin : begin + size], rng, keep_first=starts_longest and begin == 0)
+            for begin in range(0, len(rows), size)
+        ]
+        return np.concatenate(chunks)
+
+    def _grouped(
+        self, rows: np.ndarray, rng: np.random.Generator, *, keep_first: bool
+    ) -> np.ndarray:
+        """Sort a chunk's rows by length, cut them into groups, and shuffle the groups."""
+        # Stable: rows of equal length stay in the random order they came in.
+        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        num_full, rest = divmod(len(rows), self.group_size)
+        # The epoch's incomplete group is cut out anywhere: at the end it would always be the
+        # shortest rows that come last.
+        begin = rng.integers(num_full + 1) * self.group_size
+        incomplete = rows[begin : begin + rest]
+        full = np.concatenate([rows[:begin], rows[begin + rest :]])
+        order = rng.permutation(num_full)
+        if keep_first and num_full:
+            order = np.concatenate([[0], order[order != 0]])
+        return np.concatenate([full.reshape(num_full, self.group_size)[order].ravel(), incomplete])

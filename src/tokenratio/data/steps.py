@@ -1,0 +1,122 @@
+"""Encoded pairs to batches of the steps that both responses have, and of nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class StepCache(Protocol):
+    """What a reference said of the responses, kept from an earlier pass."""
+
+    def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """`ref_log_probs` or `ref_hidden` of the first `lengths` tokens, as in `StepBatch`."""
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Collates rows of `prepare_pairs` into the fields of `StepBatch` (METHOD §5).
+
+    What no step's loss can see is left out: the longer response past T = min(|y^w|, |y^l|), and
+    token T itself, which is predicted but predicts nothing.
+
+    Attributes:
+        pad_token_id: fills the right of shorter rows.
+        share_below: write a pair as one row that shares the prompt, where the batch then has less
+            than this share of the positions that two rows take, padding included; 0 for never.
+        prune: leave the tokens out; False only to measure what it saves.
+        cache: answers `log_probs(row)` or `hidden(row)` with what the reference says of both
+            responses, if that was computed beforehand.
+    """
+
+    pad_token_id: int
+    share_below: float = 0.0
+    prune: bool = True
+    cache: StepCache | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns the fields of `StepBatch`; those of a shared prompt only where it is shared."""
+        if not all(len(row["prompt_ids"]) for row in rows):
+            # The first response token would have no state that predicts it.
+            raise ValueError(f"one of rows {[row['row'] for row in rows]} has an empty prompt")
+        lengths = [min(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        cut = [length - 1 if self.prune else None for length in lengths]
+        sides = [
+            [row[f"{side}_ids"][:end] for row, end in zip(rows, cut, strict=True)]
+            for side in ("chosen", "rejected")
+        ]
+        prompts = [row["prompt_ids"] for row in rows]
+        apart = [(prompt, side) for ids in sides for prompt, side in zip(prompts, ids, strict=True)]
+        together = list(zip(prompts, *sides, strict=True))
+        is_shared = _area(together) < self.share_below * _area(apart)
+        laid_out = together if is_shared else apart
+        batch = _lay_out(laid_out, self.pad_token_id)
+        batch |= {
+            "states": _states(laid_out, lengths, batch["input_ids"].shape[1]),
+            "labels": _join(
+                row[f"{side}_ids"][:length]
+                for side in ("chosen", "rejected")
+                for row, length in zip(rows, lengths, strict=True)
+            ),
+            "lengths": torch.as_tensor(lengths),
+            "past": torch.as_tensor(
+                [abs(len(row["chosen_ids"]) - len(row["rejected_ids"])) for row in rows]
+            ),
+            "row": torch.as_tensor([row["row"] for row in rows]),
+        }
+        if not is_shared:
+            del batch["branch"], batch["position_ids"]
+        if self.cache is not None:
+            batch |= self.cache.of_steps([row["row"] for row in rows], lengths)
+        return batch
+
+
+def _area(laid_out: Sequence[Sequence[Sequence[int]]]) -> int:
+    return len(laid_out) * max(sum(len(part) for part in row) for row in laid_out)
+
+
+def _join(parts: Iterable[Sequence[int]]) -> Tensor:
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
+
+
+def _lay_out(laid_out: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    """Rows of a prompt and one or two responses, each of which goes on from the prompt."""
+    shape = (len(laid_out), max(sum(len(part) for part in row) for row in laid_out))
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    branch = torch.full(shape, -1, dtype=torch.long)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    for index, parts in enumerate(laid_out):
+        begin = 0
+        for number, part in enumerate(parts):
+            place = slice(begin, begin + len(part))
+            first = len(parts[0]) if number else 0
+            input_ids[index, place] = torch.as_tensor(part, dtype=torch.long)
+            branch[index, place] = number
+            position_ids[index, place] = torch.arange(first, first + len(part))
+            begin += len(part)
+    attention_mask = (branch >= 0).long()
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "branch": branch,
+        "position_ids": position_ids,
+    }
+
+
+def _states(
+    laid_out: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], width: int
+) -> Tensor:
+    """The flat position that predicts each label: the last of the prompt, then the response's."""
+    pairs, is_shared = len(lengths), len(laid_out[0]) == 3
+    states = []
+    for side in (0, 1):
+        for pair, length in enumerate(lengths):
+            row = pair if is_shared else side * pairs + pair
+            prompt, first = laid_out[row][0], laid_out[row][1]
+            begin = len(prompt) + (len(first) if is_shared and side else 0)
+            place = torch.arange(begin - 1, begin - 1 + length)
+            place[0] = len(prompt) - 1
+            states.append(row * width + place)
+    return torch.cat(states)

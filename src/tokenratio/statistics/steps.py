@@ -1,0 +1,243 @@
+"""Losses that are local to their step, in one pass: no logits kept, nothing computed twice."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tokenratio.statistics.chunks import distributions, logit_gradient
+from tokenratio.statistics.head import Head, add_product, compute_dtype, product, product_dtype
+from tokenratio.statistics.reference import reference_token_statistics
+from tokenratio.types import StepLosses, StepStatistics, TokenStatistics
+
+StepLoss = Callable[[StepStatistics], Float[Tensor, "steps"]]
+
+
+def fused_step_losses(
+    hidden: Float[Tensor, "tokens hidden"],
+    policy: Head,
+    labels: Int[Tensor, "tokens"],
+    step_loss: StepLoss,
+    step_weight: Float[Tensor, "steps"],
+    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None,
+    reference: Head,
+    ref_log_probs: Float[Tensor, "tokens"] | None,
+    log_state_weight: Float[Tensor, "steps"] | None,
+    with_kl: bool,
+    *,
+    chunk_steps: int,
+) -> StepLosses:
+    """`step_losses` with gradients formed in the forward pass (METHOD §5, token locality).
+
+    Chunks hold both tokens of their steps, so the loss's slope is known as soon as their logits
+    are, and d hidden and d weight follow at once: two products for the logits, two for the
+    gradients. Beyond inputs and gradients it holds a few chunks' worth of logits.
+    """
+    # Inside forward, grad mode is off and needs_input_grad does not know of no_grad.
+    needs_grad = torch.is_grad_enabled()
+    total, per_step, *tokens = _StepLossesFunction.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        policy.weight,
+        policy.bias,
+        log_state_weight,
+        labels,
+        step_weight,
+        ref_hidden,
+        reference.weight,
+        reference.bias,
+        ref_log_probs,
+        policy.softcap,
+        step_loss,
+        with_kl,
+        chunk_steps,
+        needs_grad,
+    )
+    return StepLosses(total, per_step, TokenStatistics(*tokens))
+
+
+def reference_step_losses(
+    hidden: Float[Tensor, "tokens hidden"],
+    policy: Head,
+    labels: Int[Tensor, "tokens"],
+    step_loss: StepLoss,
+    step_weight: Float[Tensor, "steps"],
+    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None,
+    reference: Head,
+    ref_log_probs: Float[Tensor, "tokens"] | None,
+    log_state_weight: Float[Tensor, "steps"] | None,
+    with_kl: bool,
+) -> StepLosses:
+    """`step_losses` with whole logits and autograd: to be read, and to test against."""
+    tokens = reference_token_statistics(
+        hidden, policy, labels, ref_hidden, reference, with_kl=with_kl
+    )
+    if ref_log_probs is None:
+        ref_log_probs = tokens.ref_log_probs
+    assert ref_log_probs is not None
+    ref_log_probs = ref_log_probs.to(tokens.log_probs.dtype)
+    per_step = step_loss(
+        step_statistics(tokens.log_probs - ref_log_probs, tokens.kl_ref_policy, log_state_weight)
+    )
+    kl = tokens.kl_ref_policy
+    detached = TokenStatistics(
+        tokens.log_probs.detach(), ref_log_probs, None if kl is None else kl.detach()
+    )
+    return StepLosses((per_step * step_weight).sum(), per_step.detach(), detached)
+
+
+def step_statistics(
+    log_ratio: Float[Tensor, "tokens"],
+    kl: Float[Tensor, "tokens"] | None,
+    log_state_weight: Float[Tensor, "steps"] | None,
+) -> StepStatistics:
+    """Cut `[chosen tokens, rejected tokens]` in two."""
+    chosen_kl, rejected_kl = (None, None) if kl is None else kl.chunk(2)
+    chosen, rejected = log_ratio.chunk(2)
+    return StepStatistics(chosen, rejected, chosen_kl, rejected_kl, log_state_weight)
+
+
+class _StepLossesFunction(torch.autograd.Function):
+    """Forward computes the gradients of the total; backward scales them by its own gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        log_state_weight: Tensor | None,
+        labels: Tensor,
+        step_weight: Tensor,
+        ref_hidden: Tensor | None,
+        ref_weight: Tensor,
+        ref_bias: Tensor | None,
+        ref_log_probs: Tensor | None,
+        softcap: float | None,
+        step_loss: StepLoss,
+        with_kl: bool,
+        chunk_steps: int,
+        needs_grad: bool,
+    ) -> tuple[Tensor | None, ...]:
+        dtype = compute_dtype(hidden, weight, ref_hidden)
+        factors = product_dtype(dtype, hidden, weight, ref_hidden)
+        steps, width = len(step_weight), hidden.shape[1]
+        needs_hidden, needs_weight, needs_bias, needs_state = (
+            needs_grad and needed for needed in ctx.needs_input_grad[:4]
+        )
+        new = functools.partial(torch.empty, dtype=dtype, device=hidden.device)
+        # The first index says which of the step's two tokens: 0 chosen, 1 rejected.
+        labels, hidden = labels.view(2, steps), hidden.view(2, steps, width)
+        needs_ref = with_kl or ref_log_probs is None
+        log_probs, of_reference, per_step = new(2, steps), new(2, steps), new(steps)
+        if ref_log_probs is not None:
+            of_reference.copy_(ref_log_probs.view(2, steps))
+        kl = new(2, steps) if with_kl else None
+        d_hidden = new(2, steps, width) if needs_hidden else None
+        d_weight = new(*weight.shape).zero_() if needs_weight else None
+        d_bias = new(len(weight)).zero_() if needs_bias else None
+        d_state = new(steps) if needs_state else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            policy = Head(weight, bias, softcap).to(factors)
+            reference = Head(ref_weight, ref_bias, softcap)
+            if needs_ref:
+                assert ref_hidden is not None
+                ref_hidden = ref_hidden.view(2, steps, ref_hidden.shape[1])
+                reference = reference.to(factors)
+            for start in range(0, steps, chunk_steps):
+                chunk = slice(start, start + chunk_steps)
+                of_chunk = labels[:, chunk].flatten()
+                states = hidden[:, chunk].flatten(0, 1).to(factors)
+                probs = policy.logits(states)
+                slack = None if softcap is None else 1 - (probs / softcap).square_()
+                ref_probs = None
+                if needs_ref:
+                    assert ref_hidden is not None
+                    ref_probs = reference.logits(ref_hidden[:, chunk].flatten(0, 1).to(factors))
+                of_labels, ref_of_labels, of_kl = distributions(
+                    probs, ref_probs, of_chunk, with_kl=with_kl
+                )
+                log_probs[:, chunk] = of_labels.view(2, -1)
+                if ref_log_probs is None and ref_of_labels is not None:
+                    of_reference[:, chunk] = ref_of_labels.view(2, -1)
+                if kl is not None and of_kl is not None:
+                    kl[:, chunk] = of_kl.view(2, -1)
+                loss, d_log_probs, d_kl, d_log_weight = _slopes(
+                    step_loss,
+                    log_probs[:, chunk] - of_reference[:, chunk],
+                    None if kl is None else kl[:, chunk],
+                    None if log_state_weight is None else log_state_weight[chunk],
+                    step_weight[chunk],
+                )
+                per_step[chunk] = loss
+                if d_state is not None and d_log_weight is not None:
+                    d_state[chunk] = d_log_weight
+                if d_hidden is None and d_weight is None and d_bias is None:
+                    continue
+                d_logits = logit_gradient(probs, ref_probs, of_chunk, d_log_probs, d_kl)
+                if slack is not None:
+                    d_logits *= slack
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0)
+                d_logits = d_logits.to(factors)
+                if d_hidden is not None:
+                    d_hidden[:, chunk] = product(d_logits, policy.weight).view(2, -1, width)
+                if d_weight is not None:
+                    add_product(d_weight, d_logits.T, states)
+        ctx.gradients = (d_hidden, d_weight, d_bias, d_state)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, None)]
+        ctx.set_materialize_grads(False)
+        total = (per_step * step_weight).sum()
+        tokens = [None if x is None else x.flatten() for x in (log_probs, of_reference, kl)]
+        ctx.mark_non_differentiable(per_step, *(x for x in tokens if x is not None))
+        return total, per_step, *tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("step_losses: its gradients are formed once; backward ran before")
+        gradients, ctx.gradients = list(ctx.gradients), None
+        if grad_total is None:
+            return (None,) * 15
+        for index, dtype in enumerate(ctx.dtypes):
+            if gradients[index] is not None:
+                gradients[index] = gradients[index].mul_(grad_total).to(dtype)
+        d_hidden, d_weight, d_bias, d_state = gradients
+        d_hidden = None if d_hidden is None else d_hidden.flatten(0, 1)
+        return d_hidden, d_weight, d_bias, d_state, *(None,) * 11
+
+
+def _slopes(
+    step_loss: StepLoss,
+    log_ratio: Float[Tensor, "2 steps"],
+    kl: Float[Tensor, "2 steps"] | None,
+    log_state_weight: Float[Tensor, "steps"] | None,
+    step_weight: Float[Tensor, "steps"],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Each step's loss, and the slopes of the weighted sum by all the loss is computed from.
+
+    Returns:
+        The loss [steps], then by the log-ratio [tokens], the KL [tokens], log w [steps].
+    """
+    with torch.enable_grad():
+        ratios, kls, weights = (
+            None if value is None else value.detach().clone().requires_grad_()
+            for value in (log_ratio, kl, log_state_weight)
+        )
+        assert ratios is not None
+        flat_kl = None if kls is None else kls.flatten()
+        loss = step_loss(step_statistics(ratios.flatten(), flat_kl, weights))
+        leaves = [leaf for leaf in (ratios, kls, weights) if leaf is not None]
+        slopes = iter(
+            torch.autograd.grad((loss * step_weight).sum(), leaves, materialize_grads=True)
+        )
+    return (
+        loss.detach(),
+        next(slopes).flatten(),
+        None if kls is None else next(slopes).flatten(),
+        None if weights is None else next(slopes),
+    )
