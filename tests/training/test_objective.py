@@ -14,8 +14,13 @@ BETA = 0.3
 
 @pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q", "tbpo", "dpo"])
 @pytest.mark.parametrize("generator", ["logistic", "sba"])
-def test_gradient_of_every_parameter(loss, generator, tmp_path):
-    """The KL is differentiated through, the state baseline sees a detached hidden state."""
+@pytest.mark.parametrize("layout", ["evaluation", "never", "always"])
+def test_gradient_of_every_parameter(loss, generator, layout, tmp_path):
+    """The KL is differentiated through, the state baseline sees a detached hidden state.
+
+    Whole responses in rows of their own; cut to what the loss sees; with the prompt shared. GPT-2
+    computes in float64 throughout; Llama's norms round to float32 on the way.
+    """
     args = TokenRatioConfig(
         output_dir=str(tmp_path),
         loss=loss,
@@ -23,10 +28,11 @@ def test_gradient_of_every_parameter(loss, generator, tmp_path):
         generator=generator,
         use_cpu=True,
         baseline_hidden_size=8,
+        share_prompt="never" if layout == "evaluation" else layout,
     )
     trainer = TokenRatioTrainer(
-        tiny_model().double(),
-        ref_model=tiny_model(seed=1).double(),
+        tiny_model("gpt2").double(),
+        ref_model=tiny_model("gpt2", seed=1).double(),
         args=args,
         train_dataset=word_pairs(6),
         processing_class=tiny_tokenizer(),
@@ -39,7 +45,12 @@ def test_gradient_of_every_parameter(loss, generator, tmp_path):
     reference = trainer.reference.model
     rows = list(trainer.train_dataset)
     trainer.model.eval()
-    trainer.compute_loss(trainer.model, trainer.data_collator(rows)).backward()
+    if layout == "evaluation":
+        batch = trainer.data_collator(rows)
+    else:
+        (batch,) = trainer.get_train_dataloader()
+        assert ("branch" in batch) == (layout == "always" and loss != "dpo")
+    trainer.compute_loss(trainer.model, batch).backward()
     ours = {name: p.grad for name, p in trainer.model.named_parameters()}
     if trainer.baseline is not None:
         ours |= {f"b.{name}": p.grad.clone() for name, p in trainer.baseline.named_parameters()}
@@ -55,7 +66,7 @@ def test_gradient_of_every_parameter(loss, generator, tmp_path):
             log_p = twin(input_ids=ids).logits[0, states].log_softmax(-1)
             with torch.no_grad():
                 log_q = reference(input_ids=ids).logits[0, states].log_softmax(-1)
-                hidden = twin.model(input_ids=ids).last_hidden_state[0, states]
+                hidden = twin.base_model(input_ids=ids).last_hidden_state[0, states]
             index = torch.tensor(response)[:, None]
             rho[side] = (log_p - log_q).gather(-1, index).squeeze(-1)
             state[side] = torch.zeros_like(rho[side])

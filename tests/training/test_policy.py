@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tokenratio.training.policy import (
     HeadWeights,
     TokenRequest,
     answer_token_requests,
+    check_causal,
     check_statistics,
     disable_dropout,
     own_head,
@@ -59,9 +61,9 @@ def test_answer_is_the_models_own_log_probs_and_gradients(family):
         model.train()
     disable_dropout(twin)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    ref_hidden = reference(**inputs, token_request=TokenRequest(batch.state_mask))["hidden"]
+    ref_hidden = reference(**inputs, token_request=TokenRequest(batch.states))["hidden"]
     head = own_head(reference)
-    request = TokenRequest(batch.state_mask, batch.labels, ref_hidden.detach(), head, with_kl=True)
+    request = TokenRequest(batch.states, batch.labels, ref_hidden.detach(), head, with_kl=True)
     answer = policy(**inputs, token_request=request)
     (answer["log_probs"] + 2 * answer["kl_ref_policy"]).sum().backward()
 
@@ -92,7 +94,7 @@ def test_the_models_own_head_is_never_run():
 
     model.get_output_embeddings().register_forward_pre_hook(refuse)
     batch = batch_of_rows()
-    request = TokenRequest(batch.state_mask, batch.labels)
+    request = TokenRequest(batch.states, batch.labels)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     assert model(**inputs, token_request=request)["log_probs"].shape == batch.labels.shape
     with pytest.raises(AssertionError, match="logits were built"):
@@ -104,7 +106,7 @@ def test_forward_hooks_of_the_model_run():
     answer_token_requests(model)
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     batch = batch_of_rows()
-    model(input_ids=batch.input_ids, token_request=TokenRequest(batch.state_mask))
+    model(input_ids=batch.input_ids, token_request=TokenRequest(batch.states))
     assert calls == [1]
 
 
@@ -117,7 +119,7 @@ def test_signature_stays_and_a_copy_answers_for_itself():
     with torch.no_grad():
         twin.get_output_embeddings().weight.zero_()
     batch = batch_of_rows()
-    request = TokenRequest(batch.state_mask, batch.labels)
+    request = TokenRequest(batch.states, batch.labels)
     answer = twin(input_ids=batch.input_ids, token_request=request)["log_probs"]
     torch.testing.assert_close(answer, torch.full_like(answer, -torch.tensor(16.0).log().item()))
 
@@ -145,8 +147,8 @@ def test_whole_head_as_module_to_save_is_trained_and_off_for_the_reference():
         trained.add_(0.1 * torch.randn_like(trained))
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad(), model.disable_adapter():
-        ref_hidden = model(**inputs, token_request=TokenRequest(batch.state_mask))["hidden"]
-    answer = model(**inputs, token_request=TokenRequest(batch.state_mask, batch.labels, ref_hidden))
+        ref_hidden = model(**inputs, token_request=TokenRequest(batch.states))["hidden"]
+    answer = model(**inputs, token_request=TokenRequest(batch.states, batch.labels, ref_hidden))
     assert (answer["log_probs"] - answer["ref_log_probs"]).abs().max() > 1e-3
     answer["log_probs"].sum().backward()
     assert trained.grad.abs().sum() > 0
@@ -167,6 +169,25 @@ def test_head_with_an_unknown_scale_is_refused(config, monkeypatch):
 def test_every_family_passes_the_check(family):
     check_model(tiny_model(family))
     check_model(tiny_model(family).to(torch.bfloat16))
+
+
+def test_model_that_looks_ahead_is_refused(monkeypatch):
+    """Leaving out the tokens past the shorter response would change it."""
+    monkeypatch.setitem(FAMILIES, "bert", {"model_type": "bert"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tiny_model("bert", is_decoder=False)
+    answer_token_requests(model)
+    with pytest.raises(TokenRatioError, match="not causal"):
+        check_causal(model, torch.arange(8)[None])
+
+
+def test_balancing_loss_of_experts_is_refused(monkeypatch):
+    experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+    monkeypatch.setitem(FAMILIES, "experts", experts)
+    check_model(tiny_model("experts"))
+    with pytest.raises(TokenRatioError, match="output_router_logits"):
+        check_model(tiny_model("experts", output_router_logits=True))
 
 
 def test_backbone_without_a_head_is_refused():

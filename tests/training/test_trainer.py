@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.forward import Forward
 from tokenratio.training.policy import TokenRequest
 from tokenratio.training.run_folder import last_checkpoint
 from tokenratio.types import PairBatch
@@ -176,7 +177,7 @@ def test_swapping_the_sides_mirrors_the_metrics(tmp_path, tokenizer):
     pairs = word_pairs(7, seed=1)
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs]
     other = make(tmp_path / "b", tokenizer, loss="dpo", model=trainer.model, rows=swapped)
-    other.reference = trainer.reference
+    other.forward.reference = trainer.reference
     one = trainer.evaluate()
     other.eval_dataset = other.train_dataset
     two = other.evaluate()
@@ -314,22 +315,25 @@ def test_reference_of_an_adapter_does_not_move(extra, tmp_path, tokenizer):
     digest = trainer.reference.digest(trainer.model)
     trainer.train()
     batch = PairBatch(**trainer.data_collator(list(trainer.train_dataset)))
-    request = TokenRequest(batch.state_mask, batch.labels)
+    request = TokenRequest(batch.states, batch.labels)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
         expected = untouched(**inputs, token_request=request)["log_probs"]
-        hidden = trainer.reference.hidden(batch, trainer.model, trainer._peft_model)
-        request = TokenRequest(batch.state_mask, batch.labels, hidden)
+        hidden = trainer.reference.hidden(batch, trainer.model, trainer.forward.adapters)
+        request = TokenRequest(batch.states, batch.labels, hidden)
         answer = trainer.model(**inputs, token_request=request)
     torch.testing.assert_close(answer["ref_log_probs"], expected)
     assert (answer["log_probs"] - expected).abs().max() > 0.1
     assert trainer.reference.digest(trainer.model) == digest
 
 
-def test_kl_is_logged_by_every_method(tmp_path, tokenizer):
-    for loss in ("tbpo", "dpo", "tbpo_q"):
-        make(tmp_path / loss, tokenizer, loss=loss, max_steps=2).train()
-        assert metrics_of(tmp_path / loss)[-1]["kl_ref_policy"] > 0
+def test_evaluation_reports_the_kl_of_every_method(tmp_path, tokenizer):
+    """In training only a method that needs it pays for it."""
+    for loss in ("tbpo", "dpo", "tbpo_q", "tbpo_a"):
+        trainer = make(tmp_path / loss, tokenizer, loss=loss, max_steps=2)
+        trainer.train()
+        assert ("kl_ref_policy" in metrics_of(tmp_path / loss)[-1]) == (loss == "tbpo_a")
+        assert trainer.evaluate()["eval_kl_ref_policy"] > 0
 
 
 def test_evaluation_takes_any_source(tmp_path, tokenizer):
@@ -376,16 +380,16 @@ def test_prompt_learning_is_refused(tmp_path, tokenizer):
 def test_non_finite_loss_names_the_rows_and_spares_the_checkpoint(tmp_path, tokenizer):
     rows = word_pairs(8)
     trainer = make(tmp_path, tokenizer, rows=rows, save_strategy="steps", save_steps=1, max_steps=6)
-    original = trainer._example_losses
 
-    def poisoned(model, inputs):
-        examples = original(model, inputs)
-        if trainer.state.global_step == 3:
-            with torch.no_grad():
-                examples.loss[1] = math.nan
-        return examples
+    class Poisoned(Forward):
+        def __call__(self, *arguments):
+            examples = super().__call__(*arguments)
+            if trainer.state.global_step == 3:
+                with torch.no_grad():
+                    examples.loss[1] = math.nan
+            return examples
 
-    trainer._example_losses = poisoned
+    trainer.forward.__class__ = Poisoned
     with pytest.raises(TokenRatioError, match=r"loss is not finite at step 4 \(train_dataset:\d\)"):
         trainer.train()
     checkpoint = last_checkpoint(tmp_path)

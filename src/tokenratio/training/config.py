@@ -48,7 +48,13 @@ class TokenRatioConfig(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: pairs are not arguments of forward."}
     )
-
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Order of the rows: group_by_length (seeded; a batch's are alike), random, "
+            "sequential."
+        },
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "DDP: search for parameters that got no gradient."}
     )
@@ -99,6 +105,14 @@ class TokenRatioConfig(TrainingArguments):
         default=None,
         metadata={"help": "Arguments of from_pretrained when the model is given by name."},
     )
+    share_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute a pair's prompt once for both responses, in losses local to their "
+            "step: auto (where it pays and the model can), always, never.",
+            "choices": ("auto", "always", "never"),
+        },
+    )
     check_reference: bool = field(
         default=True,
         metadata={
@@ -121,6 +135,12 @@ class TokenRatioConfig(TrainingArguments):
         )
         _require(
             self.on_bad_row in ("skip", "error"), "on_bad_row", self.on_bad_row, "skip or error"
+        )
+        _require(
+            self.share_prompt in ("auto", "always", "never"),
+            "share_prompt",
+            self.share_prompt,
+            "auto, always or never",
         )
         for name in ("beta", "baseline_learning_rate", "baseline_clamp"):
             value = getattr(self, name)

@@ -17,6 +17,7 @@ from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.policy import (
     answer_token_requests,
+    check_causal,
     check_statistics,
     language_model,
     own_head,
@@ -151,7 +152,7 @@ def check_model(model: nn.Module) -> None:
     """Refuse a model whose statistics would be wrong or whose head would stay untrained.
 
     Raises:
-        TokenRatioError: see `answer_token_requests` and `check_statistics`.
+        TokenRatioError: see `answer_token_requests`, `check_statistics`, `check_causal`.
     """
     base = language_model(model)
     if len(set(getattr(base, "hf_device_map", {}).values())) > 1:
@@ -160,7 +161,9 @@ def check_model(model: nn.Module) -> None:
         )
     answer_token_requests(base)  # again: an adapter may have changed the head
     weight = base.get_output_embeddings().weight
-    check_statistics(model, torch.arange(min(8, len(weight)), device=weight.device)[None])
+    sample = torch.arange(min(8, len(weight)), device=weight.device)[None]
+    check_statistics(model, sample)
+    check_causal(model, sample)
 
 
 def _first_line(error: Exception) -> str:

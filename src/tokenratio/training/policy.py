@@ -8,7 +8,8 @@ vocabulary]` logits are never built. Without `token_request` the model behaves a
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from types import MethodType
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.statistics import token_statistics
+from tokenratio.statistics import StepLoss, step_losses, token_statistics
+from tokenratio.types import TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,99 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """What a forward pass is asked for.
+    """Asks a forward pass for what the model says of some tokens.
 
     Attributes:
-        state_mask: the positions whose hidden states are wanted.
+        states: the positions whose hidden states are wanted: a mask, or indices into the flattened
+            rows.
         labels: the token each of them predicts; None to get hidden states only.
         ref_hidden: the reference's hidden states at the same positions.
         ref_head: the reference's head; None for this model's own head without adapters.
         with_kl: also KL(π_ref ‖ π).
     """
 
-    state_mask: Bool[Tensor, "rows length"]
+    states: Bool[Tensor, "rows length"] | Int[Tensor, "tokens"]
     labels: Int[Tensor, "tokens"] | None = None
     ref_hidden: Float[Tensor, "tokens hidden"] | None = None
     ref_head: HeadWeights | None = None
     with_kl: bool = False
 
+    def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
+        """`hidden`, and with labels `log_probs`, `ref_log_probs`, `kl_ref_policy` if asked for."""
+        if self.labels is None:
+            return {"hidden": hidden}
+        statistics = token_statistics(
+            hidden,
+            labels=self.labels,
+            with_kl=self.with_kl,
+            **_head_arguments(model, self.ref_hidden, self.ref_head),
+        )
+        return {"hidden": hidden, **_present(statistics)}
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """Asks a forward pass for a loss that is local to its step; see `step_losses`.
+
+    Attributes:
+        states: as in `TokenRequest`, for the chosen token of every step, then the rejected ones.
+        log_state_weight: log w_t from the hidden states, where a baseline gives it.
+    """
+
+    states: Int[Tensor, "tokens"]
+    labels: Int[Tensor, "tokens"]
+    step_loss: StepLoss
+    step_weight: Float[Tensor, "steps"]
+    ref_hidden: Float[Tensor, "tokens hidden"] | None = None
+    ref_head: HeadWeights | None = None
+    ref_log_probs: Float[Tensor, "tokens"] | None = None
+    log_state_weight: Callable[[Tensor], Float[Tensor, "steps"]] | None = None
+    with_kl: bool = False
+
+    def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
+        """`total`, `per_step`; of every token `log_probs`, `ref_log_probs`, `kl_ref_policy`."""
+        weight = None if self.log_state_weight is None else self.log_state_weight(hidden)
+        losses = step_losses(
+            hidden,
+            labels=self.labels,
+            step_loss=self.step_loss,
+            step_weight=self.step_weight,
+            ref_log_probs=self.ref_log_probs,
+            log_state_weight=weight,
+            with_kl=self.with_kl,
+            **_head_arguments(model, self.ref_hidden, self.ref_head),
+        )
+        answer = {"total": losses.total, "per_step": losses.per_step, **_present(losses.tokens)}
+        if weight is not None:
+            answer["log_state_weight"] = weight.detach()
+        return answer
+
+
+def _present(statistics: TokenStatistics) -> dict[str, Tensor]:
+    named = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _head_arguments(
+    model: PreTrainedModel, ref_hidden: Tensor | None, ref_head: HeadWeights | None
+) -> dict[str, Any]:
+    head = own_head(model)
+    arguments = {
+        "weight": head.weight,
+        "bias": head.bias,
+        "logit_softcap": getattr(model.config.get_text_config(), "final_logit_softcapping", None),
+    }
+    if ref_hidden is not None:
+        ref_head = ref_head or own_head(model, adapters=False)
+        arguments |= {"ref_hidden": ref_hidden, "ref_weight": ref_head.weight}
+        arguments["ref_bias"] = ref_head.bias
+    return arguments
+
 
 def answer_token_requests(model: PreTrainedModel) -> None:
     """Teach `model` the argument `token_request`.
 
-    Its answer is a dict of flat `[tokens, ...]` tensors: `hidden`, and with labels `log_probs`,
-    `ref_log_probs`, `kl_ref_policy` as far as they were asked for.
+    Its answer is a dict of tensors, by the kind of request: see their `answer`.
 
     Raises:
         TokenRatioError: not a causal language model of backbone and output head, or a head whose
@@ -75,9 +148,7 @@ def answer_token_requests(model: PreTrainedModel) -> None:
 def _answering(model_class: type[PreTrainedModel]) -> Any:
     # `wraps` keeps the signature, which `generate` and `Trainer` read to choose their arguments.
     @functools.wraps(model_class.forward)
-    def forward(
-        self: PreTrainedModel, *args: Any, token_request: TokenRequest | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, token_request: Any = None, **kwargs: Any) -> Any:
         if token_request is None:
             return model_class.forward(self, *args, **kwargs)
         return _answer(self, token_request, *args, **kwargs)
@@ -86,33 +157,14 @@ def _answering(model_class: type[PreTrainedModel]) -> Any:
 
 
 def _answer(
-    model: PreTrainedModel, request: TokenRequest, *args: Any, **kwargs: Any
+    model: PreTrainedModel, request: TokenRequest | StepRequest, *args: Any, **kwargs: Any
 ) -> dict[str, Tensor]:
     # PEFT's forward passes None for what it was not given; not every backbone knows all of these.
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     outputs = model.base_model(*args, **kwargs, use_cache=False)
-    hidden = outputs.last_hidden_state[request.state_mask]
-    answer = {"hidden": hidden}
-    if request.labels is None:
-        return answer
-    head = own_head(model)
-    ref_head = request.ref_head or own_head(model, adapters=False)
-    statistics = token_statistics(
-        hidden,
-        head.weight,
-        request.labels,
-        request.ref_hidden,
-        None if request.ref_hidden is None else ref_head.weight,
-        bias=head.bias,
-        ref_bias=None if request.ref_hidden is None else ref_head.bias,
-        logit_softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
-        with_kl=request.with_kl,
-    )
-    for name in ("log_probs", "ref_log_probs", "kl_ref_policy"):
-        value = getattr(statistics, name)
-        if value is not None:
-            answer[name] = value
-    return answer
+    hidden, states = outputs.last_hidden_state, request.states
+    hidden = hidden[states] if states.ndim == 2 else hidden.flatten(0, 1)[states]
+    return request.answer(model, hidden)
 
 
 def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
@@ -190,4 +242,41 @@ def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> No
             f"{type(language_model(model)).__name__} does something after its last hidden state "
             "that is not known here: log-probabilities differ from the model's own by "
             f"{worst:.3g} nats"
+        )
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
+    """See that a token does not change the states before it.
+
+    Tokens past the shorter response are left out of the forward pass: they must not matter.
+
+    Raises:
+        TokenRatioError: they do, or the model adds a loss of its own that would see them.
+    """
+    config = language_model(model).config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        raise TokenRatioError(
+            "output_router_logits asks for the experts' balancing loss, which is not computed "
+            "here: set it to false in the model's configuration"
+        )
+    states = torch.ones_like(input_ids, dtype=torch.bool)
+    states[:, -1] = False
+    other = input_ids.clone()
+    other[:, -1] = input_ids[:, 0]
+    was_training = model.training
+    model.eval()
+    before, after = (
+        model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            token_request=TokenRequest(states),
+        )["hidden"].float()
+        for ids in (input_ids, other)
+    )
+    model.train(was_training)
+    if not torch.allclose(before, after, rtol=1e-2, atol=1e-3 * before.abs().max().item()):
+        raise TokenRatioError(
+            f"{type(language_model(model)).__name__} is not causal: a token changes the states "
+            "before it"
         )

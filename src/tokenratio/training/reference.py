@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.packing import model_inputs
 from tokenratio.training.policy import (
     HeadWeights,
     TokenRequest,
@@ -21,7 +22,7 @@ from tokenratio.training.policy import (
     language_model,
     own_head,
 )
-from tokenratio.types import CompletionBatch
+from tokenratio.types import CompletionBatch, StepBatch
 
 
 @dataclass
@@ -53,6 +54,11 @@ class Reference:
         return cls(None, f"the policy with its adapter off ({name})")
 
     @property
+    def models(self) -> list[PreTrainedModel]:
+        """The model of its own, if there is one."""
+        return [] if self.model is None else [language_model(self.model)]
+
+    @property
     def head(self) -> HeadWeights | None:
         """Its output head; None for the policy's own without adapters."""
         return None if self.model is None else own_head(self.model)
@@ -64,7 +70,7 @@ class Reference:
 
     @torch.no_grad()
     def hidden(
-        self, batch: CompletionBatch, policy: nn.Module, adapters: PeftModel | None
+        self, batch: CompletionBatch | StepBatch, policy: nn.Module, adapters: PeftModel | None
     ) -> Float[Tensor, "tokens hidden"]:
         """Final hidden states at the positions that predict `batch.labels`.
 
@@ -73,13 +79,18 @@ class Reference:
                 model of its own here.
             adapters: the PEFT model inside `policy`.
         """
-        request = TokenRequest(batch.state_mask)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        request = TokenRequest(batch.states)
         if self.model is not None:
+            inputs = model_inputs(batch, language_model(self.model))
             return self.model(**inputs, token_request=request)["hidden"]
         assert adapters is not None
+        inputs = model_inputs(batch, language_model(adapters))
         with adapters.disable_adapter():
             return policy(**inputs, token_request=request)["hidden"]
+
+    def identity(self, policy: nn.Module) -> dict[str, str]:
+        """What `run.json` says of it."""
+        return {"description": self.description, "sha256": self.digest(policy)}
 
     def digest(self, policy: nn.Module) -> str:
         """SHA-256 of the reference's weights: names, dtypes, shapes and values."""

@@ -3,14 +3,16 @@
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -21,12 +23,7 @@ from transformers import (
 )
 
 from tokenratio.data import (
-    CompletionCollator,
-    PairCollator,
-    PreparedData,
     padding_id,
-    prepare_completions,
-    prepare_pairs,
 )
 from tokenratio.errors import TokenRatioError
 from tokenratio.losses import LOSSES
@@ -38,33 +35,42 @@ from tokenratio.training.baseline import (
     save_baseline,
     save_optimizer,
 )
+from tokenratio.training.batches import (
+    count_tokens,
+    datasets_of,
+    make_collators,
+    make_sampler,
+    name_rows,
+    prepare,
+    prepare_parts,
+)
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard
 from tokenratio.training.config import TokenRatioConfig, require_supported
+from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.models import (
     add_adapter,
     check_adapter,
-    check_fits,
     check_model,
     load_model,
     load_tokenizer,
     make_reference,
 )
-from tokenratio.training.objective import ExampleLosses, preference_losses, sft_losses
+from tokenratio.training.objective import (
+    ExampleLosses,
+)
 from tokenratio.training.policy import (
-    TokenRequest,
     answer_token_requests,
     disable_dropout,
     language_model,
 )
-from tokenratio.training.reference import check_start
+from tokenratio.training.reference import Reference
 from tokenratio.training.run_folder import (
     check_same_run,
     replace_text,
     resolve_checkpoint,
     write_run_file,
 )
-from tokenratio.types import CompletionBatch, PairBatch
 
 _SUMS_FILE = "metric_sums.json"
 
@@ -111,29 +117,32 @@ class TokenRatioTrainer(Trainer):
         self._is_sft = args.loss == "sft"
         answer_token_requests(language_model(model))
         disable_dropout(model)
-        self.reference = None
+        reference = None
         if not self._is_sft:
-            self.reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
+            reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer seeds later; the adapter's start is part of the run
             model = add_adapter(model, peft_config)
-        self._peft_model = model if isinstance(model, PeftModel) else None
-        if self._peft_model is not None and self.reference and self.reference.model is None:
-            check_adapter(self._peft_model)
+        adapters = model if isinstance(model, PeftModel) else None
+        if adapters is not None and reference and reference.model is None:
+            check_adapter(adapters)
         check_model(model)
+        self.forward = Forward(args, language_model(model), reference, adapters)
 
         # The policy outside every wrapper that training puts around it.
         self._policy = model
         self.args, self.processing_class = args, processing_class
-        self.train_data = self._prepared(train_dataset, "train")
-        self.eval_data = self._prepared_parts(eval_dataset)
-        collator = CompletionCollator if self._is_sft else PairCollator
+        self._prepare = partial(prepare, tokenizer=processing_class, args=args, model=model)
+        self.train_data = self._prepare(train_dataset, split="train")
+        self.eval_data = prepare_parts(eval_dataset, self._prepare)
+        models = [self._language_model, *(self.reference.models if self.reference else [])]
+        self._train_collator, collator = make_collators(args, padding_id(processing_class), models)
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator(padding_id(processing_class)),
+            data_collator=collator,
             train_dataset=self.train_data and self.train_data.dataset,
-            eval_dataset=_datasets_of(self.eval_data),
+            eval_dataset=datasets_of(self.eval_data),
             processing_class=processing_class,
             compute_metrics=self._eval_metrics,
             callbacks=[MetricsWriter(), *(callbacks or [])],
@@ -144,10 +153,8 @@ class TokenRatioTrainer(Trainer):
         self._sums = MetricSums()
         self._tokens = 0
         self._interval_start: float | None = None
-        self._start_checked = False
         self._step_rows: list[int] = []
         self._metric_names: tuple[list[str], list[str]] = ([], [])
-        self.baseline: StateBaseline | None = None
         if self.reference is not None:
             self.reference.prepare(self.accelerator.prepare_model, self.args.device)
             if LOSSES[args.loss].state_weight == "baseline":
@@ -155,41 +162,32 @@ class TokenRatioTrainer(Trainer):
 
     # --- set-up -----------------------------------------------------------------------------------
 
-    def _prepared(self, source: Any, split: str) -> PreparedData | None:
-        if source is None or isinstance(source, PreparedData):
-            return source
-        prepare = prepare_completions if self._is_sft else prepare_pairs
-        data = prepare(
-            source,
-            self.processing_class,
-            max_length=self.args.max_length,
-            max_prompt_length=self.args.max_prompt_length,
-            on_bad_row=self.args.on_bad_row,
-            split=split,
-        )
-        check_fits(self._policy, data)
-        return data
-
-    def _prepared_parts(self, source: Any) -> PreparedData | dict[str, PreparedData | None] | None:
-        if isinstance(source, dict) and not isinstance(source, DatasetDict):
-            return {name: self._prepared(part, "test") for name, part in source.items()}
-        return self._prepared(source, "test")
-
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
         is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
-            eval_dataset = _datasets_of(self._prepared_parts(eval_dataset))
+            eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
         return super().evaluate(eval_dataset, **kwargs)
 
     def _add_baseline(self) -> None:
         size = self._language_model.get_output_embeddings().weight.shape[1]
-        self.baseline = StateBaseline(size, self.args.baseline_hidden_size).to(self.args.device)
-        broadcast(list(self.baseline.parameters()))
+        baseline = StateBaseline(size, self.args.baseline_hidden_size).to(self.args.device)
+        broadcast(list(baseline.parameters()))
+        self.forward.baseline = baseline
         self._baseline_optimizer = torch.optim.AdamW(
-            self.baseline.parameters(), lr=self.args.baseline_learning_rate, weight_decay=0.0
+            baseline.parameters(), lr=self.args.baseline_learning_rate, weight_decay=0.0
         )
         self.add_callback(BaselineStep(self._baseline_optimizer))
+
+    @property
+    def reference(self) -> Reference | None:
+        """π_ref; None for a loss without one."""
+        return self.forward.reference
+
+    @property
+    def baseline(self) -> StateBaseline | None:
+        """TBPO-Q's state baseline."""
+        return self.forward.baseline
 
     @property
     def _language_model(self) -> PreTrainedModel:
@@ -204,8 +202,9 @@ class TokenRatioTrainer(Trainer):
         if self.train_data is None:
             raise TokenRatioError("no train_dataset was given")
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self.forward.checks_start = self.args.check_reference and checkpoint is None
         self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
-        identity = {"config": self.args.to_dict(), **self._identity()}
+        identity = {"config": self.args.to_dict(), **self._starts_from()}
         if checkpoint is not None:
             check_same_run(checkpoint.parent, identity)
             if self.baseline is not None:
@@ -228,39 +227,49 @@ class TokenRatioTrainer(Trainer):
             load_baseline(self.baseline, Path(best))
         return output
 
-    def _identity(self) -> dict[str, Any]:
-        """What the run starts from: model, reference and data, with digests."""
+    def _starts_from(self) -> dict[str, Any]:
+        """Model, reference and data, with digests."""
         evaluated = self.eval_data if isinstance(self.eval_data, dict) else {"": self.eval_data}
         data = {"train": self.train_data}
         data |= {f"eval {name}".strip(): part for name, part in evaluated.items()}
-        reference = None
-        if self.reference is not None:
-            reference = {
-                "description": self.reference.description,
-                "sha256": self.reference.digest(self._policy),
-            }
         return {
             "model": self._language_model.config.name_or_path,
-            "reference": reference,
-            "data": {
-                name: {"digest": part.digest, **part.report.to_dict()}
-                for name, part in data.items()
-                if part is not None
-            },
+            "reference": self.reference and self.reference.identity(self._policy),
+            "data": {name: part.identity() for name, part in data.items() if part is not None},
         }
 
     # --- the step ---------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of what the loss sees; evaluation looks at whole responses."""
+        whole, self.data_collator = self.data_collator, self._train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = whole
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return make_sampler(self.args, dataset, self.accelerator.num_processes)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """One optimizer step's batches and its total weight: pairs, or for SFT response tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        key = "completion_mask" if self._is_sft else "row"
-        weight = sum(b[key].sum() if self._is_sft else torch.tensor(len(b[key])) for b in batches)
-        weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
+        weight = torch.as_tensor(sum(map(self._weight, batches)), dtype=torch.float32)
         self._step_rows = [int(row) for batch in batches for row in batch["row"]]
-        return batches, self.accelerator.gather(weight).sum()
+        return batches, self.accelerator.gather(weight.to(device)).sum()
+
+    def _weight(self, inputs: dict[str, Tensor]) -> int:
+        return int(inputs["completion_mask"].sum()) if self._is_sft else len(inputs["row"])
 
     def check_gradient(self) -> None:
         """Called before each update: a gradient that is not finite stops the run, weights intact.
@@ -283,57 +292,30 @@ class TokenRatioTrainer(Trainer):
         """The batch's share of the step's loss; mean over the batch where no step is given."""
         if self._interval_start is None and model.training:
             self._interval_start = time.perf_counter()
-        examples = self._example_losses(model, inputs)
-        self._require_finite(examples, inputs["row"])
-        if num_items_in_batch is None:
-            loss = examples.loss.sum() / examples.weight.sum()
-        else:
-            # DDP and FSDP average gradients over processes; the weight is that of all of them.
-            scale = self.accelerator.num_processes / num_items_in_batch
-            loss = examples.loss.sum() * scale
-            self._sums.add(examples.metrics)
-            self._tokens += int(inputs["attention_mask"].sum())
-        return (loss, examples) if return_outputs else loss
-
-    def _example_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> ExampleLosses:
-        batch = CompletionBatch(**inputs) if self._is_sft else PairBatch(**inputs)
-        request = {"state_mask": batch.state_mask, "labels": batch.labels}
-        if self.reference is not None:
-            request |= {
-                "ref_hidden": self.reference.hidden(batch, model, self._peft_model),
-                "ref_head": self.reference.head,
-                # Methods without it in their loss log it all the same: KL drift compares them.
-                "with_kl": True,
-            }
-        answer = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            token_request=TokenRequest(**request),
+        # DDP and FSDP average gradients over processes; the step's weight is that of all of them.
+        share = (
+            1 / self._weight(inputs)
+            if num_items_in_batch is None
+            else self.accelerator.num_processes / num_items_in_batch
         )
-        if self._is_sft:
-            return sft_losses(batch, answer)
-        if model.training and not self._start_checked:
-            self._start_checked = True
-            if self.args.check_reference and self.state.global_step == 0:
-                dtype = self._language_model.get_output_embeddings().weight.dtype
-                check_start(answer["log_probs"] - answer["ref_log_probs"], dtype)
-        return preference_losses(batch, answer, self.args, self.baseline)
+        examples = self.forward(model, inputs, share)
+        self._require_finite(examples, inputs["row"])
+        if num_items_in_batch is not None:
+            self._sums.add(examples.metrics)
+            self._tokens += count_tokens(inputs)
+        return (examples.total, examples) if return_outputs else examples.total
 
     def _require_finite(self, examples: ExampleLosses, rows: Tensor) -> None:
-        finite = examples.loss.detach().isfinite()
+        finite = examples.loss.isfinite()
         # Every process stops, or the others would wait for the one that did.
         if not bool(self.accelerator.reduce(finite.all().float(), "mean") == 1):
             what = f"the loss is not finite at step {self.state.global_step + 1}"
             self._stop(what, rows[~finite].tolist(), training=self.model.training)
 
     def _stop(self, what: str, rows: list[int], *, training: bool) -> NoReturn:
-        names = [f"evaluation row {row}" for row in rows]
-        if training and self.train_data is not None:
-            names = [self.train_data.dataset[row]["origin"] for row in rows]
-        names = names or ["rows of another process"]
-        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        names = name_rows(rows, self.train_data if training else None)
         raise TokenRatioError(
-            f"{what} ({listed}); stopped before the update, earlier checkpoints are untouched. "
+            f"{what} ({names}); stopped before the update, earlier checkpoints are untouched. "
             "Lower beta or the learning rate, or use a bounded generator (logistic)"
         )
 
@@ -386,9 +368,3 @@ class TokenRatioTrainer(Trainer):
             if sums:
                 replace_text(folder / _SUMS_FILE, json.dumps(sums.to_dict()))
         super().save_model(output_dir, _internal_call)
-
-
-def _datasets_of(data: Any) -> Dataset | dict[str, Dataset] | None:
-    if isinstance(data, dict):
-        return {name: part.dataset for name, part in data.items()}
-    return data and data.dataset

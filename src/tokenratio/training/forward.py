@@ -1,0 +1,88 @@
+"""One batch through reference and policy: from a collator's tensors to the examples' losses."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenratio.losses import LOSSES
+from tokenratio.training.baseline import StateBaseline
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.objective import (
+    ExampleLosses,
+    preference_losses,
+    sft_losses,
+    step_losses_of_pairs,
+    step_objective,
+)
+from tokenratio.training.packing import model_inputs
+from tokenratio.training.policy import StepRequest, TokenRequest
+from tokenratio.training.reference import Reference, check_start
+from tokenratio.types import CompletionBatch, PairBatch, StepBatch
+
+
+@dataclass
+class Forward:
+    """What a run's batches go through.
+
+    Attributes:
+        args: the settings.
+        policy: the causal language model inside all wrappers.
+        reference: π_ref; None for a loss without one.
+        adapters: the PEFT model around the policy, if there is one.
+        baseline: the state baseline of a method that has one.
+        checks_start: the next training batch is the first: policy and reference must be one model.
+    """
+
+    args: TokenRatioConfig
+    policy: PreTrainedModel
+    reference: Reference | None
+    adapters: PeftModel | None
+    baseline: StateBaseline | None = None
+    checks_start: bool = False
+
+    def __call__(
+        self, model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
+    ) -> ExampleLosses:
+        """The losses of a batch of whichever collator.
+
+        Args:
+            model: the policy with every wrapper that training put around it: all its work is done
+                inside their forward.
+            share: what an example counts in the step's loss: a pair, or for SFT a token.
+        Raises:
+            TokenRatioError: policy and reference differ before the first update.
+        """
+        if self.args.loss == "sft":
+            completions = CompletionBatch(**inputs)
+            return sft_losses(completions, self._ask(model, completions, TokenRequest), share)
+        if "lengths" in inputs:
+            steps = StepBatch(**inputs)
+            objective = step_objective(steps, self.args, self.baseline, share, self.policy.dtype)
+            answer = self._ask(model, steps, StepRequest, **objective)
+            return step_losses_of_pairs(steps, answer, self.args)
+        pairs = PairBatch(**inputs)
+        # In evaluation methods without the KL in their loss report it too: it measures drift.
+        with_kl = LOSSES[self.args.loss].state_weight == "kl" or not model.training
+        answer = self._ask(model, pairs, TokenRequest, with_kl=with_kl)
+        return preference_losses(pairs, answer, self.args, self.baseline, share)
+
+    def _ask(
+        self,
+        model: nn.Module,
+        batch: CompletionBatch | StepBatch,
+        request: type[TokenRequest] | type[StepRequest],
+        **wanted: Any,
+    ) -> dict[str, Tensor]:
+        wanted = {"states": batch.states, "labels": batch.labels, **wanted}
+        if self.reference is not None:
+            wanted["ref_hidden"] = self.reference.hidden(batch, model, self.adapters)
+            wanted["ref_head"] = self.reference.head
+        answer = model(**model_inputs(batch, self.policy), token_request=request(**wanted))
+        if self.checks_start and self.reference is not None and model.training:
+            self.checks_start = False
+            dtype = self.policy.get_output_embeddings().weight.dtype
+            check_start(answer["log_probs"] - answer["ref_log_probs"], dtype)
+        return answer

@@ -1,0 +1,134 @@
+"""One row per pair: `[prompt, chosen, rejected, padding]`, the prompt computed once (METHOD §5).
+
+The two responses are branches of one prompt. Each is given the positions it would have in a row of
+its own and a mask that hides the other branch, so every state, and every parameter's gradient, is
+that of the two separate rows. This holds only where a model takes a whole mask as it is given and
+treats a token by its position alone; `why_not_shared` says where it does not.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from tokenratio.training.policy import language_model
+from tokenratio.types import CompletionBatch, StepBatch
+
+# How the architectures tested here take a mask: one for all layers, without a window or with
+# `sliding_window`; or a dict, one for each of `layer_types`. The last kind accepts a single mask
+# too, and then its windowed layers silently see everything.
+_ONE_MASK = ("llama", "gpt2", "gpt_neox", "phi")
+_ONE_WINDOWED_MASK = ("mistral",)
+_MASK_PER_LAYER_TYPE = ("qwen2", "qwen3", "gemma2", "gemma3_text")
+SHAREABLE = (*_ONE_MASK, *_ONE_WINDOWED_MASK, *_MASK_PER_LAYER_TYPE)
+
+# "dynamic" and "longrope" choose the frequencies anew from the longest sequence of every batch.
+_FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def model_inputs(batch: CompletionBatch | StepBatch, model: PreTrainedModel) -> dict[str, Any]:
+    """What `model`'s forward is given to run the batch's rows."""
+    if isinstance(batch, StepBatch) and batch.branch is not None:
+        assert batch.position_ids is not None
+        dtype = model.get_input_embeddings().weight.dtype
+        layout = branch_inputs(model.config, batch.branch, batch.position_ids, dtype)
+        return {"input_ids": batch.input_ids, **layout}
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def branch_inputs(
+    config: PreTrainedConfig,
+    branch: Int[Tensor, "rows length"],
+    position_ids: Int[Tensor, "rows length"],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """The arguments with which a backbone computes both branches of every row.
+
+    Args:
+        config: of a model for which `why_not_shared` is None.
+        branch: 0 prompt, 1 chosen, 2 rejected, -1 padding, in the order of each row.
+        position_ids: counted on from the prompt in each branch; anything valid at padding.
+        dtype: the model's, that of its attention scores where autocast is off.
+    Returns:
+        `position_ids`, and as `attention_mask` what is added to the attention scores,
+        `[rows, 1, length, length]`: 0, or the dtype's lowest value where a query (third axis) may
+        not see a key (last axis). For some architectures a dict of such masks by layer type.
+    """
+    length = branch.shape[1]
+    index = torch.arange(length, device=branch.device)
+    key = branch[:, None, :]
+    # Padding comes after everything else of its row and sees itself, like any branch: a query
+    # without a single key would be nan, and nan × 0 is nan in the gradient.
+    visible = (index <= index[:, None]) & ((key == 0) | (key == branch[:, :, None]))
+
+    def mask(window: int | None) -> Float[Tensor, "rows 1 length length"]:
+        seen = visible
+        if window is not None:
+            seen = seen & (position_ids[:, :, None] - position_ids[:, None, :] < window)
+        # Float, for eager attention adds what it is given: booleans would add 0 and 1. Finite, as
+        # transformers' own; every query sees itself, so what is hidden has weight 0 exactly, and
+        # has so too where a cast to a narrower dtype makes it -inf.
+        scores = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
+        return scores.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+    # Positions are below `length`: a window no shorter hides nothing and needs no mask of its own.
+    windows = {
+        layer_type: None if window is None or window >= length else window
+        for layer_type, window in _windows(config).items()
+    }
+    masks = {window: mask(window) for window in set(windows.values())}
+    if config.model_type in _MASK_PER_LAYER_TYPE:
+        attention_mask: Any = {kind: masks[window] for kind, window in windows.items()}
+    else:
+        (attention_mask,) = masks.values()
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """How many positions back, itself included, a token sees in each kind of layer."""
+    if config.model_type in _ONE_MASK:
+        return {"every": None}
+    if config.model_type in _ONE_WINDOWED_MASK:
+        return {"every": config.sliding_window}
+    windows = {"full_attention": None, "sliding_attention": config.sliding_window}
+    return {kind: windows[kind] for kind in sorted(set(config.layer_types))}
+
+
+def why_not_shared(model: nn.Module) -> str | None:
+    """Why the prompt of a pair may not be shared for `model`, a sentence; None when it may."""
+    inner = language_model(model)
+    for adapter in _adapters(model):
+        if adapter.peft_type != "LORA":
+            return f"an adapter of type {adapter.peft_type.value} has not been tested with it"
+        if adapter.alora_invocation_tokens is not None:
+            return "an activated LoRA looks for its invocation tokens in the whole row"
+    config = inner.config
+    if config.model_type not in SHAREABLE:
+        return f"the architecture {config.model_type} has not been tested with it"
+    attention = config._attn_implementation
+    if attention not in ("eager", "sdpa"):
+        return f"{attention} attention takes no mask of branches; eager and sdpa do"
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(
+        config, "is_causal", True
+    ):
+        return "the model's attention is not causal"
+    for rope_type in _rope_types(config):
+        if rope_type not in _FIXED_ROPE_TYPES:
+            return f"rotary embeddings of type {rope_type} have not been tested with it"
+    return None
+
+
+def _adapters(model: nn.Module) -> list[Any]:
+    """The configurations of PEFT's adapters, in its wrapper or added to the model itself."""
+    if isinstance(model, PreTrainedModel) and not model._hf_peft_config_loaded:
+        return []
+    return list(getattr(model, "peft_config", {}).values())
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """The types of rotary embeddings; transformers keeps them flat or by layer type."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    return {value["rope_type"] for value in nested or [rope] if value}
