@@ -48,7 +48,13 @@ class CompletionBatch:
 
 @dataclass(frozen=True)
 class PairBatch(CompletionBatch):
-    """A `CompletionBatch` of pairs: all chosen rows, then all rejected ones in the same order."""
+    """A `CompletionBatch` of pairs: all chosen rows, then all rejected ones in the same order.
+
+    Attributes:
+        ref_log_probs: log π_ref of `labels` in nats, where it was computed beforehand.
+    """
+
+    ref_log_probs: Float[Tensor, "tokens"] | None = None
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Cut `[2·pairs, ...]` into its chosen and its rejected half."""

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenratio.data import StepCollator
-from tokenratio.types import StepBatch
+from tokenratio.data import PairCollator, StepCollator
+from tokenratio.types import PairBatch, StepBatch
 
 PAD = 0
 # The pad id occurs among the tokens too: masks must not be guessed from it.
@@ -40,7 +40,7 @@ def prefixes(batch):
 @given(triples=pairs, share=st.booleans(), prune=st.booleans())
 @settings(deadline=None, derandomize=True)
 def test_every_state_has_seen_what_precedes_its_label(triples, share, prune):
-    collator = StepCollator(PAD, share_below=float("inf") if share else 0.0, prune=prune)
+    collator = StepCollator(PAD, share_prompt="always" if share else "never", prune=prune)
     batch = StepBatch(**collator(rows_of(triples)))
     assert (batch.branch is not None) == share
     lengths = [min(len(c), len(r)) for _, c, r in triples]
@@ -75,27 +75,37 @@ def test_values_are_aligned_by_step(triples):
     assert batch.step_mask.sum() == len(batch.labels) // 2
 
 
-def test_the_prompt_is_shared_where_it_saves_enough():
-    def batch_of(prompt, response):
-        row = {"prompt_ids": [1] * prompt, "row": 0}
-        rows = [row | {"chosen_ids": [2] * response, "rejected_ids": [3] * response}]
-        return StepCollator(PAD, share_below=0.75)(rows)
+def test_the_prompt_is_shared_where_it_saves():
+    def is_shared(rows, hidden_size=512):
+        return "branch" in StepCollator(PAD, share_prompt="auto", hidden_size=hidden_size)(rows)
 
-    assert "branch" in batch_of(30, 10)  # 48 positions instead of 78
-    assert "branch" not in batch_of(5, 30)  # 63 instead of 68
-    long_prompt, short_prompt = [1] * 30, [1]
-    rows = rows_of([(long_prompt, [2] * 4, [3] * 4), (short_prompt, [2] * 40, [3] * 40)])
-    # 2 rows of 79 instead of 4 of 40: the padding undoes it.
-    assert "branch" not in StepCollator(PAD, share_below=0.9)(rows)
+    def pair(prompt, response):
+        return rows_of([([1] * prompt, [2] * response, [3] * response)])
+
+    assert is_shared(pair(30, 10))
+    assert not is_shared(pair(1, 200))
+    # A long row's attention costs more than the prompt saves, unless the model is wide.
+    assert not is_shared(pair(200, 800))
+    assert is_shared(pair(200, 800), hidden_size=4096)
+    # One row of 79 and one of 31 against rows of 40 and 33: the padding undoes it.
+    uneven = [([1] * 30, [2] * 2, [3] * 2), ([1], [2] * 40, [3] * 40)]
+    assert not is_shared(rows_of(uneven))
 
 
 def test_what_the_reference_said_before_comes_along():
     class Cache:
         def of_steps(self, rows, lengths):
-            return {"ref_log_probs": torch.full((2 * sum(lengths),), float(rows[0]))}
+            return {"ref_hidden": torch.full((2 * sum(lengths), 3), float(rows[0]))}
 
-    batch = StepCollator(PAD, cache=Cache())(rows_of([([1], [2, 3], [4, 5, 6])]))
-    assert batch["ref_log_probs"].tolist() == [10.0] * 4
+    rows = rows_of([([1], [2, 3], [4, 5, 6]), ([1], [7, 8], [9])])
+    assert StepCollator(PAD, cache=Cache())(rows)["ref_hidden"].tolist() == [[10.0] * 3] * 6
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[f"{side}_ref_log_probs"] = [-i for i in row[f"{side}_ids"]]
+    batch = StepCollator(PAD)(rows)
+    assert (batch["ref_log_probs"] == -batch["labels"]).all()
+    whole = PairCollator(PAD)(rows)
+    assert (whole["ref_log_probs"] == -PairBatch(**whole).labels).all()
 
 
 def test_empty_prompt_is_refused():

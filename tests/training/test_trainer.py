@@ -377,6 +377,58 @@ def test_prompt_learning_is_refused(tmp_path, tokenizer):
         make(tmp_path, tokenizer, peft_config=config)
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q", "tbpo", "dpo"])
+def test_cached_reference_changes_nothing(loss, adapter, tmp_path, tokenizer, caplog):
+    """The same run to rounding; what is kept is used, and used again."""
+    runs = {}
+    for name, cached in (("live", False), ("first", True), ("again", True)):
+        trainer = make(
+            tmp_path / name,
+            tokenizer,
+            loss=loss,
+            num_train_epochs=2,
+            cache_reference=cached,
+            reference_cache_dir=str(tmp_path / "cache"),
+            peft_config=LoraConfig(r=4, target_modules="all-linear") if adapter else None,
+        )
+        calls = []
+        if cached:
+            original = trainer.reference.hidden
+            trainer.reference.hidden = lambda *a, f=original, c=calls: c.append(1) or f(*a)
+        trainer.train()
+        assert not calls
+        assert ("once" in caplog.text) == (name == "first")
+        caplog.clear()
+        runs[name] = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
+        runs[name] |= {k: v for k, v in trainer.evaluate().items() if "rewards" in k}
+    for name, value in runs["live"].items():
+        torch.testing.assert_close(runs["first"][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(runs["again"][name], runs["first"][name], rtol=0, atol=0)
+
+
+def test_settings_of_the_engine_are_checked(tmp_path, tokenizer, caplog):
+    with pytest.raises(TokenRatioError, match="share_prompt must be auto, always or never"):
+        make(tmp_path, tokenizer, share_prompt="often")
+    with pytest.raises(TokenRatioError, match="cache_reference must be false: sft"):
+        make(tmp_path, tokenizer, loss="sft", cache_reference=True)
+    with pytest.raises(TokenRatioError, match="train_sampling_strategy must be"):
+        make(tmp_path, tokenizer, train_sampling_strategy="batch_rebalance")
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = tiny_model(rope_parameters=dynamic)
+    make(tmp_path, tokenizer, model=model)
+    assert "computed once for each response: rotary" in caplog.text
+    with pytest.raises(TokenRatioError, match="share_prompt: always, but rotary"):
+        make(tmp_path, tokenizer, model=model, share_prompt="always")
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_every_order_of_rows_trains_and_evaluates(strategy, tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, train_sampling_strategy=strategy, max_steps=2)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
 def test_non_finite_loss_names_the_rows_and_spares_the_checkpoint(tmp_path, tokenizer):
     rows = word_pairs(8)
     trainer = make(tmp_path, tokenizer, rows=rows, save_strategy="steps", save_steps=1, max_steps=6)

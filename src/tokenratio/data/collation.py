@@ -63,10 +63,19 @@ class PairCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns `row` [pairs]; ids, attention and completion mask [2·pairs, length]."""
-        sides = ("chosen_ids", "rejected_ids")
-        pairs = [(row["prompt_ids"], row[side]) for side in sides for row in rows]
-        return _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
+        """Returns `row` [pairs]; ids, attention and completion mask [2·pairs, length].
+
+        And `ref_log_probs` [tokens] where the rows have them.
+        """
+        sides = ("chosen", "rejected")
+        pairs = [(row["prompt_ids"], row[f"{side}_ids"]) for side in sides for row in rows]
+        batch = _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
+        if "chosen_ref_log_probs" in rows[0]:
+            known = [row[f"{side}_ref_log_probs"] for side in sides for row in rows]
+            batch["ref_log_probs"] = torch.cat(
+                [torch.as_tensor(part, dtype=torch.float32) for part in known]
+            )
+        return batch
 
 
 def _collate(

@@ -172,7 +172,7 @@ def _encode(
                 log.refuse(example.origin, error)
             else:
                 renderable.append(example)
-        token_ids = tokenise(tokenizer, rendered, special)
+        token_ids = tokenise(tokenizer, rendered, special) if rendered else []
         for example, ids in zip(renderable, token_ids, strict=True):
             try:
                 encoded.append((example, assemble(ids, sides, special, limits)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ class StepCache(Protocol):
     """What a reference said of the responses, kept from an earlier pass."""
 
     def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
-        """`ref_log_probs` or `ref_hidden` of the first `lengths` tokens, as in `StepBatch`."""
+        """`ref_hidden` of the first `lengths` tokens of both responses, as in `StepBatch`."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,17 @@ class StepCollator:
 
     Attributes:
         pad_token_id: fills the right of shorter rows.
-        share_below: write a pair as one row that shares the prompt, where the batch then has less
-            than this share of the positions that two rows take, padding included; 0 for never.
+        share_prompt: write a pair as one row, `prompt, chosen, rejected`: `always`, `never`, or
+            `auto`, where the batch is then cheaper to compute.
+        hidden_size: of the model, which `auto` weighs attention against.
         prune: leave the tokens out; False only to measure what it saves.
-        cache: answers `log_probs(row)` or `hidden(row)` with what the reference says of both
-            responses, if that was computed beforehand.
+        cache: the reference's hidden states, if they were computed beforehand. (Its
+            log-probabilities then are columns of the rows.)
     """
 
     pad_token_id: int
-    share_below: float = 0.0
+    share_prompt: Literal["auto", "always", "never"] = "never"
+    hidden_size: int = 1
     prune: bool = True
     cache: StepCache | None = None
 
@@ -50,7 +52,9 @@ class StepCollator:
         prompts = [row["prompt_ids"] for row in rows]
         apart = [(prompt, side) for ids in sides for prompt, side in zip(prompts, ids, strict=True)]
         together = list(zip(prompts, *sides, strict=True))
-        is_shared = _area(together) < self.share_below * _area(apart)
+        is_shared = self.share_prompt == "always" or (
+            self.share_prompt == "auto" and self._cost(together) < self._cost(apart)
+        )
         laid_out = together if is_shared else apart
         batch = _lay_out(laid_out, self.pad_token_id)
         batch |= {
@@ -68,17 +72,30 @@ class StepCollator:
         }
         if not is_shared:
             del batch["branch"], batch["position_ids"]
+        if "chosen_ref_log_probs" in rows[0]:
+            batch["ref_log_probs"] = _join(
+                (
+                    row[f"{side}_ref_log_probs"][:length]
+                    for side in ("chosen", "rejected")
+                    for row, length in zip(rows, lengths, strict=True)
+                ),
+                torch.float32,
+            )
         if self.cache is not None:
             batch |= self.cache.of_steps([row["row"] for row in rows], lengths)
         return batch
 
+    def _cost(self, laid_out: Sequence[Sequence[Sequence[int]]]) -> int:
+        """Of padded rows: a position's products grow with the width, its attention with the row.
 
-def _area(laid_out: Sequence[Sequence[Sequence[int]]]) -> int:
-    return len(laid_out) * max(sum(len(part) for part in row) for row in laid_out)
+        The balance between the two was measured on a CPU (docs/performance.md).
+        """
+        length = max(sum(len(part) for part in row) for row in laid_out)
+        return len(laid_out) * length * (3 * self.hidden_size + length)
 
 
-def _join(parts: Iterable[Sequence[int]]) -> Tensor:
-    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
+def _join(parts: Iterable[Sequence[float]], dtype: torch.dtype = torch.long) -> Tensor:
+    return torch.cat([torch.as_tensor(part, dtype=dtype) for part in parts])
 
 
 def _lay_out(laid_out: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, Tensor]:

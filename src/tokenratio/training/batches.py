@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, List, Value
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +27,8 @@ from tokenratio.losses import LOSSES
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
-
-# Sharing pays where it leaves less than this share of the positions to compute: a whole mask makes
-# attention dearer (docs/performance.md).
-_SHARE_BELOW = 0.9
+from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.reference_store import ReferenceCache, What
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +67,46 @@ def prepare_parts(source: Any, prepare: Callable[..., PreparedData | None]) -> P
     return prepare(source, split="test")
 
 
+def keeps_log_probs(args: TokenRatioConfig) -> bool:
+    """Whether log-probabilities are all the run keeps of its reference."""
+    return args.cache_reference and LOSSES[args.loss].state_weight != "kl"
+
+
+def ask_reference(
+    data: PreparedData,
+    what: What,
+    model: PreTrainedModel | PeftModel,
+    args: TokenRatioConfig,
+    padding_id: int,
+) -> ReferenceCache:
+    """What the reference says of the data, from disk or computed now.
+
+    Args:
+        model: the reference, or the policy with the adapter that is switched off for it.
+    """
+    return reference_cache(
+        model,
+        data,
+        what=what,
+        root=args.reference_cache_dir,
+        batch_size=args.per_device_eval_batch_size,
+        device=args.device,
+        padding_id=padding_id,
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        progress=not args.disable_tqdm,
+    )
+
+
+def with_ref_log_probs(data: PreparedData, cache: ReferenceCache) -> PreparedData:
+    """The rows with two more columns, `chosen_ref_log_probs` and `rejected_ref_log_probs`."""
+    dataset, known = data.dataset, [cache.log_probs(row) for row in range(len(data.dataset))]
+    feature = List(Value("float32"))
+    for side, name in enumerate(("chosen", "rejected")):
+        values = [pair[side].numpy() for pair in known]
+        dataset = dataset.add_column(f"{name}_ref_log_probs", values, feature=feature)
+    return replace(data, dataset=dataset)
+
+
 def datasets_of(data: Prepared) -> Dataset | dict[str, Dataset] | None:
     """The rows that a data loader reads."""
     if isinstance(data, dict):
@@ -81,12 +120,16 @@ def is_local(loss: str) -> bool:
 
 
 def make_collators(
-    args: TokenRatioConfig, pad_token_id: int, models: list[PreTrainedModel]
+    args: TokenRatioConfig,
+    pad_token_id: int,
+    models: list[PreTrainedModel],
+    cache: ReferenceCache | None = None,
 ) -> tuple[Any, Any]:
     """The collators for training and for evaluation, which looks at whole responses.
 
     Args:
         models: all that will run the batches.
+        cache: the reference's hidden states of the training rows, if they are kept.
     Raises:
         TokenRatioError: the prompt is to be shared always and cannot be.
     """
@@ -96,13 +139,13 @@ def make_collators(
     whole = PairCollator(pad_token_id)
     if not is_local(args.loss):
         return whole, whole
-    steps = StepCollator(pad_token_id)
+    steps = StepCollator(pad_token_id, cache=cache)
     if args.share_prompt == "never":
         return steps, whole
     reason = next(filter(None, map(why_not_shared, models)), None)
     if reason is None:
-        below = _SHARE_BELOW if args.share_prompt == "auto" else float("inf")
-        return replace(steps, share_below=below), whole
+        hidden_size = models[0].get_output_embeddings().weight.shape[1]
+        return replace(steps, share_prompt=args.share_prompt, hidden_size=hidden_size), whole
     if args.share_prompt == "always":
         raise TokenRatioError(f"share_prompt: always, but {reason}")
     _log.warning("the prompt of a pair is computed once for each response: %s", reason)

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokenratio.data import LengthGroupedSampler
 from tokenratio.training.run_folder import METRICS_FILE, replace_text
 
 
@@ -43,6 +44,21 @@ class BaselineStep(TrainerCallback):
                 parameter.grad = reduce(parameter.grad, "mean")
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the sampler its epoch, which decides the order of the rows.
+
+    accelerate does so too, except when a resumed run skips batches on several processes.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch))
 
 
 class MetricsWriter(TrainerCallback):

@@ -113,6 +113,17 @@ class TokenRatioConfig(TrainingArguments):
             "choices": ("auto", "always", "never"),
         },
     )
+    cache_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the reference once and keep on disk what the loss needs of it: its "
+            "log-probabilities, or for tbpo_a its hidden states (large; the size is said first)."
+        },
+    )
+    reference_cache_dir: str = field(
+        default="~/.cache/tokenratio/reference",
+        metadata={"help": "Where they are kept, by the content of model and data."},
+    )
     check_reference: bool = field(
         default=True,
         metadata={
@@ -161,6 +172,18 @@ class TokenRatioConfig(TrainingArguments):
             "remove_unused_columns",
             True,
             "false: pairs would be lost",
+        )
+        _require(
+            not (self.cache_reference and self.loss == "sft"),
+            "cache_reference",
+            True,
+            "false: sft has no reference",
+        )
+        _require(
+            self.train_sampling_strategy != "batch_rebalance",
+            "train_sampling_strategy",
+            self.train_sampling_strategy,
+            "group_by_length, random or sequential",
         )
         self.bregman_generator  # noqa: B018 - a bad generator is refused now, not at the first step
         _require(

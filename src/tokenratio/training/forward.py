@@ -66,6 +66,7 @@ class Forward:
         pairs = PairBatch(**inputs)
         # In evaluation methods without the KL in their loss report it too: it measures drift.
         with_kl = LOSSES[self.args.loss].state_weight == "kl" or not model.training
+        with_kl &= pairs.ref_log_probs is None  # they are all that was kept of the reference
         answer = self._ask(model, pairs, TokenRequest, with_kl=with_kl)
         return preference_losses(pairs, answer, self.args, self.baseline, share)
 
@@ -77,10 +78,15 @@ class Forward:
         **wanted: Any,
     ) -> dict[str, Tensor]:
         wanted = {"states": batch.states, "labels": batch.labels, **wanted}
-        if self.reference is not None:
-            wanted["ref_hidden"] = self.reference.hidden(batch, model, self.adapters)
-            wanted["ref_head"] = self.reference.head
+        known = getattr(batch, "ref_log_probs", None)
+        if self.reference is not None and known is None:
+            hidden = getattr(batch, "ref_hidden", None)
+            if hidden is None:
+                hidden = self.reference.hidden(batch, model, self.adapters)
+            wanted |= {"ref_hidden": hidden, "ref_head": self.reference.head}
         answer = model(**model_inputs(batch, self.policy), token_request=request(**wanted))
+        if known is not None:
+            answer["ref_log_probs"] = known.to(answer["log_probs"].dtype)
         if self.checks_start and self.reference is not None and model.training:
             self.checks_start = False
             dtype = self.policy.get_output_embeddings().weight.dtype

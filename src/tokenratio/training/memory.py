@@ -30,11 +30,11 @@ class MemoryEstimate:
 
     @property
     def brief(self) -> str:
-        return f"{self.parameters:,} parameters; estimated memory {_gib(self.total)}"
+        return f"{self.parameters:,} parameters; estimated memory {format_bytes(self.total)}"
 
     def __str__(self) -> str:
         lines = [f"{self.brief}:"]
-        lines += [f"  {name:44}{_gib(size):>12}" for name, size in self.parts.items()]
+        lines += [f"  {name:44}{format_bytes(size):>12}" for name, size in self.parts.items()]
         return "\n".join(lines)
 
 
@@ -79,5 +79,6 @@ def estimate_memory(
     return MemoryEstimate(parameters, {name: size for name, size in parts.items() if size})
 
 
-def _gib(size: int) -> str:
+def format_bytes(size: int) -> str:
+    """In MiB or GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

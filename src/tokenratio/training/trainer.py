@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from tokenratio.data import (
+    PreparedData,
     padding_id,
 )
 from tokenratio.errors import TokenRatioError
@@ -36,15 +37,18 @@ from tokenratio.training.baseline import (
     save_optimizer,
 )
 from tokenratio.training.batches import (
+    ask_reference,
     count_tokens,
     datasets_of,
+    keeps_log_probs,
     make_collators,
     make_sampler,
     name_rows,
     prepare,
     prepare_parts,
+    with_ref_log_probs,
 )
-from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard
+from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
 from tokenratio.training.config import TokenRatioConfig, require_supported
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
@@ -132,11 +136,16 @@ class TokenRatioTrainer(Trainer):
         # The policy outside every wrapper that training puts around it.
         self._policy = model
         self.args, self.processing_class = args, processing_class
-        self._prepare = partial(prepare, tokenizer=processing_class, args=args, model=model)
+        pad = padding_id(processing_class)
+        encode = partial(prepare, tokenizer=processing_class, args=args, model=model)
+        self._prepare = partial(self._prepare_and_ask, encode, pad)
         self.train_data = self._prepare(train_dataset, split="train")
         self.eval_data = prepare_parts(eval_dataset, self._prepare)
-        models = [self._language_model, *(self.reference.models if self.reference else [])]
-        self._train_collator, collator = make_collators(args, padding_id(processing_class), models)
+        models = [self._language_model, *(reference.models if reference else [])]
+        cache = None
+        if args.cache_reference and not keeps_log_probs(args) and self.train_data is not None:
+            cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)
+        self._train_collator, collator = make_collators(args, pad, models, cache)
         super().__init__(
             model=model,
             args=args,
@@ -156,11 +165,25 @@ class TokenRatioTrainer(Trainer):
         self._step_rows: list[int] = []
         self._metric_names: tuple[list[str], list[str]] = ([], [])
         if self.reference is not None:
-            self.reference.prepare(self.accelerator.prepare_model, self.args.device)
+            if not keeps_log_probs(args):
+                self.reference.prepare(self.accelerator.prepare_model, self.args.device)
             if LOSSES[args.loss].state_weight == "baseline":
                 self._add_baseline()
 
     # --- set-up -----------------------------------------------------------------------------------
+
+    def _prepare_and_ask(
+        self, encode: Callable[..., PreparedData | None], pad: int, source: Any, *, split: str
+    ) -> PreparedData | None:
+        """Encode; where no more of the reference is kept, add its log-probabilities."""
+        data = encode(source, split=split)
+        if data is None or not keeps_log_probs(self.args):
+            return data
+        model = self.reference.model
+        cache = ask_reference(data, "log_probs", model or self._policy, self.args, pad)
+        if model is not None:
+            model.to("cpu")  # it has said all that is needed
+        return with_ref_log_probs(data, cache)
 
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
@@ -252,7 +275,9 @@ class TokenRatioTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        return make_sampler(self.args, dataset, self.accelerator.num_processes)
+        sampler = make_sampler(self.args, dataset, self.accelerator.num_processes)
+        self.add_callback(TellEpoch(sampler))
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":

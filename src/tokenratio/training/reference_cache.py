@@ -1,0 +1,313 @@
+"""What a frozen reference says of a data set, computed once and kept on disk, per token.
+
+An entry is named by the SHA-256 of everything its values depend on: the reference's weights and
+configuration, the rows as tokens, the precision it ran in. A changed input has another name, so a
+stale entry is never found.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tokenratio.data import PairCollator, PreparedData
+from tokenratio.data.batching import row_lengths
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.memory import format_bytes
+from tokenratio.training.policy import TokenRequest, language_model
+from tokenratio.training.reference import model_digest
+from tokenratio.training.reference_store import (
+    SIDES,
+    Layout,
+    ReferenceCache,
+    What,
+    begin_entry,
+    find_flaw,
+    finish_entry,
+    open_to_write,
+)
+from tokenratio.types import PairBatch
+
+DEFAULT_ROOT = Path("~/.cache/tokenratio/reference")
+
+# To be raised whenever the same inputs would give other values, or an entry has another form.
+_FORMAT = 1
+# Of a configuration: where the model came from, who saved it, and how it generates.
+_VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache"}
+
+_log = logging.getLogger(__name__)
+
+
+def cache_size(data: PreparedData, what: What, hidden_size: int, dtype: torch.dtype) -> int:
+    """Bytes that an entry takes on disk, known without computing any of it.
+
+    Args:
+        data: preference pairs.
+        what: `log_probs` take 4 bytes per response token, whatever the next two are; `hidden`
+            takes `hidden_size` numbers for each token of the steps that both responses have.
+        hidden_size: width of the reference's final hidden states.
+        dtype: theirs: that of its weights, or float32 where autocast computes the last norm in it.
+    """
+    return Layout.of(data, what, hidden_size, dtype).size
+
+
+def reference_cache(
+    reference_model: PreTrainedModel | PeftModel,
+    data: PreparedData,
+    *,
+    what: What,
+    root: str | Path = DEFAULT_ROOT,
+    batch_size: int,
+    device: torch.device,
+    padding_id: int,
+    autocast: torch.dtype | None = None,
+    progress: bool = True,
+) -> ReferenceCache:
+    """Open the entry of this reference and this data, or compute it.
+
+    To be called by every process. Those of one machine share the computation; each machine makes an
+    entry of its own, the same one where `root` is shared.
+
+    Args:
+        reference_model: answers token requests, without the wrappers of training around it; under
+            PEFT it runs with its adapters off. It is moved to `device` only if it has to run.
+        data: preference pairs.
+        what: `log_probs` for losses that read no more of the reference; `hidden` for those that
+            need its whole distribution, which its head makes of them.
+        root: the folder of all entries.
+        batch_size: pairs run at once.
+        device: where to run.
+        padding_id: fills shorter rows.
+        autocast: the dtype of mixed precision, None without it; take the policy's.
+        progress: draw a bar, in pairs, on the main process.
+    Raises:
+        TokenRatioError: the entry does not fit on the disk or cannot be written, or what the
+            reference says of a row is not finite.
+    """
+    state = PartialState()
+    runner = _Runner(reference_model, data, what, batch_size, device, padding_id, autocast)
+    # The first process of each machine looks and decides for its neighbours.
+    mine = _plan(runner, Path(root).expanduser()) if state.is_local_main_process else None
+    plans = gather_object([mine])
+    first = state.process_index - state.local_process_index
+    after = [index for index, plan in enumerate(plans) if index > first and plan is not None]
+    neighbours = min([*after, len(plans)]) - first
+    plan = plans[first]
+    try:
+        for refusal in (plan.refusal for plan in plans if plan is not None):
+            if refusal is not None:
+                raise TokenRatioError(refusal)
+        if plan.work is not None:
+            share = range(state.local_process_index, runner.num_batches, neighbours)
+            runner.write(plan.work, plan.layout, share, progress and state.is_main_process)
+        # Twice on every process, also where its machine has the entry: else they would not meet.
+        state.wait_for_everyone()
+        if mine is not None and mine.work is not None:
+            finish_entry(mine.work, mine.folder, mine.ingredients)
+        state.wait_for_everyone()
+    except OSError as error:
+        raise TokenRatioError(f"cannot write the reference cache: {error}") from None
+    finally:
+        if mine is not None and mine.work is not None:
+            shutil.rmtree(mine.work, ignore_errors=True)
+    return ReferenceCache(plan.folder, what)
+
+
+# --- running the reference ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """The reference and what it is run on."""
+
+    model: PreTrainedModel | PeftModel
+    data: PreparedData
+    what: What
+    batch_size: int
+    device: torch.device
+    padding_id: int
+    autocast: torch.dtype | None
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.data.dataset) // self.batch_size)
+
+    def layout(self) -> Layout:
+        """The shape of the entry; what a hidden state is like is found by asking for the last."""
+        if self.what == "log_probs":
+            return Layout.of(self.data, self.what, 0, torch.float32)
+        with self._running():
+            state = self._ask(self._order()[-1:])[0]
+        return Layout.of(self.data, self.what, len(state), state.dtype)
+
+    def write(self, work: Path, layout: Layout, share: range, progress: bool) -> None:
+        """Run the batches of `share` and write what is said of them into the unfinished entry."""
+        order = self._order()
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in share]
+        with (
+            self._running(),
+            open_to_write(work) as file,
+            tqdm(
+                total=sum(map(len, batches)), desc="reference", unit="pair", disable=not progress
+            ) as bar,
+        ):
+            for rows in batches:
+                places = [(side, row) for side in SIDES for row in rows]
+                values = self._ask(rows).cpu()
+                parts = values.split([layout.tokens(*place) for place in places])
+                for (side, row), part in zip(places, parts, strict=True):
+                    if not part.isfinite().all():
+                        raise TokenRatioError(
+                            f"what the reference says of {self.data.dataset[int(row)]['origin']} "
+                            f"({side}) is not finite: it cannot be trained against"
+                        )
+                    layout.write(file, side, row, part)
+                bar.update(len(rows))
+
+    def _order(self) -> np.ndarray:
+        """Rows of like length side by side, the longest first: a lack of memory shows at once."""
+        lengths = row_lengths(self.data.dataset, pruned=self.what == "hidden")
+        return np.argsort(-lengths, kind="stable")
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.to(self.device).eval()
+        is_adapted = isinstance(self.model, PeftModel)
+        try:
+            with (
+                torch.no_grad(),
+                torch.autocast(
+                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+                ),
+                self.model.disable_adapter() if is_adapted else contextlib.nullcontext(),
+            ):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _ask(self, rows: Sequence[int]) -> Tensor:
+        """One value per response token of `rows`: all of the chosen side, then the rejected one."""
+        examples = [self.data.dataset[int(row)] for row in rows]
+        if self.what == "hidden":
+            for example in examples:
+                shared = min(len(example[f"{side}_ids"]) for side in SIDES)
+                example |= {f"{side}_ids": example[f"{side}_ids"][:shared] for side in SIDES}
+        fields = PairCollator(self.padding_id)(examples)
+        batch = PairBatch(**{name: field.to(self.device) for name, field in fields.items()})
+        answer = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            token_request=TokenRequest(
+                batch.states, batch.labels if self.what == "log_probs" else None
+            ),
+        )
+        return answer[self.what]
+
+
+# --- what an entry is called ----------------------------------------------------------------------
+
+
+def _ingredients(runner: _Runner) -> dict[str, Any]:
+    """Everything that an entry's values depend on."""
+    base = language_model(runner.model)
+    config = base.config.get_text_config()
+    return {
+        "format": _FORMAT,
+        "what": runner.what,
+        "model": model_digest(runner.model),
+        "buffers": _buffers_digest(base),
+        "class": f"{type(base).__module__}.{type(base).__qualname__}",
+        "config": _lasting(base.config.to_dict()),
+        # These two `to_dict` leaves out.
+        "attention": config._attn_implementation,
+        "experts": getattr(config, "_experts_implementation", None),
+        "data": runner.data.digest,
+        "device": runner.device.type,
+        "autocast": str(runner.autocast),
+        "float32_products": _float32_products(runner.device),
+    }
+
+
+def _float32_products(device: torch.device) -> str:
+    """What float32 matrix products are computed in: themselves, or tf32, which is shorter."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    precision = backend.matmul.fp32_precision
+    return "float32" if precision in ("none", "ieee", "highest") else precision
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _lasting(v) for k, v in value.items() if k not in _VOLATILE}
+    return value
+
+
+def _buffers_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of the buffers that are saved with a model, such as a router's correction bias."""
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in weights:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# --- deciding what to do --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done: nothing, where the entry is there; refuse; or compute one."""
+
+    folder: Path
+    refusal: str | None = None
+    layout: Layout | None = None
+    work: Path | None = None
+    ingredients: Mapping[str, Any] | None = None
+
+
+def _plan(runner: _Runner, root: Path) -> _Plan:
+    ingredients = _ingredients(runner)
+    text = json.dumps(ingredients, sort_keys=True, default=str)
+    folder = root / hashlib.sha256(text.encode()).hexdigest()
+    try:
+        if folder.exists():
+            flaw = find_flaw(folder)
+            if flaw is None:
+                return _Plan(folder)
+            _log.warning("computing the reference cache anew: %s is damaged (%s)", folder, flaw)
+            shutil.rmtree(folder)
+        layout = runner.layout()
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+        if layout.size > free:
+            return _Plan(
+                folder,
+                f"the reference cache needs {format_bytes(layout.size)}, and {root} has "
+                f"{format_bytes(free)} free: choose a folder on a larger disk, or do without",
+            )
+        _log.warning(
+            "computing the reference's %s once: %s on disk in %s (%s free)",
+            runner.what.replace("_", " "),
+            format_bytes(layout.size),
+            root,
+            format_bytes(free),
+        )
+        return _Plan(folder, None, layout, begin_entry(folder, layout), ingredients)
+    except OSError as error:
+        return _Plan(folder, f"cannot write the reference cache: {error}")

@@ -1,0 +1,225 @@
+"""How an entry of the reference cache lies on disk, how it is written, and how it is read.
+
+An entry is a folder of one safetensors file and a note of what it was made from. It gets its name
+only when it is finished, so it is there whole or not at all, and its values are checked against
+their SHA-256 whenever a run opens it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tokenratio.data import PreparedData
+from tokenratio.data.batching import token_counts
+from tokenratio.training.run_folder import versions
+
+What = Literal["log_probs", "hidden"]
+SIDES = ("chosen", "rejected")
+
+_VALUES, _NOTE = "values.safetensors", "entry.json"
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+_UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
+_DAY = 24 * 60 * 60
+
+
+class ReferenceCache:
+    """An entry that is whole. Rows are read from disk when asked for; it may exceed the memory.
+
+    Can be pickled: each process opens the file for itself.
+
+    Args:
+        folder: the entry.
+        what: what it holds.
+    """
+
+    def __init__(self, folder: Path, what: What) -> None:
+        self.folder, self.what = folder, what
+        self._opened: tuple[dict[str, Any], dict[str, list[int]]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+    def log_probs(self, row: int) -> tuple[Tensor, Tensor]:
+        """log π_ref(y_t|s_t) in nats, float32, of each token: `[chosen tokens], [rejected tokens]`.
+
+        Args:
+            row: the row's index in the encoded data set.
+        """
+        return self._read("log_probs", row)
+
+    def hidden(self, row: int) -> tuple[Tensor, Tensor]:
+        """The final hidden states that predict the tokens of the steps t < T that both have.
+
+        Returns:
+            `[T, hidden], [T, hidden]`, chosen and rejected, in the reference's own dtype.
+        """
+        return self._read("hidden", row)
+
+    def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """The first `lengths` values of the chosen side of `rows`, then those of the rejected side.
+
+        Returns:
+            `ref_log_probs` [tokens] or `ref_hidden` [tokens, hidden].
+        """
+        pairs = [self._read(self.what, row) for row in rows]
+        flat = [
+            pair[side][:length]
+            for side in (0, 1)
+            for pair, length in zip(pairs, lengths, strict=True)
+        ]
+        return {f"ref_{self.what}": torch.cat(flat)}
+
+    def _read(self, what: What, row: int) -> tuple[Tensor, Tensor]:
+        if what != self.what:
+            raise ValueError(f"this entry holds {self.what}, not {what}")
+        if self._opened is None:
+            file = safe_open(self.folder / _VALUES, framework="pt")
+            offsets = {side: file.get_tensor(f"{side}_offsets").tolist() for side in SIDES}
+            self._opened = {side: file.get_slice(side) for side in SIDES}, offsets
+        values, offsets = self._opened
+        if not 0 <= row < len(offsets["chosen"]) - 1:
+            raise IndexError(f"row {row} of {len(offsets['chosen']) - 1}")
+        chosen, rejected = (
+            values[side][offsets[side][row] : offsets[side][row + 1]] for side in SIDES
+        )
+        return chosen, rejected
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each row's values stand in a safetensors file, the header of which is made here.
+
+    The library writes whole tensors at once; these are written row by row, by several processes,
+    and may exceed the memory.
+
+    Attributes:
+        begins: the byte at which a tensor begins, by its name.
+        offsets: for each side, which token of the tensor a row begins with; then the end.
+    """
+
+    header: bytes
+    begins: dict[str, int]
+    offsets: dict[str, np.ndarray]
+    dtype: torch.dtype
+    token_bytes: int
+    size: int
+
+    @classmethod
+    def of(cls, data: PreparedData, what: What, hidden_size: int, dtype: torch.dtype) -> "Layout":
+        counts = token_counts(data.dataset)
+        tokens = {side: counts[f"{side}_ids"] for side in SIDES}
+        shape: tuple[int, ...] = ()
+        if what == "log_probs":
+            dtype = torch.float32
+        else:
+            shape = (hidden_size,)
+            tokens = dict.fromkeys(SIDES, np.minimum(*tokens.values()))
+        offsets = {side: np.concatenate([[0], np.cumsum(tokens[side])]) for side in SIDES}
+        # Offsets first: the widest type, so that what follows is aligned.
+        tensors = {f"{side}_offsets": (torch.int64, (len(offsets[side]),)) for side in SIDES}
+        tensors |= {side: (dtype, (int(offsets[side][-1]), *shape)) for side in SIDES}
+        header, end = {}, 0
+        for name, (its_dtype, its_shape) in tensors.items():
+            begin, end = end, end + its_dtype.itemsize * math.prod(its_shape)
+            places = {"shape": its_shape, "data_offsets": (begin, end)}
+            header[name] = {"dtype": _DTYPES[its_dtype], **places}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        text = len(text).to_bytes(8, "little") + text
+        begins = {name: len(text) + entry["data_offsets"][0] for name, entry in header.items()}
+        token_bytes = dtype.itemsize * math.prod(shape)
+        return cls(text, begins, offsets, dtype, token_bytes, len(text) + end)
+
+    def tokens(self, side: str, row: int) -> int:
+        return int(self.offsets[side][row + 1] - self.offsets[side][row])
+
+    def write(self, file: BinaryIO, side: str, row: int, values: Tensor) -> None:
+        """Put a row's values where they belong."""
+        file.seek(self.begins[side] + int(self.offsets[side][row]) * self.token_bytes)
+        file.write(values.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy())
+
+
+def find_flaw(folder: Path) -> str | None:
+    """What is wrong with an entry; None if it is whole and its values are those once written."""
+    try:
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        if note["key"] != folder.name:
+            return "it is another entry's folder, renamed"
+        if note["sha256"] != _file_digest(folder / _VALUES):
+            return f"{_VALUES} is not as it was written"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def begin_entry(folder: Path, layout: Layout) -> Path:
+    """Make an unfinished entry beside `folder`, under a name that no other run uses.
+
+    Its file has its full size, so that several processes can write their rows into it.
+    """
+    _remove_leftovers(folder.parent)
+    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    work.mkdir()
+    with (work / _VALUES).open("wb") as file:
+        file.write(layout.header)
+        for side in SIDES:
+            file.write(layout.offsets[side].astype("<i8"))
+        file.truncate(layout.size)
+    return work
+
+
+def open_to_write(work: Path) -> BinaryIO:
+    """The values of an unfinished entry."""
+    return (work / _VALUES).open("r+b")
+
+
+def finish_entry(work: Path, folder: Path, ingredients: Mapping[str, Any]) -> None:
+    """Give an entry its name; where another run was quicker, the other's entry stands."""
+    note = {
+        "key": folder.name,
+        "sha256": _file_digest(work / _VALUES),
+        "ingredients": ingredients,
+        "versions": versions(),
+    }
+    text = json.dumps(note, indent=2, default=str) + "\n"
+    (work / _NOTE).write_text(text, encoding="utf-8")
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if find_flaw(folder) is not None:
+            raise
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove what killed runs left unfinished; one still at work has written within the day."""
+    for folder in root.iterdir():
+        if _UNFINISHED.fullmatch(folder.name):
+            with contextlib.suppress(OSError):
+                if time.time() - (folder / _VALUES).stat().st_mtime > _DAY:
+                    shutil.rmtree(folder)
