@@ -27,17 +27,19 @@ def token_counts(dataset: "Dataset") -> dict[str, np.ndarray]:
     }
 
 
-def row_lengths(dataset: "Dataset", *, pruned: bool = False) -> np.ndarray:
+def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = False) -> np.ndarray:
     """Tokens that a row of `prepare_pairs` or `prepare_completions` takes in a batch: int64 [rows].
 
     Args:
         dataset: columns `prompt_ids` and one or two of response ids.
         pruned: of each pair, only the first T = min(|y^w|, |y^l|) response tokens are run
             (METHOD §5); otherwise the longer response counts.
+        shared: both responses stand behind one prompt, so that both count.
     """
     counts = token_counts(dataset)
     prompts = counts.pop("prompt_ids")
-    return prompts + (np.minimum if pruned else np.maximum).reduce(list(counts.values()))
+    responses = (np.minimum if pruned else np.maximum).reduce(list(counts.values()))
+    return prompts + responses * (2 if shared else 1)
 
 
 class LengthGroupedSampler(Sampler[int]):

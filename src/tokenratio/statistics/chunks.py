@@ -12,7 +12,7 @@ from tokenratio.statistics.head import gather_labels
 
 # Elements of one chunk's logits: large enough for efficient products, small beside the head itself;
 # a GPU needs larger products to be busy.
-_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 # On a CPU the work between the products goes in blocks of this size, which stay in its cache.
 _BLOCK_ELEMENTS = 2**20
 
@@ -79,6 +79,14 @@ def _distributions(
     rest = below - shrink
     kl += torch.linalg.vecdot(p, rest.addcmul_(below, shrink))
     return log_probs, ref_log_probs, kl
+
+
+def softmax(logits: Float[Tensor, "tokens vocabulary"]) -> None:
+    """In place, block by block."""
+    block = len(logits) if _is_compiled(logits) else max(1, _BLOCK_ELEMENTS // logits.shape[1])
+    for start in range(0, len(logits), block):
+        rows = logits[start : start + block]
+        rows.copy_(rows.softmax(-1))
 
 
 def logit_gradient(

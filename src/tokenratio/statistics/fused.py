@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenratio.statistics.chunks import distributions, logit_gradient
+from tokenratio.statistics.chunks import distributions, logit_gradient, softmax
 from tokenratio.statistics.head import Head, add_product, compute_dtype, product, product_dtype
 from tokenratio.types import TokenStatistics
 
@@ -72,12 +72,14 @@ class _TokenStatisticsFunction(torch.autograd.Function):
             reference = Head(ref_weight, ref_bias, softcap)
             if ref_hidden is not None:
                 reference = reference.to(factors)
+            space = log_probs.new_empty(min(chunk_size, len(labels)), len(weight))
+            ref_space = None if ref_hidden is None else torch.empty_like(space)
             for start in range(0, len(labels), chunk_size):
                 rows = slice(start, start + chunk_size)
                 ref_logits = None
-                if ref_hidden is not None:
-                    ref_logits = reference.logits(ref_hidden[rows].to(factors))
-                logits = policy.logits(hidden[rows].to(factors))
+                if ref_hidden is not None and ref_space is not None:
+                    ref_logits = reference.write_logits(ref_hidden[rows].to(factors), ref_space)
+                logits = policy.write_logits(hidden[rows].to(factors), space)
                 of_labels = distributions(logits, ref_logits, labels[rows], with_kl=with_kl)
                 for whole, part in zip((log_probs, ref_log_probs, kl), of_labels, strict=True):
                     if whole is not None and part is not None:
@@ -111,16 +113,19 @@ class _TokenStatisticsFunction(torch.autograd.Function):
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
             d_bias = weight.new_zeros(len(weight), dtype=dtype) if needs_bias else None
+            longest = min(ctx.chunk_size, len(labels))
+            space = hidden.new_empty(longest, len(weight), dtype=dtype)
+            ref_space = None if grad_kl is None else torch.empty_like(space)
             for start in range(0, len(labels), ctx.chunk_size):
                 rows = slice(start, start + ctx.chunk_size)
                 states = hidden[rows].to(factors)
-                logits = policy.logits(states)
-                slack = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
-                probs = logits.softmax(-1)
-                del logits
+                probs = policy.write_logits(states, space)
+                slack = None if ctx.softcap is None else 1 - (probs / ctx.softcap).square_()
+                softmax(probs)
                 ref_probs = None
-                if grad_kl is not None:
-                    ref_probs = reference.logits(ref_hidden[rows].to(factors)).softmax(-1)
+                if ref_space is not None:
+                    ref_probs = reference.write_logits(ref_hidden[rows].to(factors), ref_space)
+                    softmax(ref_probs)
                 d_logits = logit_gradient(
                     probs,
                     ref_probs,

@@ -40,14 +40,23 @@ class Head:
         return Head(self.weight.to(dtype), bias, self.softcap)
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocabulary"]:
-        return self.cap(product(hidden, self.weight.T))
-
-    def cap(self, logits: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, "tokens vocabulary"]:
-        """What follows the product: bias and soft-cap."""
+        """Differentiable; the factors must have the dtype that the logits are to have."""
+        logits = hidden @ self.weight.T
         if self.bias is not None:
             logits = logits + self.bias
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def write_logits(
+        self, hidden: Float[Tensor, "tokens hidden"], out: Float[Tensor, "most vocabulary"]
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """The logits in the first rows of `out`: fresh memory for each chunk costs page faults."""
+        logits = product(hidden, self.weight.T, out=out[: len(hidden)])
+        if self.bias is not None:
+            logits += self.bias
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
 
@@ -71,11 +80,16 @@ def product_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def product(left: Float[Tensor, "m k"], right: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
+def product(
+    left: Float[Tensor, "m k"],
+    right: Float[Tensor, "k n"],
+    *,
+    out: Float[Tensor, "m n"] | None = None,
+) -> Float[Tensor, "m n"]:
     """The matrix product, never rounded below float32 (METHOD §5, numerics)."""
     if left.dtype == torch.bfloat16:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left @ right
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    return torch.mm(left, right, out=out)
 
 
 def add_product(total: Float[Tensor, "m n"], left: Float[Tensor, "m k"], right: Tensor) -> None:

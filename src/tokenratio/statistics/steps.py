@@ -147,16 +147,20 @@ class _StepLossesFunction(torch.autograd.Function):
                 assert ref_hidden is not None
                 ref_hidden = ref_hidden.view(2, steps, ref_hidden.shape[1])
                 reference = reference.to(factors)
+            longest = 2 * min(steps, chunk_steps)
+            logits = new(longest, len(weight))
+            ref_logits = new(longest, len(ref_weight)) if needs_ref else None
             for start in range(0, steps, chunk_steps):
                 chunk = slice(start, start + chunk_steps)
                 of_chunk = labels[:, chunk].flatten()
                 states = hidden[:, chunk].flatten(0, 1).to(factors)
-                probs = policy.logits(states)
+                probs = policy.write_logits(states, logits)
                 slack = None if softcap is None else 1 - (probs / softcap).square_()
                 ref_probs = None
-                if needs_ref:
+                if ref_logits is not None:
                     assert ref_hidden is not None
-                    ref_probs = reference.logits(ref_hidden[:, chunk].flatten(0, 1).to(factors))
+                    ref_states = ref_hidden[:, chunk].flatten(0, 1).to(factors)
+                    ref_probs = reference.write_logits(ref_states, ref_logits)
                 of_labels, ref_of_labels, of_kl = distributions(
                     probs, ref_probs, of_chunk, with_kl=with_kl
                 )

@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset, DatasetDict, List, Value
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.data import (
@@ -152,10 +151,13 @@ def make_collators(
     return steps, whole
 
 
-def make_sampler(args: TokenRatioConfig, dataset: Any, num_processes: int) -> Sampler[int]:
+def make_sampler(
+    args: TokenRatioConfig, dataset: Dataset, collator: Any, num_processes: int
+) -> LengthGroupedSampler:
     """Batches of rows of like length, in an order that `data_seed` (or `seed`) and epoch fix."""
+    shared = isinstance(collator, StepCollator) and collator.share_prompt != "never"
     return LengthGroupedSampler(
-        row_lengths(dataset, pruned=is_local(args.loss)),
+        row_lengths(dataset, pruned=is_local(args.loss), shared=shared),
         args.train_batch_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         num_processes=num_processes,

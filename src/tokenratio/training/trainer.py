@@ -275,7 +275,8 @@ class TokenRatioTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler = make_sampler(self.args, dataset, self.accelerator.num_processes)
+        processes = self.accelerator.num_processes
+        sampler = make_sampler(self.args, dataset, self._train_collator, processes)
         self.add_callback(TellEpoch(sampler))
         return sampler
 
