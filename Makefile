@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One CPU build of torch for everyone; the package itself states a range.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint mutants clean
+.PHONY: quickstart test lint bench bench-smoke mutants clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
@@ -17,12 +17,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step.py
+
+bench-smoke: $(STAMP)
+	$(BIN)/python benchmarks/step.py --smoke
+
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# A peer of the benchmark, without the triton that its kernels need and its losses do not.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps liger-kernel
 	touch $@
 
 clean:
