@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE")
     parser.add_argument("--models", nargs="+", choices=_CPU_MODELS + _CUDA_MODELS, metavar="MODEL")
     parser.add_argument("--studies", nargs="+", choices=jobs.STUDIES, default=jobs.STUDIES)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; growth takes at most 2")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; growth takes one")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
         "--results",

@@ -14,7 +14,7 @@ from targets import TARGETS, Bound, Target
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 NOT_MEASURED = "*not yet measured*"
 _GROWTH = {"vocabulary": "vocabulary", "length": "longer response (tokens)", "pairs": "pairs"}
-_GROWTH_CASES = ("tbpo_a", "body", "trl_dpo_completions", "straightforward")
+_GROWTH_CASES = ("tbpo_a", "trl_dpo_completions")
 # Products of [rows, hidden] with the head in one TBPO-A step: both models' logits, and the
 # gradients of states and head; a frozen head (LoRA) needs no gradient.
 _HEAD_PRODUCTS, _FROZEN_HEAD_PRODUCTS = 4, 3
@@ -94,8 +94,7 @@ def write(results: Path, page: Path = PAGE, *, plot: bool = True) -> None:
 
 
 def _setting(results: Results) -> str:
-    runs = results.runs()
-    if not runs:
+    if not results.rows:
         return NOT_MEASURED
     where = max((where for where, _ in results.rows), key=lambda where: where.run)
     lines = [
@@ -104,8 +103,12 @@ def _setting(results: Results) -> str:
         f"{where.trl}, liger-kernel {where.liger}; {where.dtype}. Batches:",
         "",
     ]
-    newest = {row.workload: None for _, row in runs[where.run] if row.study in ("step", "prompt")}
-    return "\n".join([*lines, *(f"- {workload}" for workload in newest)])
+    drawn = {
+        row.workload: None
+        for run, row in results.rows
+        if run.commit == where.commit and row.study in ("step", "prompt")
+    }
+    return "\n".join([*lines, *(f"- {workload}" for workload in drawn)])
 
 
 def _targets(results: Results, models: tuple[str, ...]) -> str:

@@ -27,6 +27,8 @@ TBPO, SEQUENCE = "tests/losses/test_tbpo.py", "tests/losses/test_sequence.py"
 POPULATION = "tests/theory/test_population.py"
 TRAINER, RESUME = "tests/training/test_trainer.py", "tests/training/test_resume.py"
 TRAINER_GRADIENT = "tests/training/test_objective.py"
+STEPS, PACKING = "tests/statistics/test_step_losses.py", "tests/training/test_packing.py"
+COLLATOR = "tests/data/test_steps.py"
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,6 @@ class Fault:
     tests: tuple[str, ...]
 
 
-def after_fused(kl: str) -> str:
-    """The fused call, with `kl` (of `found`) in place of its KL, in value and gradient."""
-    return (
-        "        found = fused_token_statistics(\n"
-        "            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl, "
-        "chunk_size=chunk_size\n"
-        "        )\n"
-        "        if not with_kl:\n"
-        "            return found\n"
-        "        rho = found.log_probs - found.ref_log_probs\n"
-        "        from tokenratio.types import TokenStatistics\n"
-        f"        return TokenStatistics(found.log_probs, found.ref_log_probs, {kl})\n"
-    )
-
-
-FUSED_CALL = (
-    "        return fused_token_statistics(\n"
-    "            hidden, policy, labels, ref_hidden, reference, with_kl=with_kl, "
-    "chunk_size=chunk_size\n"
-    "        )\n"
-)
 LOG_RATIO = "beta * (rejected_log_ratio - chosen_log_ratio + log_state_weight)"
 CENTRE = (
     "        mean = log_weight.sum(-1, keepdim=True) / "
@@ -213,24 +194,33 @@ FAULTS = (
     ),
     Fault(
         "detached KL in the statistics",
-        "statistics/__init__.py",
-        FUSED_CALL,
-        after_fused("found.kl_ref_policy.detach()"),
+        "statistics/fused.py",
+        "        if ref_log_probs is not None:\n"
+        "            ctx.mark_non_differentiable(ref_log_probs)\n",
+        "        ctx.mark_non_differentiable(*(x for x in (ref_log_probs, kl) if x is not None))\n",
         (STATISTICS, TBPO, POPULATION),
+    ),
+    Fault(
+        "detached KL in the one pass",
+        "statistics/steps.py",
+        "logit_gradient(probs, ref_probs, of_chunk, d_log_probs, d_kl)",
+        "logit_gradient(probs, ref_probs, of_chunk, d_log_probs, None)",
+        (STEPS, TRAINER_GRADIENT),
     ),
     Fault(
         "K3 on the data token",
-        "statistics/__init__.py",
-        FUSED_CALL,
-        after_fused("rho.expm1() - rho"),
-        (STATISTICS, TBPO, POPULATION),
+        "losses/__init__.py",
+        "log_weight = kl_state_weight(step.chosen_kl, step.rejected_kl)",
+        "log_weight = step.rejected_log_ratio.expm1() - step.chosen_log_ratio.expm1() + "
+        "step.chosen_log_ratio - step.rejected_log_ratio",
+        (TRAINER_GRADIENT,),
     ),
     Fault(
         "reversed KL, fused",
-        "statistics/fused.py",
-        "kl_terms(chunk, ref_chunk)",
-        "kl_terms(ref_chunk, chunk)",
-        (STATISTICS, TBPO, POPULATION),
+        "statistics/chunks.py",
+        "difference = log_q.sub_(log_p)",
+        "difference, p, q = (log_p - log_q), q, p",
+        (STATISTICS, STEPS, TBPO, POPULATION),
     ),
     Fault(
         "reversed KL, reference",
@@ -243,44 +233,116 @@ FAULTS = (
     Fault(
         "cancelling KL",
         "statistics/head.py",
-        "return torch.maximum(log_probs, ref_log_probs).exp() * terms",
-        "return ref_log_probs.exp() * difference + 0 * terms",
+        "ref_log_probs.exp() * (torch.expm1(-above) + above) + log_probs.exp() * (\n"
+        "        below * shrink + (below - shrink)\n    )",
+        "ref_log_probs.exp() * difference + 0 * shrink * above",
         (STATISTICS,),
+    ),
+    Fault(
+        "cancelling KL, fused",
+        "statistics/chunks.py",
+        "kl = torch.linalg.vecdot(q, torch.expm1(-above).add_(above))",
+        "return log_probs, ref_log_probs, torch.linalg.vecdot(q, difference)",
+        (STATISTICS, STEPS),
     ),
     Fault(
         "overflowing KL",
         "statistics/head.py",
-        "return torch.maximum(log_probs, ref_log_probs).exp() * terms",
-        "return ref_log_probs.exp() * (torch.expm1(-difference) + difference) + 0 * terms",
+        "above, below = difference.clamp(min=0), difference.clamp(max=0)",
+        "above, below = difference, torch.zeros_like(difference)",
         (STATISTICS,),
     ),
     Fault(
-        "gradient of |d| at 0",
-        "statistics/head.py",
-        "torch.expm1(torch.where(shrinks, -difference, difference))",
-        "torch.expm1(-difference.abs())",
-        (STATISTICS,),
+        "half of the KL, fused",
+        "statistics/chunks.py",
+        "    kl += torch.linalg.vecdot(p, rest.addcmul_(below, shrink))\n",
+        "",
+        (STATISTICS, STEPS),
     ),
     Fault(
-        "sign of p_ref in the backward",
-        "statistics/fused.py",
-        "d_logits -= ref_probs.mul_(",
-        "d_logits += ref_probs.mul_(",
-        (STATISTICS, TBPO, POPULATION),
+        "sign of p_ref in the gradient",
+        "statistics/chunks.py",
+        "grad_kl[:, None], value=-1)",
+        "grad_kl[:, None], value=1)",
+        (STATISTICS, STEPS, TBPO, POPULATION),
     ),
     Fault(
-        "KL's p missing in the backward",
-        "statistics/fused.py",
-        "coefficient += grad_kl[rows, None]",
-        "coefficient += 0 * grad_kl[rows, None]",
-        (STATISTICS, TBPO, POPULATION),
+        "KL's p missing in the gradient",
+        "statistics/chunks.py",
+        "probs *= (grad_kl - grad_log_probs)[:, None]",
+        "probs *= (-grad_log_probs)[:, None]",
+        (STATISTICS, STEPS, TBPO, POPULATION),
     ),
     Fault(
         "soft-cap missing in the backward",
         "statistics/fused.py",
-        "d_logits *= 1 - (logits / ctx.softcap).square_()",
-        "pass",
+        "                if slack is not None:\n                    d_logits *= slack\n",
+        "",
         (STATISTICS,),
+    ),
+    Fault(
+        "soft-cap missing in the one pass",
+        "statistics/steps.py",
+        "                if slack is not None:\n                    d_logits *= slack\n",
+        "",
+        (STEPS,),
+    ),
+    Fault(
+        "steps weigh alike",
+        "statistics/steps.py",
+        "torch.autograd.grad((loss * step_weight).sum(),",
+        "torch.autograd.grad(loss.sum(),",
+        (STEPS, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "upstream gradient forgotten",
+        "statistics/steps.py",
+        "gradients[index].mul_(grad_total).to(dtype)",
+        "gradients[index].to(dtype)",
+        (STEPS,),
+    ),
+    Fault(
+        "gradient of log w forgotten",
+        "statistics/steps.py",
+        "d_state[chunk] = d_log_weight",
+        "d_state[chunk] = 0 * d_log_weight",
+        (STEPS, TRAINER_GRADIENT),
+    ),
+    # METHOD §5: what is left out, and what is shared.
+    Fault(
+        "one token too many cut",
+        "data/steps.py",
+        "cut = [length - 1 if self.prune else None for length in lengths]",
+        "cut = [max(length - 2, 0) if self.prune else None for length in lengths]",
+        (COLLATOR,),
+    ),
+    Fault(
+        "positions not reset",
+        "data/steps.py",
+        "first = len(parts[0]) if number else 0",
+        "first = begin",
+        (COLLATOR, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "first rejected state on the chosen branch",
+        "data/steps.py",
+        "            place[0] = len(prompt) - 1\n",
+        "",
+        (COLLATOR, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "branch leak",
+        "training/packing.py",
+        "((key == 0) | (key == branch[:, :, None]))",
+        "(key >= 0)",
+        (PACKING, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "window off by one",
+        "training/packing.py",
+        "position_ids[:, None, :] < window)",
+        "position_ids[:, None, :] <= window)",
+        (PACKING,),
     ),
     Fault(
         "gradient into the tied reference",
@@ -299,8 +361,8 @@ FAULTS = (
     Fault(
         "whole logits in one chunk",
         "statistics/fused.py",
-        "    if chunk_size is None:\n        chunk_size = ",
-        "    chunk_size = 10**6\n    if chunk_size is None:\n        chunk_size = ",
+        "for start in range(0, len(labels), chunk_size):",
+        "chunk_size = 10**6\n            for start in range(0, len(labels), chunk_size):",
         (STATISTICS,),
     ),
     Fault(
@@ -336,9 +398,9 @@ FAULTS = (
     Fault(
         "trainer: hidden state of the baseline off by one",
         "training/policy.py",
-        'answer = {"hidden": hidden}',
-        'answer = {"hidden": hidden.roll(1, 0)}',
-        (TRAINER,),
+        "self.log_state_weight(hidden)",
+        "self.log_state_weight(hidden.roll(1, 0))",
+        (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: gradient of b into the backbone",
@@ -357,8 +419,8 @@ FAULTS = (
     Fault(
         "trainer: mean of batch means under accumulation",
         "training/trainer.py",
-        "loss = examples.loss.sum() * scale",
-        "loss = examples.loss.mean() / self.args.gradient_accumulation_steps",
+        "else self.accelerator.num_processes / num_items_in_batch",
+        "else 1 / (self._weight(inputs) * self.args.gradient_accumulation_steps)",
         (TRAINER,),
     ),
     Fault(

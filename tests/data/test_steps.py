@@ -113,6 +113,12 @@ def test_empty_prompt_is_refused():
         StepCollator(PAD)(rows_of([([1], [2], [3]), ([], [2], [3])]))
 
 
+def test_empty_response_is_refused():
+    """A pair that shares no step has nothing to compare; `prepare_pairs` names such rows."""
+    with pytest.raises(ValueError, match=r"\[10, 11\] has an empty response"):
+        StepCollator(PAD)(rows_of([([1], [2], [3]), ([1], [], [3])]))
+
+
 def test_arrays_are_taken_as_lists_are():
     triples = [([1, 2], [3, 4, 5], [6, 7]), ([1], [8], [9, 9])]
     arrays = [

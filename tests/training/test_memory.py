@@ -2,6 +2,7 @@
 
 from tiny import tiny_model
 from tokenratio import TokenRatioConfig
+from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.training.memory import estimate_memory
 
 
@@ -30,6 +31,22 @@ def test_weights_reference_gradients_and_optimizer(tmp_path):
     assert lora.parts["gradients"] == 400
     assert "reference weights" not in estimate(tmp_path, loss="sft").parts
     assert full.total == sum(full.parts.values())
+
+
+def test_the_chunk_is_the_engines(tmp_path):
+    vocabulary = tiny_model().config.vocab_size
+    part = "logits of one chunk, both models"
+    held = default_chunk_size(vocabulary, "cpu")
+    assert estimate(tmp_path, tokens=10**9).parts[part] == 2 * 4 * vocabulary * held
+    assert estimate(tmp_path, tokens=2).parts[part] == 2 * 4 * vocabulary * 8 * 2 * 2
+
+
+def test_a_cached_reference_stays_on_the_cpu(tmp_path):
+    kept = {
+        loss: "reference weights" in estimate(tmp_path, loss=loss, cache_reference=True).parts
+        for loss in ("tbpo_a", "tbpo_q", "dpo")
+    }
+    assert kept == {"tbpo_a": True, "tbpo_q": False, "dpo": False}
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(tmp_path):

@@ -28,7 +28,7 @@ def test_gradient_of_every_parameter(loss, generator, layout, tmp_path):
         generator=generator,
         use_cpu=True,
         baseline_hidden_size=8,
-        share_prompt="never" if layout == "evaluation" else layout,
+        share_prompt=layout if layout == "always" and loss != "dpo" else "never",
     )
     trainer = TokenRatioTrainer(
         tiny_model("gpt2").double(),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PromptTuningConfig
+from peft import IA3Config, LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
 
 from tiny import tiny_model, word_pairs
@@ -41,14 +41,22 @@ def settings(folder, **overrides):
 
 
 def make(
-    folder, tokenizer, *, rows=None, model=None, peft_config=None, ref_model=None, **overrides
+    folder,
+    tokenizer,
+    *,
+    rows=None,
+    eval_rows=None,
+    model=None,
+    peft_config=None,
+    ref_model=None,
+    **overrides,
 ):
     return TokenRatioTrainer(
         tiny_model() if model is None else model,
         ref_model=ref_model,
         args=settings(folder, **overrides),
         train_dataset=word_pairs(8) if rows is None else rows,
-        eval_dataset=word_pairs(7, seed=1),
+        eval_dataset=word_pairs(7, seed=1) if eval_rows is None else eval_rows,
         processing_class=tokenizer,
         peft_config=peft_config,
     )
@@ -420,6 +428,40 @@ def test_settings_of_the_engine_are_checked(tmp_path, tokenizer, caplog):
     assert "computed once for each response: rotary" in caplog.text
     with pytest.raises(TokenRatioError, match="share_prompt: always, but rotary"):
         make(tmp_path, tokenizer, model=model, share_prompt="always")
+    scaled = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    with pytest.raises(TokenRatioError, match="share_prompt: always, but an adapter of type IA3"):
+        make(tmp_path, tokenizer, peft_config=scaled, share_prompt="always")
+    with pytest.raises(TokenRatioError, match="dpo needs whole responses"):
+        make(tmp_path, tokenizer, loss="dpo", share_prompt="always")
+
+
+@pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q"])
+def test_cached_reference_in_bfloat16_is_still_the_starting_policy(loss, tmp_path, tokenizer):
+    """It ran in other batches, and rounds otherwise: that is no other checkpoint."""
+    settings = {"loss": loss, "max_steps": 1, "reference_cache_dir": str(tmp_path / "cache")}
+    make(tmp_path, tokenizer, cache_reference=True, bf16=True, **settings).train()
+    other = {"cache_reference": True, "ref_model": tiny_model(seed=1)}
+    with pytest.raises(TokenRatioError, match=r"differ before the first update.*on average"):
+        make(tmp_path / "other", tokenizer, **settings, **other).train()
+
+
+def test_cached_reference_belongs_to_its_run(tmp_path, tokenizer):
+    cached = {
+        "loss": "dpo",
+        "cache_reference": True,
+        "reference_cache_dir": str(tmp_path / "cache"),
+        "max_steps": 1,
+    }
+    parts = {"a": word_pairs(3, seed=1), "b": word_pairs(4, seed=2)}
+    first = make(tmp_path / "first", tokenizer, eval_rows=parts, **cached)
+    first.train()
+    assert {"eval_a_loss", "eval_b_loss"} <= first.evaluate().keys()
+    assert "chosen_ref_log_probs" in first.train_data.dataset.column_names
+    with pytest.raises(TokenRatioError, match="evaluate on the source itself"):
+        first.evaluate(first.eval_data["a"].dataset)
+    again = make(tmp_path / "again", tokenizer, rows=first.train_data, loss="dpo", max_steps=1)
+    assert "chosen_ref_log_probs" not in again.train_data.dataset.column_names
+    again.train()
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])

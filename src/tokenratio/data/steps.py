@@ -44,6 +44,8 @@ class StepCollator:
             # The first response token would have no state that predicts it.
             raise ValueError(f"one of rows {[row['row'] for row in rows]} has an empty prompt")
         lengths = [min(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        if not all(lengths):
+            raise ValueError(f"one of rows {[row['row'] for row in rows]} has an empty response")
         cut = [length - 1 if self.prune else None for length in lengths]
         sides = [
             [row[f"{side}_ids"][:end] for row, end in zip(rows, cut, strict=True)]
@@ -88,7 +90,7 @@ class StepCollator:
     def _cost(self, laid_out: Sequence[Sequence[Sequence[int]]]) -> int:
         """Of padded rows: a position's products grow with the width, its attention with the row.
 
-        The balance between the two was measured on a CPU (docs/performance.md).
+        The balance was measured on a CPU (docs/performance.md, "When a prompt is shared").
         """
         length = max(sum(len(part) for part in row) for row in laid_out)
         return len(laid_out) * length * (3 * self.hidden_size + length)

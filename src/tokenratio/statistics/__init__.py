@@ -68,7 +68,7 @@ def token_statistics(
             ref_hidden,
             reference,
             with_kl=with_kl,
-            chunk_size=chunk_size or default_chunk_size(weight),
+            chunk_size=chunk_size or default_chunk_size(len(weight), weight.device.type),
         )
     raise ValueError(f"impl must be 'fused' or 'reference', not {impl!r}")
 
@@ -131,7 +131,9 @@ def step_losses(
             hidden, policy, labels, step_loss, step_weight, ref_hidden, reference, *known, with_kl
         )
     if impl == "fused":
-        chunk_steps = max(1, (chunk_size or default_chunk_size(weight)) // 2)
+        chunk_steps = max(
+            1, (chunk_size or default_chunk_size(len(weight), weight.device.type)) // 2
+        )
         return fused_step_losses(
             hidden,
             policy,

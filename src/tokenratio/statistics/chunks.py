@@ -20,10 +20,10 @@ _BLOCK_ELEMENTS = 2**20
 Statistics = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-def default_chunk_size(weight: Float[Tensor, "vocabulary hidden"]) -> int:
-    """Tokens whose logits are held at once."""
-    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cpu"])
-    return max(16, elements // len(weight))
+def default_chunk_size(vocabulary: int, device_type: str) -> int:
+    """Tokens whose logits are held at once, for each of the two models."""
+    elements = _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS["cpu"])
+    return max(16, elements // vocabulary)
 
 
 def distributions(

@@ -63,7 +63,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = product_dtype(dtype, hidden, weight, ref_hidden)
+        factors = product_dtype(dtype, weight)
         log_probs = hidden.new_empty(len(labels), dtype=dtype)
         ref_log_probs = None if ref_hidden is None else torch.empty_like(log_probs)
         kl = torch.empty_like(log_probs) if with_kl else None
@@ -85,7 +85,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
                     if whole is not None and part is not None:
                         whole[rows] = part
         ctx.save_for_backward(hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias)
-        ctx.softcap, ctx.chunk_size = softcap, chunk_size
+        ctx.softcap, ctx.chunk_size, ctx.factors = softcap, chunk_size, factors
         ctx.set_materialize_grads(False)
         if ref_log_probs is not None:
             ctx.mark_non_differentiable(ref_log_probs)
@@ -101,7 +101,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = product_dtype(dtype, hidden, weight, ref_hidden)
+        factors = ctx.factors  # autocast is over by now
         if grad_log_probs is None:
             assert grad_kl is not None
             grad_log_probs = torch.zeros_like(grad_kl)

@@ -69,14 +69,16 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def product_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
-    """What the factors of a product are cast to whose result is wanted in `dtype`.
+def product_dtype(dtype: torch.dtype, weight: Tensor) -> torch.dtype:
+    """What the factors of the head's products are cast to, whose results are wanted in `dtype`.
 
-    CUDA multiplies bfloat16 at full rate and adds up in float32, so such factors stay as they are.
+    CUDA multiplies bfloat16 at full rate and adds up in float32: where that is the weights' dtype,
+    or autocast asks for it, factors are bfloat16. Results never are.
     """
-    given = [tensor for tensor in tensors if tensor is not None]
-    if all(tensor.is_cuda and tensor.dtype == torch.bfloat16 for tensor in given):
-        return torch.bfloat16
+    if weight.is_cuda:
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        if torch.bfloat16 in (weight.dtype, autocast):
+            return torch.bfloat16
     return dtype
 
 

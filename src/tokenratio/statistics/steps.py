@@ -123,18 +123,18 @@ class _StepLossesFunction(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor | None, ...]:
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = product_dtype(dtype, hidden, weight, ref_hidden)
+        factors = product_dtype(dtype, weight)
         steps, width = len(step_weight), hidden.shape[1]
         needs_hidden, needs_weight, needs_bias, needs_state = (
             needs_grad and needed for needed in ctx.needs_input_grad[:4]
         )
         new = functools.partial(torch.empty, dtype=dtype, device=hidden.device)
         # The first index says which of the step's two tokens: 0 chosen, 1 rejected.
-        labels, hidden = labels.view(2, steps), hidden.view(2, steps, width)
+        labels, hidden = labels.reshape(2, steps), hidden.reshape(2, steps, width)
         needs_ref = with_kl or ref_log_probs is None
         log_probs, of_reference, per_step = new(2, steps), new(2, steps), new(steps)
         if ref_log_probs is not None:
-            of_reference.copy_(ref_log_probs.view(2, steps))
+            of_reference.copy_(ref_log_probs.reshape(2, steps))
         kl = new(2, steps) if with_kl else None
         d_hidden = new(2, steps, width) if needs_hidden else None
         d_weight = new(*weight.shape).zero_() if needs_weight else None
@@ -145,7 +145,7 @@ class _StepLossesFunction(torch.autograd.Function):
             reference = Head(ref_weight, ref_bias, softcap)
             if needs_ref:
                 assert ref_hidden is not None
-                ref_hidden = ref_hidden.view(2, steps, ref_hidden.shape[1])
+                ref_hidden = ref_hidden.reshape(2, steps, ref_hidden.shape[1])
                 reference = reference.to(factors)
             longest = 2 * min(steps, chunk_steps)
             logits = new(longest, len(weight))
@@ -169,12 +169,16 @@ class _StepLossesFunction(torch.autograd.Function):
                     of_reference[:, chunk] = ref_of_labels.view(2, -1)
                 if kl is not None and of_kl is not None:
                     kl[:, chunk] = of_kl.view(2, -1)
-                loss, d_log_probs, d_kl, d_log_weight = _slopes(
-                    step_loss,
+                of_steps = (
                     log_probs[:, chunk] - of_reference[:, chunk],
                     None if kl is None else kl[:, chunk],
                     None if log_state_weight is None else log_state_weight[chunk],
-                    step_weight[chunk],
+                )
+                if not needs_grad:
+                    per_step[chunk] = _loss(step_loss, *of_steps)
+                    continue
+                loss, d_log_probs, d_kl, d_log_weight = _slopes(
+                    step_loss, *of_steps, step_weight[chunk]
                 )
                 per_step[chunk] = loss
                 if d_state is not None and d_log_weight is not None:
@@ -215,6 +219,16 @@ class _StepLossesFunction(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, d_state, *(None,) * 11
 
 
+def _loss(
+    step_loss: StepLoss,
+    log_ratio: Float[Tensor, "2 steps"],
+    kl: Float[Tensor, "2 steps"] | None,
+    log_state_weight: Float[Tensor, "steps"] | None,
+) -> Float[Tensor, "steps"]:
+    flat_kl = None if kl is None else kl.flatten()
+    return step_loss(step_statistics(log_ratio.flatten(), flat_kl, log_state_weight))
+
+
 def _slopes(
     step_loss: StepLoss,
     log_ratio: Float[Tensor, "2 steps"],
@@ -233,8 +247,7 @@ def _slopes(
             for value in (log_ratio, kl, log_state_weight)
         )
         assert ratios is not None
-        flat_kl = None if kls is None else kls.flatten()
-        loss = step_loss(step_statistics(ratios.flatten(), flat_kl, weights))
+        loss = _loss(step_loss, ratios, kls, weights)
         leaves = [leaf for leaf in (ratios, kls, weights) if leaf is not None]
         slopes = iter(
             torch.autograd.grad((loss * step_weight).sum(), leaves, materialize_grads=True)

@@ -26,6 +26,7 @@ from tokenratio.losses import LOSSES
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
+from tokenratio.training.policy import language_model
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import ReferenceCache, What
 
@@ -44,8 +45,12 @@ def prepare(
     model: nn.Module,
 ) -> PreparedData | None:
     """Encode a source that is not encoded yet, and check that the model can take it."""
-    if source is None or isinstance(source, PreparedData):
-        return source
+    if source is None:
+        return None
+    if isinstance(source, PreparedData):
+        # What another run's reference said of these rows is not what this one's says.
+        known = [name for name in source.dataset.column_names if name.endswith("_ref_log_probs")]
+        return replace(source, dataset=source.dataset.remove_columns(known))
     encode = prepare_completions if args.loss == "sft" else prepare_pairs
     data = encode(
         source,
@@ -109,7 +114,7 @@ def with_ref_log_probs(data: PreparedData, cache: ReferenceCache) -> PreparedDat
 def datasets_of(data: Prepared) -> Dataset | dict[str, Dataset] | None:
     """The rows that a data loader reads."""
     if isinstance(data, dict):
-        return {name: part.dataset for name, part in data.items()}
+        return {name: part.dataset for name, part in data.items() if part is not None}
     return data and data.dataset
 
 
@@ -121,7 +126,7 @@ def is_local(loss: str) -> bool:
 def make_collators(
     args: TokenRatioConfig,
     pad_token_id: int,
-    models: list[PreTrainedModel],
+    models: list[PreTrainedModel | PeftModel],
     cache: ReferenceCache | None = None,
 ) -> tuple[Any, Any]:
     """The collators for training and for evaluation, which looks at whole responses.
@@ -143,7 +148,7 @@ def make_collators(
         return steps, whole
     reason = next(filter(None, map(why_not_shared, models)), None)
     if reason is None:
-        hidden_size = models[0].get_output_embeddings().weight.shape[1]
+        hidden_size = language_model(models[0]).get_output_embeddings().weight.shape[1]
         return replace(steps, share_prompt=args.share_prompt, hidden_size=hidden_size), whole
     if args.share_prompt == "always":
         raise TokenRatioError(f"share_prompt: always, but {reason}")

@@ -173,6 +173,13 @@ class TokenRatioConfig(TrainingArguments):
             True,
             "false: pairs would be lost",
         )
+        method = LOSSES.get(self.loss)
+        _require(
+            self.share_prompt != "always" or (method is not None and method.per_step is not None),
+            "share_prompt",
+            self.share_prompt,
+            f"auto or never: {self.loss} needs whole responses",
+        )
         _require(
             not (self.cache_reference and self.loss == "sft"),
             "cache_reference",
@@ -203,7 +210,9 @@ class TokenRatioConfig(TrainingArguments):
             self.gradient_accumulation_steps,
             "at least 1",
         )
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
         super().__post_init__()
         # Nothing to pin for, and torch warns of it.
         self.dataloader_pin_memory &= torch.accelerator.is_available()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -70,6 +71,12 @@ class Forward:
         answer = self._ask(model, pairs, TokenRequest, with_kl=with_kl)
         return preference_losses(pairs, answer, self.args, self.baseline, share)
 
+    @property
+    def _computes_in(self) -> torch.dtype:
+        if self.args.bf16 or self.args.fp16:
+            return torch.bfloat16
+        return self.policy.get_output_embeddings().weight.dtype
+
     def _ask(
         self,
         model: nn.Module,
@@ -89,6 +96,7 @@ class Forward:
             answer["ref_log_probs"] = known.to(answer["log_probs"].dtype)
         if self.checks_start and self.reference is not None and model.training:
             self.checks_start = False
-            dtype = self.policy.get_output_embeddings().weight.dtype
-            check_start(answer["log_probs"] - answer["ref_log_probs"], dtype)
+            is_cached = known is not None or getattr(batch, "ref_hidden", None) is not None
+            log_ratio = answer["log_probs"] - answer["ref_log_probs"]
+            check_start(log_ratio, self._computes_in, is_cached=is_cached)
         return answer

@@ -6,6 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.training_args import OptimizerNames
 
+from tokenratio.losses import LOSSES
+from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.training.config import TokenRatioConfig
 
 # Floats a transformer layer keeps for its backward pass, per token and unit of hidden size: norms,
@@ -48,6 +50,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of one training step (METHOD §5: logits never exist whole).
 
+    Two whole rows are counted for each pair: what is cut or shared comes off it.
+
     Args:
         config: the policy's; nothing is allocated to count its parameters.
         tokens_per_row: longest row of prompt and response.
@@ -63,8 +67,9 @@ def estimate_memory(
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
     activation_bytes = 2 if args.bf16 or args.fp16 else 4
-    has_reference = args.loss != "sft" and reference_copy
-    chunk = min(max(2**23, 16 * vocabulary), tokens * vocabulary)
+    stays_on_cpu = args.cache_reference and LOSSES[args.loss].state_weight != "kl"
+    has_reference = args.loss != "sft" and reference_copy and not stays_on_cpu
+    chunk = vocabulary * min(default_chunk_size(vocabulary, args.device.type), tokens)
     full_head = trainable_parameters is None
     optimizer = OptimizerNames(args.optim).value
     parts = {
@@ -73,7 +78,7 @@ def estimate_memory(
         "gradients": 4 * trainable,
         f"optimizer state ({optimizer})": 4 * trainable * _OPTIMIZER_STATES.get(optimizer, 2),
         "activations": activation_bytes * tokens * layers * hidden * kept,
-        "logits of one chunk, both models": 4 * 4 * chunk,
+        "logits of one chunk, both models": 2 * 4 * chunk,
         "gradient buffer of the output head": 4 * vocabulary * hidden * full_head,
     }
     return MemoryEstimate(parameters, {name: size for name, size in parts.items() if size})

@@ -12,10 +12,12 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -236,11 +238,23 @@ def _ingredients(runner: _Runner) -> dict[str, Any]:
         # These two `to_dict` leaves out.
         "attention": config._attn_implementation,
         "experts": getattr(config, "_experts_implementation", None),
-        "data": runner.data.digest,
+        "rows": _rows_digest(runner.data),
         "device": runner.device.type,
         "autocast": str(runner.autocast),
         "float32_products": _float32_products(runner.device),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+
+
+def _rows_digest(data: PreparedData) -> str:
+    """SHA-256 of the tokens of every row as the data set has them now, selected or reordered."""
+    digest = hashlib.sha256()
+    table = data.dataset.with_format("arrow")[:]
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        column = table[name].combine_chunks()
+        for part in (pc.list_value_length(column), pc.list_flatten(column)):
+            digest.update(part.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _float32_products(device: torch.device) -> str:

@@ -20,6 +20,7 @@ _MASK = "<masked>"
 # A resumed run goes on with the same objective.
 _FIXED_SETTINGS = (
     *("loss", "beta", "generator", "generator_lambda", "generator_scale"),
+    "train_sampling_strategy",
     *("baseline_hidden_size", "center_baseline", "baseline_clamp"),
 )
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")

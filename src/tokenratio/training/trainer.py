@@ -141,7 +141,7 @@ class TokenRatioTrainer(Trainer):
         self._prepare = partial(self._prepare_and_ask, encode, pad)
         self.train_data = self._prepare(train_dataset, split="train")
         self.eval_data = prepare_parts(eval_dataset, self._prepare)
-        models = [self._language_model, *(reference.models if reference else [])]
+        models = [model, *(reference.models if reference else [])]
         cache = None
         if args.cache_reference and not keeps_log_probs(args) and self.train_data is not None:
             cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)
@@ -188,6 +188,11 @@ class TokenRatioTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
         is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
+        if is_encoded and keeps_log_probs(self.args):
+            raise TokenRatioError(
+                "with cache_reference the reference is asked when rows are prepared: evaluate on "
+                "the source itself, or on what prepare_pairs returned"
+            )
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
             eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
         return super().evaluate(eval_dataset, **kwargs)
