@@ -464,11 +464,21 @@ def test_cached_reference_belongs_to_its_run(tmp_path, tokenizer):
     again.train()
 
 
-@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+@pytest.mark.parametrize("strategy", ["auto", "random", "sequential", "group_by_length"])
 def test_every_order_of_rows_trains_and_evaluates(strategy, tmp_path, tokenizer):
     trainer = make(tmp_path, tokenizer, train_sampling_strategy=strategy, max_steps=2)
     trainer.train()
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_short_rows_do_not_weigh_more_in_sft(tmp_path, tokenizer):
+    """SFT's mean over a batch's tokens is fair over random batches, not over batches of a kind."""
+    kinds = {}
+    for loss in ("sft", "tbpo_a", "dpo"):
+        trainer = make(tmp_path / loss, tokenizer, loss=loss)
+        kinds[loss] = type(trainer._get_train_sampler()).__name__
+    grouped = "LengthGroupedSampler"
+    assert kinds == {"sft": "RandomSampler", "tbpo_a": grouped, "dpo": grouped}
 
 
 def test_non_finite_loss_names_the_rows_and_spares_the_checkpoint(tmp_path, tokenizer):

@@ -49,10 +49,11 @@ class TokenRatioConfig(TrainingArguments):
         default=False, metadata={"help": "Must stay off: pairs are not arguments of forward."}
     )
     train_sampling_strategy: str = field(
-        default="group_by_length",
+        default="auto",
         metadata={
-            "help": "Order of the rows: group_by_length (seeded; a batch's are alike), random, "
-            "sequential."
+            "help": "Order of the rows: group_by_length (a batch's are alike), random, sequential; "
+            "auto is the first for pairs and the second for sft, whose mean over a batch's tokens "
+            "would weigh the tokens of short rows more."
         },
     )
     ddp_find_unused_parameters: bool | None = field(
@@ -186,11 +187,12 @@ class TokenRatioConfig(TrainingArguments):
             True,
             "false: sft has no reference",
         )
+        orders = ("auto", "group_by_length", "random", "sequential")
         _require(
-            self.train_sampling_strategy != "batch_rebalance",
+            self.train_sampling_strategy in orders,
             "train_sampling_strategy",
             self.train_sampling_strategy,
-            "group_by_length, random or sequential",
+            f"one of {', '.join(orders)}",
         )
         self.bregman_generator  # noqa: B018 - a bad generator is refused now, not at the first step
         _require(
@@ -221,6 +223,13 @@ class TokenRatioConfig(TrainingArguments):
                 "fp16 is not supported with tbpo_q: its baseline has an optimizer of its own, "
                 "outside the gradient scaler; use bf16"
             )
+
+    @property
+    def groups_by_length(self) -> bool:
+        """Whether rows of like length share a batch."""
+        if self.train_sampling_strategy == "auto":
+            return self.loss != "sft"
+        return self.train_sampling_strategy == "group_by_length"
 
     @property
     def bregman_generator(self) -> BregmanGenerator:

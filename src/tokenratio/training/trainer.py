@@ -277,7 +277,7 @@ class TokenRatioTrainer(Trainer):
             self.data_collator = whole
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        if not self.args.groups_by_length:
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         processes = self.accelerator.num_processes
@@ -286,7 +286,7 @@ class TokenRatioTrainer(Trainer):
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        if not self.args.groups_by_length:
             return super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(eval_dataset)
 
