@@ -101,6 +101,31 @@ def ask_reference(
     )
 
 
+def asking_reference(
+    encode: Callable[..., PreparedData | None],
+    reference: PreTrainedModel | None,
+    policy: nn.Module,
+    args: TokenRatioConfig,
+    padding_id: int,
+) -> Callable[..., PreparedData | None]:
+    """`encode`, which also gives every row the reference's log-probabilities.
+
+    Args:
+        reference: the model of its own; None for the policy with its adapter off.
+    """
+
+    def encode_and_ask(source: Any, *, split: str) -> PreparedData | None:
+        data = encode(source, split=split)
+        if data is None:
+            return None
+        cache = ask_reference(data, "log_probs", reference or policy, args, padding_id)
+        if reference is not None:
+            reference.to("cpu")  # it has said all that is needed
+        return with_ref_log_probs(data, cache)
+
+    return encode_and_ask
+
+
 def with_ref_log_probs(data: PreparedData, cache: ReferenceCache) -> PreparedData:
     """The rows with two more columns, `chosen_ref_log_probs` and `rejected_ref_log_probs`."""
     dataset, known = data.dataset, [cache.log_probs(row) for row in range(len(data.dataset))]

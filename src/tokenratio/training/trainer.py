@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from tokenratio.data import (
-    PreparedData,
     padding_id,
 )
 from tokenratio.errors import TokenRatioError
@@ -38,6 +37,7 @@ from tokenratio.training.baseline import (
 )
 from tokenratio.training.batches import (
     ask_reference,
+    asking_reference,
     count_tokens,
     datasets_of,
     keeps_log_probs,
@@ -46,7 +46,6 @@ from tokenratio.training.batches import (
     name_rows,
     prepare,
     prepare_parts,
-    with_ref_log_probs,
 )
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
 from tokenratio.training.config import TokenRatioConfig, require_supported
@@ -77,6 +76,10 @@ from tokenratio.training.run_folder import (
 )
 
 _SUMS_FILE = "metric_sums.json"
+_NOT_ASKED = (
+    "with cache_reference the reference is asked when rows are prepared: evaluate on the source "
+    "itself, or on what prepare_pairs returned"
+)
 
 
 class TokenRatioTrainer(Trainer):
@@ -138,11 +141,12 @@ class TokenRatioTrainer(Trainer):
         self.args, self.processing_class = args, processing_class
         pad = padding_id(processing_class)
         encode = partial(prepare, tokenizer=processing_class, args=args, model=model)
-        self._prepare = partial(self._prepare_and_ask, encode, pad)
+        self._prepare = encode
+        if keeps_log_probs(args):
+            self._prepare = asking_reference(encode, reference.model, model, args, pad)
         self.train_data = self._prepare(train_dataset, split="train")
         self.eval_data = prepare_parts(eval_dataset, self._prepare)
-        models = [model, *(reference.models if reference else [])]
-        cache = None
+        cache, models = None, [model, *(reference.models if reference else [])]
         if args.cache_reference and not keeps_log_probs(args) and self.train_data is not None:
             cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)
         self._train_collator, collator = make_collators(args, pad, models, cache)
@@ -172,27 +176,11 @@ class TokenRatioTrainer(Trainer):
 
     # --- set-up -----------------------------------------------------------------------------------
 
-    def _prepare_and_ask(
-        self, encode: Callable[..., PreparedData | None], pad: int, source: Any, *, split: str
-    ) -> PreparedData | None:
-        """Encode; where no more of the reference is kept, add its log-probabilities."""
-        data = encode(source, split=split)
-        if data is None or not keeps_log_probs(self.args):
-            return data
-        model = self.reference.model
-        cache = ask_reference(data, "log_probs", model or self._policy, self.args, pad)
-        if model is not None:
-            model.to("cpu")  # it has said all that is needed
-        return with_ref_log_probs(data, cache)
-
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
         is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
         if is_encoded and keeps_log_probs(self.args):
-            raise TokenRatioError(
-                "with cache_reference the reference is asked when rows are prepared: evaluate on "
-                "the source itself, or on what prepare_pairs returned"
-            )
+            raise TokenRatioError(_NOT_ASKED)
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
             eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
         return super().evaluate(eval_dataset, **kwargs)
@@ -279,9 +267,12 @@ class TokenRatioTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if not self.args.groups_by_length:
             return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        processes = self.accelerator.num_processes
-        sampler = make_sampler(self.args, dataset, self._train_collator, processes)
+        sampler = make_sampler(
+            self.args,
+            self.train_dataset if train_dataset is None else train_dataset,
+            self._train_collator,
+            self.accelerator.num_processes,
+        )
         self.add_callback(TellEpoch(sampler))
         return sampler
 
