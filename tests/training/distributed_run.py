@@ -1,6 +1,8 @@
 """Trains the tiny model; started by `accelerate launch` from test_distributed.py.
 
-Arguments: output folder, loss, pairs per process and batch, what to break ("" or "sync").
+Arguments: output folder, loss, pairs per process and batch, and "" or a variation: "sync" breaks
+the trainer, "save" keeps a checkpoint within the second epoch, "resume" goes on from it, "epoch"
+does so without telling the sampler its epoch.
 """
 
 import json
@@ -12,6 +14,7 @@ import torch
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
+from tokenratio.training.callbacks import TellEpoch
 from tokenratio.training.forward import Forward
 
 
@@ -23,7 +26,8 @@ def main(folder: str, loss: str, batch: str, fault: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
         max_steps=10,
-        save_strategy="no",
+        save_strategy="steps" if fault == "save" else "no",
+        save_steps=7,
         max_length=32,
         optim="sgd",
         learning_rate=0.1,
@@ -46,7 +50,11 @@ def main(folder: str, loss: str, batch: str, fault: str) -> None:
                 return super().__call__(getattr(model, "module", model), *rest)
 
         trainer.forward.__class__ = PastTheWrapper
-    trainer.train()
+    if fault == "epoch":
+        trainer.remove_callback(TellEpoch)
+        trainer.add_callback = lambda callback: None
+    resumed = fault in ("resume", "epoch")
+    trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-7" if resumed else None)
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():

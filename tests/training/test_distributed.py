@@ -57,6 +57,15 @@ def test_two_processes_are_one(loss, tmp_path):
                 assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
 
 
+def test_two_processes_resume_within_an_epoch(tmp_path):
+    """The order of the rows goes on too, which accelerate alone would begin anew as epoch 0's."""
+    whole, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="save")
+    resumed, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="resume")
+    assert largest_difference(whole, resumed) == 0
+    astray, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="epoch")
+    assert largest_difference(whole, astray) > 1e-5
+
+
 def test_the_comparison_notices_missing_synchronisation(tmp_path):
     weights, _, _ = launch(tmp_path / "one", "tbpo_a", processes=1)
     broken, _, _ = launch(tmp_path / "two", "tbpo_a", processes=2, fault="sync")

@@ -14,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
+from tokenratio import TokenRatioConfig
 from tokenratio.data import prepare_pairs
 from tokenratio.data.batching import row_lengths
 from tokenratio.errors import TokenRatioError
 from tokenratio.training import reference_cache as module
 from tokenratio.training.policy import answer_token_requests, disable_dropout
-from tokenratio.training.reference_cache import cache_size, reference_cache
+from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.reference_store import Layout
 
 TEMPLATE = (
     "{% set turn = ' bay ' %}{% for m in messages %}{{ turn + m['content'] }} <eos>{% endfor %}"
@@ -161,7 +163,7 @@ def test_it_is_a_safetensors_file_of_the_size_that_was_said(tmp_path):
     rows = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in data.dataset]
     for what, dtype in (("log_probs", torch.float32), ("hidden", torch.bfloat16)):
         folder = cached(tmp_path, model.to(dtype), data, what).folder
-        size = cache_size(data, what, 16, dtype)
+        size = Layout.of(data, what, 16, dtype).size
         assert size == (folder / "values.safetensors").stat().st_size
         tokens = (
             4 * sum(map(sum, rows)) if what == "log_probs" else 2 * 16 * 2 * sum(map(min, rows))
@@ -393,7 +395,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
 
 def test_an_entry_that_does_not_fit_is_refused_before_it_is_computed(tmp_path, monkeypatch):
     model, data = reference(), pairs()
-    size = cache_size(data, "log_probs", 16, torch.float32)
+    size = Layout.of(data, "log_probs", 16, torch.float32).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
     calls = []
@@ -426,7 +428,8 @@ def test_an_answer_that_is_not_finite_is_refused(what, tmp_path):
 def test_the_default_folder_is_in_the_users_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = {"batch_size": 4, "device": CPU, "padding_id": 0, "progress": False}
-    cache = reference_cache(reference(), pairs(), what="log_probs", **settings)
+    root = TokenRatioConfig(output_dir=str(tmp_path), use_cpu=True).reference_cache_dir
+    cache = reference_cache(reference(), pairs(), what="log_probs", root=root, **settings)
     assert cache.folder.parent == tmp_path / ".cache/tokenratio/reference"
 
 

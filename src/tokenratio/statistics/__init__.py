@@ -9,7 +9,12 @@ from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.fused import fused_token_statistics
 from tokenratio.statistics.head import Head
 from tokenratio.statistics.reference import reference_token_statistics
-from tokenratio.statistics.steps import StepLoss, fused_step_losses, reference_step_losses
+from tokenratio.statistics.steps import (
+    StepInputs,
+    StepLoss,
+    fused_step_losses,
+    reference_step_losses,
+)
 from tokenratio.types import StepLosses, TokenStatistics
 
 __all__ = ["StepLoss", "step_losses", "token_statistics"]
@@ -125,27 +130,23 @@ def step_losses(
                 f"{name} has shape {list(value.shape)}: {len(labels)} labels make "
                 f"{len(labels) / 2:g} steps of two"
             )
-    known = (ref_log_probs, log_state_weight)
+    inputs = StepInputs(
+        hidden,
+        policy,
+        labels,
+        step_loss,
+        step_weight,
+        ref_hidden,
+        reference,
+        ref_log_probs,
+        log_state_weight,
+        with_kl,
+    )
     if impl == "reference":
-        return reference_step_losses(
-            hidden, policy, labels, step_loss, step_weight, ref_hidden, reference, *known, with_kl
-        )
+        return reference_step_losses(inputs)
     if impl == "fused":
-        chunk_steps = max(
-            1, (chunk_size or default_chunk_size(len(weight), weight.device.type)) // 2
-        )
-        return fused_step_losses(
-            hidden,
-            policy,
-            labels,
-            step_loss,
-            step_weight,
-            ref_hidden,
-            reference,
-            *known,
-            with_kl,
-            chunk_steps=chunk_steps,
-        )
+        chunk_size = chunk_size or default_chunk_size(len(weight), weight.device.type)
+        return fused_step_losses(inputs, chunk_steps=max(1, chunk_size // 2))
     raise ValueError(f"impl must be 'fused' or 'reference', not {impl!r}")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,76 +18,72 @@ from tokenratio.types import StepLosses, StepStatistics, TokenStatistics
 StepLoss = Callable[[StepStatistics], Float[Tensor, "steps"]]
 
 
-def fused_step_losses(
-    hidden: Float[Tensor, "tokens hidden"],
-    policy: Head,
-    labels: Int[Tensor, "tokens"],
-    step_loss: StepLoss,
-    step_weight: Float[Tensor, "steps"],
-    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None,
-    reference: Head,
-    ref_log_probs: Float[Tensor, "tokens"] | None,
-    log_state_weight: Float[Tensor, "steps"] | None,
-    with_kl: bool,
-    *,
-    chunk_steps: int,
-) -> StepLosses:
+@dataclass(frozen=True)
+class StepInputs:
+    """The arguments of `step_losses`, checked; see there."""
+
+    hidden: Float[Tensor, "tokens hidden"]
+    policy: Head
+    labels: Int[Tensor, "tokens"]
+    step_loss: StepLoss
+    step_weight: Float[Tensor, "steps"]
+    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None
+    reference: Head
+    ref_log_probs: Float[Tensor, "tokens"] | None
+    log_state_weight: Float[Tensor, "steps"] | None
+    with_kl: bool
+
+
+def fused_step_losses(inputs: StepInputs, *, chunk_steps: int) -> StepLosses:
     """`step_losses` with gradients formed in the forward pass (METHOD §5, token locality).
 
     Chunks hold both tokens of their steps, so the loss's slope is known as soon as their logits
     are, and d hidden and d weight follow at once: two products for the logits, two for the
-    gradients. Beyond inputs and gradients it holds a few chunks' worth of logits.
+    gradients. Beyond inputs and gradients it holds one chunk's logits of each model.
     """
-    # Inside forward, grad mode is off and needs_input_grad does not know of no_grad.
-    needs_grad = torch.is_grad_enabled()
+    policy, reference = inputs.policy, inputs.reference
     total, per_step, *tokens = _StepLossesFunction.apply(  # type: ignore[no-untyped-call]
-        hidden,
+        inputs.hidden,
         policy.weight,
         policy.bias,
-        log_state_weight,
-        labels,
-        step_weight,
-        ref_hidden,
+        inputs.log_state_weight,
+        inputs.labels,
+        inputs.step_weight,
+        inputs.ref_hidden,
         reference.weight,
         reference.bias,
-        ref_log_probs,
+        inputs.ref_log_probs,
         policy.softcap,
-        step_loss,
-        with_kl,
+        inputs.step_loss,
+        inputs.with_kl,
         chunk_steps,
-        needs_grad,
+        # Inside forward, grad mode is off and needs_input_grad does not know of no_grad.
+        torch.is_grad_enabled(),
     )
     return StepLosses(total, per_step, TokenStatistics(*tokens))
 
 
-def reference_step_losses(
-    hidden: Float[Tensor, "tokens hidden"],
-    policy: Head,
-    labels: Int[Tensor, "tokens"],
-    step_loss: StepLoss,
-    step_weight: Float[Tensor, "steps"],
-    ref_hidden: Float[Tensor, "tokens ref_hidden"] | None,
-    reference: Head,
-    ref_log_probs: Float[Tensor, "tokens"] | None,
-    log_state_weight: Float[Tensor, "steps"] | None,
-    with_kl: bool,
-) -> StepLosses:
+def reference_step_losses(inputs: StepInputs) -> StepLosses:
     """`step_losses` with whole logits and autograd: to be read, and to test against."""
     tokens = reference_token_statistics(
-        hidden, policy, labels, ref_hidden, reference, with_kl=with_kl
+        inputs.hidden,
+        inputs.policy,
+        inputs.labels,
+        inputs.ref_hidden,
+        inputs.reference,
+        with_kl=inputs.with_kl,
     )
-    if ref_log_probs is None:
-        ref_log_probs = tokens.ref_log_probs
+    log_probs, kl = tokens.log_probs, tokens.kl_ref_policy
+    known = inputs.ref_log_probs
+    ref_log_probs = tokens.ref_log_probs if known is None else known.to(log_probs.dtype)
     assert ref_log_probs is not None
-    ref_log_probs = ref_log_probs.to(tokens.log_probs.dtype)
-    per_step = step_loss(
-        step_statistics(tokens.log_probs - ref_log_probs, tokens.kl_ref_policy, log_state_weight)
+    per_step = inputs.step_loss(
+        step_statistics(log_probs - ref_log_probs, kl, inputs.log_state_weight)
     )
-    kl = tokens.kl_ref_policy
     detached = TokenStatistics(
-        tokens.log_probs.detach(), ref_log_probs, None if kl is None else kl.detach()
+        log_probs.detach(), ref_log_probs, None if kl is None else kl.detach()
     )
-    return StepLosses((per_step * step_weight).sum(), per_step.detach(), detached)
+    return StepLosses((per_step * inputs.step_weight).sum(), per_step.detach(), detached)
 
 
 def step_statistics(

@@ -44,8 +44,6 @@ from tokenratio.training.reference_store import (
 )
 from tokenratio.types import PairBatch
 
-DEFAULT_ROOT = Path("~/.cache/tokenratio/reference")
-
 # To be raised whenever the same inputs would give other values, or an entry has another form.
 _FORMAT = 1
 # Of a configuration: where the model came from, who saved it, and how it generates.
@@ -54,25 +52,12 @@ _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache
 _log = logging.getLogger(__name__)
 
 
-def cache_size(data: PreparedData, what: What, hidden_size: int, dtype: torch.dtype) -> int:
-    """Bytes that an entry takes on disk, known without computing any of it.
-
-    Args:
-        data: preference pairs.
-        what: `log_probs` take 4 bytes per response token, whatever the next two are; `hidden`
-            takes `hidden_size` numbers for each token of the steps that both responses have.
-        hidden_size: width of the reference's final hidden states.
-        dtype: theirs: that of its weights, or float32 where autocast computes the last norm in it.
-    """
-    return Layout.of(data, what, hidden_size, dtype).size
-
-
 def reference_cache(
     reference_model: PreTrainedModel | PeftModel,
     data: PreparedData,
     *,
     what: What,
-    root: str | Path = DEFAULT_ROOT,
+    root: str | Path,
     batch_size: int,
     device: torch.device,
     padding_id: int,
