@@ -1,6 +1,7 @@
 """The trainer end to end on tiny models: losses, accumulation, metrics, guards, what it writes."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -462,6 +463,27 @@ def test_cached_reference_belongs_to_its_run(tmp_path, tokenizer):
     again = make(tmp_path / "again", tokenizer, rows=first.train_data, loss="dpo", max_steps=1)
     assert "chosen_ref_log_probs" not in again.train_data.dataset.column_names
     again.train()
+
+
+@pytest.mark.parametrize("loss", ["tbpo_a", "dpo"])
+def test_selected_rows_are_asked_about_by_their_own_number(loss, tmp_path, tokenizer):
+    whole = make(tmp_path / "whole", tokenizer).train_data
+    some = dataclasses.replace(whole, dataset=whole.dataset.select([6, 1, 4]))
+    runs = []
+    for cached in (False, True):
+        trainer = make(
+            tmp_path / str(cached),
+            tokenizer,
+            rows=some,
+            loss=loss,
+            max_steps=3,
+            cache_reference=cached,
+            reference_cache_dir=str(tmp_path / "cache"),
+        )
+        trainer.train()
+        runs.append(dict(trainer.model.named_parameters()))
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "random", "sequential", "group_by_length"])

@@ -48,9 +48,12 @@ def prepare(
     if source is None:
         return None
     if isinstance(source, PreparedData):
-        # What another run's reference said of these rows is not what this one's says.
-        known = [name for name in source.dataset.column_names if name.endswith("_ref_log_probs")]
-        return replace(source, dataset=source.dataset.remove_columns(known))
+        # What another run's reference said of these rows is not what this one's says, and rows of a
+        # selection are counted anew: errors and caches find them by their number.
+        dataset = source.dataset
+        stale = [name for name in dataset.column_names if name.endswith("_ref_log_probs")]
+        dataset = dataset.remove_columns([*stale, "row"]).add_column("row", range(len(dataset)))
+        return replace(source, dataset=dataset)
     encode = prepare_completions if args.loss == "sft" else prepare_pairs
     data = encode(
         source,
@@ -69,11 +72,6 @@ def prepare_parts(source: Any, prepare: Callable[..., PreparedData | None]) -> P
     if isinstance(source, dict) and not isinstance(source, DatasetDict):
         return {name: prepare(part, split="test") for name, part in source.items()}
     return prepare(source, split="test")
-
-
-def keeps_log_probs(args: TokenRatioConfig) -> bool:
-    """Whether log-probabilities are all the run keeps of its reference."""
-    return args.cache_reference and LOSSES[args.loss].state_weight != "kl"
 
 
 def ask_reference(

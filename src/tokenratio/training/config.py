@@ -232,6 +232,11 @@ class TokenRatioConfig(TrainingArguments):
         return self.train_sampling_strategy == "group_by_length"
 
     @property
+    def keeps_log_probs(self) -> bool:
+        """Whether log-probabilities are all the run keeps of its reference."""
+        return self.cache_reference and LOSSES[self.loss].state_weight != "kl"
+
+    @property
     def bregman_generator(self) -> BregmanGenerator:
         """The generator that `generator`, `generator_lambda` and `generator_scale` name."""
         params = {}

@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.training_args import OptimizerNames
 
-from tokenratio.losses import LOSSES
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.training.config import TokenRatioConfig
 
@@ -67,8 +66,7 @@ def estimate_memory(
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
     activation_bytes = 2 if args.bf16 or args.fp16 else 4
-    stays_on_cpu = args.cache_reference and LOSSES[args.loss].state_weight != "kl"
-    has_reference = args.loss != "sft" and reference_copy and not stays_on_cpu
+    has_reference = args.loss != "sft" and reference_copy and not args.keeps_log_probs
     chunk = vocabulary * min(default_chunk_size(vocabulary, args.device.type), tokens)
     full_head = trainable_parameters is None
     optimizer = OptimizerNames(args.optim).value

@@ -40,7 +40,6 @@ from tokenratio.training.batches import (
     asking_reference,
     count_tokens,
     datasets_of,
-    keeps_log_probs,
     make_collators,
     make_sampler,
     name_rows,
@@ -142,12 +141,12 @@ class TokenRatioTrainer(Trainer):
         pad = padding_id(processing_class)
         encode = partial(prepare, tokenizer=processing_class, args=args, model=model)
         self._prepare = encode
-        if keeps_log_probs(args):
+        if args.keeps_log_probs:
             self._prepare = asking_reference(encode, reference.model, model, args, pad)
         self.train_data = self._prepare(train_dataset, split="train")
         self.eval_data = prepare_parts(eval_dataset, self._prepare)
         cache, models = None, [model, *(reference.models if reference else [])]
-        if args.cache_reference and not keeps_log_probs(args) and self.train_data is not None:
+        if args.cache_reference and not args.keeps_log_probs and self.train_data is not None:
             cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)
         self._train_collator, collator = make_collators(args, pad, models, cache)
         super().__init__(
@@ -169,7 +168,7 @@ class TokenRatioTrainer(Trainer):
         self._step_rows: list[int] = []
         self._metric_names: tuple[list[str], list[str]] = ([], [])
         if self.reference is not None:
-            if not keeps_log_probs(args):
+            if not args.keeps_log_probs:
                 self.reference.prepare(self.accelerator.prepare_model, self.args.device)
             if LOSSES[args.loss].state_weight == "baseline":
                 self._add_baseline()
@@ -179,7 +178,7 @@ class TokenRatioTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
         is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
-        if is_encoded and keeps_log_probs(self.args):
+        if is_encoded and self.args.keeps_log_probs:
             raise TokenRatioError(_NOT_ASKED)
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
             eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
