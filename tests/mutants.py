@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BREGMAN, RATIOS, TYPES = "tests/test_bregman.py", "tests/test_ratios.py", "tests/test_types.py"
 STATISTICS, MDP = "tests/statistics/test_token_statistics.py", "tests/theory/test_mdp.py"
 TBPO, SEQUENCE = "tests/losses/test_tbpo.py", "tests/losses/test_sequence.py"
+EVERY, SPACE = "tests/losses/test_every_loss.py", "tests/losses/test_space.py"
+TOKEN, SMOOTHING = "tests/losses/test_token.py", "tests/losses/test_label_smoothing.py"
+TRL = "tests/losses/test_trl.py"
 POPULATION = "tests/theory/test_population.py"
 TRAINER, RESUME = "tests/training/test_trainer.py", "tests/training/test_resume.py"
 TRAINER_GRADIENT = "tests/training/test_objective.py"
@@ -81,8 +84,8 @@ FAULTS = (
     Fault(
         "T = max in the statistics",
         "types.py",
-        "return self.chosen_mask & self.rejected_mask",
-        "return self.chosen_mask | self.rejected_mask",
+        "return self.chosen.mask & self.rejected.mask",
+        "return self.chosen.mask | self.rejected.mask",
         (TYPES, TBPO),
     ),
     Fault(
@@ -137,31 +140,31 @@ FAULTS = (
     ),
     Fault(
         "mean over padding",
-        "losses/tbpo.py",
+        "losses/ratio_matching.py",
         "pair_mask.sum(-1).clamp_min(1)",
         "max(pair_mask.shape[-1], 1)",
         (TBPO,),
     ),
     Fault(
         "output masked, not input",
-        "losses/tbpo.py",
-        "generator.loss(pair_log_ratio.masked_fill(~pair_mask, 0.0))",
-        "generator.loss(pair_log_ratio)",
-        (TBPO,),
+        "losses/ratio_matching.py",
+        "pair_log_ratio.masked_fill(~pair_mask, 0.0),",
+        "pair_log_ratio,",
+        (TBPO, EVERY),
     ),
     Fault(
         "empty overlap divides by zero",
-        "losses/tbpo.py",
+        "losses/ratio_matching.py",
         "pair_mask.sum(-1).clamp_min(1)",
         "pair_mask.sum(-1)",
         (TBPO,),
     ),
     Fault(
         "DPO averaged over tokens",
-        "losses/__init__.py",
-        "dpo_loss(pair.chosen_log_ratio.sum(-1),",
-        "dpo_loss(pair.chosen_log_ratio.mean(-1),",
-        (SEQUENCE, TBPO, POPULATION),
+        "losses/ratio_matching.py",
+        "pair_log_ratio.sum(-1),",
+        "pair_log_ratio.mean(-1),",
+        (SEQUENCE, TBPO, EVERY, TRL, POPULATION),
     ),
     # METHOD §4: the state weights.
     Fault(
@@ -209,10 +212,9 @@ FAULTS = (
     ),
     Fault(
         "K3 on the data token",
-        "losses/__init__.py",
-        "log_weight = kl_state_weight(step.chosen_kl, step.rejected_kl)",
-        "log_weight = step.rejected_log_ratio.expm1() - step.chosen_log_ratio.expm1() + "
-        "step.chosen_log_ratio - step.rejected_log_ratio",
+        "statistics/steps.py",
+        "else kl.chunk(2)",
+        "else (log_ratio.expm1() - log_ratio).chunk(2)",
         (TRAINER_GRADIENT,),
     ),
     Fault(
@@ -380,20 +382,190 @@ FAULTS = (
         "following = (self.ref_log_probs[rows] + q[rows]).logsumexp(-1)",
         (MDP, POPULATION),
     ),
+    # METHOD §6, §11: the methods that TBPO is compared with.
+    Fault(
+        "smoothing: the same loss twice",
+        "losses/ratio_matching.py",
+        "generator.loss(-pair_log_ratio)",
+        "generator.loss(pair_log_ratio)",
+        (EVERY, SMOOTHING, TRL, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "robust_dpo: sign of the correction",
+        "losses/ratio_matching.py",
+        "* loss - label_smoothing * flipped",
+        "* loss + label_smoothing * flipped",
+        (EVERY, SMOOTHING, TRL, POPULATION),
+    ),
+    Fault(
+        "adpo: a mean",
+        "losses/__init__.py",
+        '"none", "sum", Logistic()',
+        '"none", "mean", Logistic()',
+        (EVERY, SPACE),
+    ),
+    Fault(
+        "tdpo2: the other KL held still",
+        "losses/ratio_matching.py",
+        "kl_state_weight(chosen_kl.detach(), rejected_kl)",
+        "kl_state_weight(chosen_kl, rejected_kl.detach())",
+        (EVERY, SPACE, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "tdpo2: alpha is not the user's",
+        "losses/ratio_matching.py",
+        "alpha = self.tdpo_alpha if tdpo_alpha is None else tdpo_alpha",
+        "alpha = self.tdpo_alpha",
+        (EVERY, SPACE, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "ipo: sums, not means",
+        "losses/__init__.py",
+        "ipo_loss(*(_per_token(side, side.log_ratio) for side in sides)",
+        "ipo_loss(*(side.log_ratio.sum(-1) for side in sides)",
+        (EVERY, SEQUENCE, TRL, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "simpo: beta scales the margin",
+        "losses/sequence.py",
+        "beta * (rejected_log_prob - chosen_log_prob) + gamma",
+        "beta * (rejected_log_prob - chosen_log_prob + gamma)",
+        (EVERY, SEQUENCE, TRL, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "anchor: a sum over tokens",
+        "losses/sequence.py",
+        "return sft_loss(log_probs, mask) / mask.sum(-1).clamp_min(1)",
+        "return sft_loss(log_probs, mask)",
+        (SEQUENCE, TRL, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "tis_dpo: rejected weighed like chosen",
+        "losses/__init__.py",
+        "upper=tis_upper)\n        for side, sign in ((chosen, 1), (rejected, -1))",
+        "upper=tis_upper)\n        for side, sign in ((chosen, 1), (rejected, 1))",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "tis_dpo: clamped after the sign",
+        "losses/token.py",
+        "(sign * contrast.clamp(lower, upper)).exp()",
+        "(sign * contrast).clamp(lower, upper).exp()",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "sepo: top and bottom change places",
+        "losses/__init__.py",
+        "sepo_selection(sign * _contrast(side)",
+        "sepo_selection(-sign * _contrast(side)",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "sepo: padding is a candidate",
+        "losses/token.py",
+        "score.masked_fill(~mask, -math.inf)",
+        "score",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "sepo: a share of 2.999 is 2",
+        "losses/token.py",
+        " + 1e-6).floor()",
+        ").floor()",
+        (TOKEN,),
+    ),
+    Fault(
+        "sepo: nothing of a short response",
+        "losses/token.py",
+        ".floor().long().clamp_min(1)",
+        ".floor().long()",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "t_reg: pair weight not held still",
+        "losses/token.py",
+        "(beta * (rejected - chosen)).detach().sigmoid()",
+        "(beta * (rejected - chosen)).sigmoid()",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "t_reg: rejected rewards turned round",
+        "losses/token.py",
+        "(rejected_contrast, rejected_log_probs),",
+        "(rejected_contrast, -rejected_log_probs),",
+        (EVERY, TOKEN),
+    ),
+    Fault(
+        "arc_bpo: each target the whole margin",
+        "losses/token.py",
+        "half = target_margin / 2",
+        "half = target_margin",
+        (EVERY, TOKEN, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "arc_bpo: targets not shared by chunks",
+        "losses/token.py",
+        "target = (margin / counts.clamp_min(1))[:, None]",
+        "target = (margin / torch.ones_like(counts))[:, None]",
+        (EVERY, TOKEN, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "arc_bpo: the last chunk is the short one",
+        "losses/token.py",
+        "steps * counts // lengths.clamp_min(1)",
+        "steps // chunk_length",
+        (EVERY, TOKEN, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "arc_bpo: divergence the other way round",
+        "losses/token.py",
+        "goal, ratio = (-target).exp(), (-reward).exp()",
+        "ratio, goal = (-target).exp(), (-reward).exp()",
+        (EVERY, TOKEN, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "arc_bpo: rejected drawn where chosen are",
+        "losses/token.py",
+        "rejected_log_ratio, rejected_mask, -half",
+        "rejected_log_ratio, rejected_mask, half",
+        (EVERY, TOKEN, TRAINER_GRADIENT),
+    ),
     # The same faults where the trainer wires the parts together.
     Fault(
         "trainer: detached KL",
         "training/objective.py",
-        'batch.align(answer["kl_ref_policy"])))',
-        'batch.align(answer["kl_ref_policy"].detach())))',
+        'sides(answer.get("kl_ref_policy"))',
+        'sides(answer["kl_ref_policy"].detach() if "kl_ref_policy" in answer else None)',
         (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: K3 on the data token",
         "training/objective.py",
-        'batch.align(answer["kl_ref_policy"])))',
-        'batch.align((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]))))',
-        (TRAINER,),
+        'sides(answer.get("kl_ref_policy"))',
+        'sides((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]) '
+        'if "kl_ref_policy" in answer else None)',
+        (TRAINER, TRAINER_GRADIENT),
+    ),
+    Fault(
+        "trainer: a sum divided by its steps",
+        "training/objective.py",
+        "torch.ones_like(batch.lengths) if is_sum else batch.lengths",
+        "batch.lengths",
+        (TRAINER_GRADIENT,),
+    ),
+    Fault(
+        "trainer: baseline cut to the overlap",
+        "training/objective.py",
+        "batch.pair_mask if config.method.is_local else is_either",
+        "batch.pair_mask",
+        (TRAINER_GRADIENT,),
+    ),
+    Fault(
+        "trainer: the anchor without its weight",
+        "training/objective.py",
+        "loss = loss + config.sft_weight * anchor",
+        "loss = loss + anchor",
+        (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: hidden state of the baseline off by one",

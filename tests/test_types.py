@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from tokenratio.types import CompletionBatch, PairBatch, PairStatistics, TokenStatistics
+from tokenratio.types import (
+    CompletionBatch,
+    PairBatch,
+    PairStatistics,
+    ResponseStatistics,
+    TokenStatistics,
+)
 
 # (prompt, response) of each row; the pair's prompt is the same, its responses differ in length.
 PAIRS = [
@@ -92,9 +98,32 @@ def test_pair_statistics_mask_is_the_same_overlap():
     batch = make_batch(ROWS)
     chosen_mask, rejected_mask = batch.split(batch.response_mask)
     zeros = torch.zeros(chosen_mask.shape)
-    pairs = PairStatistics(zeros, zeros, zeros, chosen_mask, rejected_mask)
+    pairs = PairStatistics(
+        ResponseStatistics(zeros, chosen_mask), ResponseStatistics(zeros, rejected_mask)
+    )
     assert torch.equal(pairs.pair_mask, batch.pair_mask)
     assert not torch.equal(pairs.pair_mask, chosen_mask | rejected_mask)
+
+
+def test_response_statistics():
+    batch = make_batch(ROWS)
+    log_probs, ref_log_probs = (
+        batch.align(torch.arange(len(batch.labels)) * scale) for scale in (-0.5, -0.25)
+    )
+    response = ResponseStatistics(log_probs, batch.response_mask, ref_log_probs)
+    torch.testing.assert_close(response.log_ratio, ref_log_probs, rtol=0, atol=0)
+    assert response.lengths.tolist() == [len(tokens) for _, tokens in ROWS]
+    assert response.lengths.dtype == log_probs.dtype
+    assert (response.kl, response.contrast) == (None, None)
+    with pytest.raises(ValueError, match="no reference"):
+        ResponseStatistics(log_probs, batch.response_mask).log_ratio  # noqa: B018
+
+
+def test_what_is_not_known_beforehand_is_none():
+    batch = make_batch(ROWS)
+    assert (batch.ref_log_probs, batch.contrast) == (None, None)
+    zeros = ResponseStatistics(torch.zeros(3, 3), batch.response_mask[:3])
+    assert PairStatistics(zeros, zeros).log_state_weight is None
 
 
 def test_frozen():

@@ -52,9 +52,11 @@ class PairBatch(CompletionBatch):
 
     Attributes:
         ref_log_probs: log π_ref of `labels` in nats, where it was computed beforehand.
+        contrast: log p₊ − log p₋ of `labels` in nats, for losses that need it.
     """
 
     ref_log_probs: Float[Tensor, "tokens"] | None = None
+    contrast: Float[Tensor, "tokens"] | None = None
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Cut `[2·pairs, ...]` into its chosen and its rejected half."""
@@ -132,26 +134,54 @@ class TokenStatistics:
 
 
 @dataclass(frozen=True)
-class PairStatistics:
-    """The two responses of each pair, aligned on their first token: what a loss reads.
+class ResponseStatistics:
+    """One side of every pair, aligned on the responses' first token; in nats, 0 past their ends.
 
     Attributes:
-        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t) in nats, 0 past the response's
-            end; `rejected_log_ratio` likewise.
-        log_state_weight: log w_t before β (METHOD §2); zeros where a method has none.
-        chosen_mask: True while the chosen response has a token; `rejected_mask` likewise.
+        log_probs: log π(y_t | s_t).
+        mask: True while the response has a token.
+        ref_log_probs: log π_ref(y_t | s_t); None for a loss without a reference.
+        kl: KL(π_ref(.|s_t) ‖ π(.|s_t)); None unless the loss needs it.
+        contrast: log p₊(y_t) − log p₋(y_t) of two contrasting models or prompts; likewise.
     """
 
-    chosen_log_ratio: Float[Tensor, "pairs steps"]
-    rejected_log_ratio: Float[Tensor, "pairs steps"]
-    log_state_weight: Float[Tensor, "pairs steps"]
-    chosen_mask: Bool[Tensor, "pairs steps"]
-    rejected_mask: Bool[Tensor, "pairs steps"]
+    log_probs: Float[Tensor, "pairs steps"]
+    mask: Bool[Tensor, "pairs steps"]
+    ref_log_probs: Float[Tensor, "pairs steps"] | None = None
+    kl: Float[Tensor, "pairs steps"] | None = None
+    contrast: Float[Tensor, "pairs steps"] | None = None
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "pairs steps"]:
+        """ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)."""
+        if self.ref_log_probs is None:
+            raise ValueError("these statistics have no reference")
+        return self.log_probs - self.ref_log_probs
+
+    @property
+    def lengths(self) -> Float[Tensor, "pairs"]:
+        """Tokens of each response."""
+        return self.mask.sum(-1).to(self.log_probs.dtype)
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """The two responses of each pair: what a loss reads.
+
+    Attributes:
+        chosen: the preferred responses; `rejected` the others.
+        log_state_weight: log w_t before β (METHOD §2) where a learned baseline gives it, at every
+            step either response has; None where it comes from the KL, or there is none.
+    """
+
+    chosen: ResponseStatistics
+    rejected: ResponseStatistics
+    log_state_weight: Float[Tensor, "pairs steps"] | None = None
 
     @property
     def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
         """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
-        return self.chosen_mask & self.rejected_mask
+        return self.chosen.mask & self.rejected.mask
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,23 @@
-"""DPO against its formula and against TRL's trainer on the same model and batch."""
+"""Losses of whole responses against their formulas, and the table they stand in."""
 
-import copy
 import math
 
 import pytest
 import torch
 
+from pairs import gradients, make_pairs, only, random
 from tokenratio.bregman import Kliep, Logistic
-from tokenratio.losses import LOSSES, Method, dpo_loss
-from tokenratio.statistics import token_statistics
-from tokenratio.types import PairBatch, PairStatistics
+from tokenratio.losses import (
+    LOSSES,
+    METHODS,
+    Method,
+    anchor_loss,
+    dpo_loss,
+    ipo_loss,
+    sft_loss,
+    simpo_loss,
+)
+from tokenratio.types import PairStatistics, ResponseStatistics
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
@@ -28,107 +36,94 @@ def test_dpo_by_hand(beta):
 def test_dpo_sums_whole_responses_and_ignores_the_generator():
     chosen_mask = torch.tensor([[True, True, True]])
     rejected_mask = torch.tensor([[True, False, False]])
+    zeros = torch.zeros(1, 3)
     pairs = PairStatistics(
-        torch.tensor([[0.1, 0.2, 0.4]]),
-        torch.tensor([[-0.3, 0.0, 0.0]]),
+        ResponseStatistics(torch.tensor([[0.1, 0.2, 0.4]]), chosen_mask, zeros),
+        ResponseStatistics(torch.tensor([[-0.3, 0.0, 0.0]]), rejected_mask, zeros),
         torch.full((1, 3), 9.0),  # DPO has no state weight
-        chosen_mask,
-        rejected_mask,
     )
     for generator in (Logistic(), Kliep()):
         loss = LOSSES["dpo"].per_pair(pairs, beta=0.5, generator=generator)
         assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5 * (0.7 + 0.3))), rel=1e-6)
 
 
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_ipo_by_hand(beta):
+    """The square of what the per-token margin lacks to 1/(2β): 0 exactly there."""
+    chosen, rejected = torch.tensor([0.7, 1 / (2 * beta)]).double(), torch.tensor([-0.2, 0.0])
+    loss = ipo_loss(chosen, rejected.double(), beta=beta)
+    assert loss[0].item() == pytest.approx((0.7 + 0.2 - 1 / (2 * beta)) ** 2, rel=1e-6)
+    assert loss[1].item() == pytest.approx(0, abs=1e-12)
+
+
+def test_ipo_takes_means_over_each_response():
+    """Every token twice leaves the loss as it is; for a sum it would not."""
+    pair = only(make_pairs([3, 2], [2, 3]), LOSSES["ipo"].needs)
+    sides = [
+        ResponseStatistics(*(x.repeat(1, 2) for x in (s.log_probs, s.mask, s.ref_log_probs)))
+        for s in (pair.chosen, pair.rejected)
+    ]
+    for name, is_same in (("ipo", True), ("simpo", True), ("dpo", False)):
+        loss, twice = (METHODS[name].per_pair(p) for p in (pair, PairStatistics(*sides)))
+        assert torch.allclose(loss, twice, rtol=1e-12) == is_same, name
+
+
+def test_simpo_by_hand():
+    """−log σ(β (p^w − p^l) − γ): the margin is in units of the reward, β does not scale it."""
+    chosen, rejected = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-1.5, -0.5]).double()
+    loss = simpo_loss(chosen, rejected, beta=2.0, gamma=0.75)
+    for got, margin in zip(loss.tolist(), (2.0 * 0.5 - 0.75, 2.0 * -1.5 - 0.75), strict=True):
+        assert got == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-12)
+
+
+def test_cross_entropy_by_hand():
+    log_probs = torch.tensor([[-1.0, -2.0, math.nan], [-3.0, math.inf, -0.5]]).double()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert sft_loss(log_probs, mask).tolist() == [3.0, 3.0]
+    assert anchor_loss(log_probs, mask).tolist() == [1.5, 3.0]
+    assert anchor_loss(log_probs, torch.zeros_like(mask)).tolist() == [0.0, 0.0]
+
+
+def test_cross_entropy_and_the_anchor_see_the_chosen_response_alone():
+    pair = only(make_pairs([3, 2], [2, 3]), METHODS["sft"].needs)
+    found = gradients(METHODS["sft"].per_pair(pair), pair)
+    assert torch.equal(found["chosen.log_probs"], -pair.chosen.mask.double())
+    assert (found["rejected.log_probs"] == 0).all()
+    leaf = random(2, 3).requires_grad_()
+    (gradient,) = torch.autograd.grad(anchor_loss(leaf, pair.chosen.mask).sum(), leaf)
+    expected = pair.chosen.mask / pair.chosen.mask.sum(1, keepdim=True).double()
+    torch.testing.assert_close(gradient, -expected)
+
+
 def test_losses_is_a_plain_table():
     assert type(LOSSES) is dict
     assert {"dpo", "tbpo_a", "tbpo_q", "tbpo"} <= set(LOSSES)
-    assert all(isinstance(method, Method) and method.source for method in LOSSES.values())
+    assert set(METHODS) == {*LOSSES, "sft"}
+    assert all(isinstance(method, Method) and method.source for method in METHODS.values())
     needs = {name: LOSSES[name].state_weight for name in ("dpo", "tbpo_a", "tbpo_q", "tbpo")}
     assert needs == {"dpo": "none", "tbpo_a": "kl", "tbpo_q": "baseline", "tbpo": "none"}
 
 
-@pytest.fixture
-def trl_trainer(tmp_path):
-    """TRL's DPO trainer on a tiny Llama that has moved away from its reference."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
-
-    words = ["<pad>", "<eos>", "<unk>", *"abcdefghij"]
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
-    reference = LlamaForCausalLM(config)
-    policy = copy.deepcopy(reference)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    settings = DPOConfig(
-        output_dir=str(tmp_path),
-        beta=0.3,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        per_device_train_batch_size=3,
-        dataloader_pin_memory=False,
-    )
-    pairs = {
-        "prompt": ["a b", "c d e", "f"],
-        "chosen": [" g h i", " j", " a c e g"],
-        "rejected": [" j", " b b h", " d d"],
+def test_the_table_of_needs():
+    """What each method has to be given, typed out; the rest is not computed for it."""
+    reference, kl = {"ref_log_probs"}, {"ref_log_probs", "kl_ref_policy"}
+    contrast = {"ref_log_probs", "contrast"}
+    assert {name: set(method.needs) for name, method in METHODS.items()} == {
+        **dict.fromkeys(("tbpo", "adpo", "dpo", "robust_dpo", "bpo", "ipo", "arc_bpo"), reference),
+        **dict.fromkeys(("tbpo_a", "bpo_a", "tdpo1", "tdpo2"), kl),
+        **dict.fromkeys(("tis_dpo", "t_reg"), contrast),
+        "tbpo_q": {"ref_log_probs", "baseline"},
+        "simpo": set(),
+        "sepo": {"contrast"},
+        "sft": set(),
     }
-    dataset = Dataset.from_dict(pairs)
-    return DPOTrainer(
-        policy, reference, settings, train_dataset=dataset, processing_class=tokenizer
-    )
+    without = {name for name, method in METHODS.items() if not method.has_reference}
+    assert without == {"simpo", "sepo", "sft"}
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # TRL's and transformers' own
-def test_dpo_is_trls_dpo_on_the_same_batch(trl_trainer):
-    """Loss and all parameters' gradients, from rows of which TRL finds the states itself."""
-    policy, reference = trl_trainer.model, trl_trainer.ref_model
-    inputs = next(iter(trl_trainer.get_train_dataloader()))
-    theirs = trl_trainer.compute_loss(policy, inputs)
-    expected = torch.autograd.grad(theirs, list(policy.parameters()))
-
-    batch = PairBatch(
-        inputs["input_ids"],
-        inputs["attention_mask"],
-        inputs["completion_mask"].bool(),
-        torch.arange(3),
-    )
-    assert not batch.pair_mask.all()
-    hidden, ref_hidden = (
-        model.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state[batch.states]
-        for model in (policy, reference)
-    )
-    statistics = token_statistics(
-        hidden, policy.lm_head.weight, batch.labels, ref_hidden, reference.lm_head.weight
-    )
-    ratios = batch.split(batch.align(statistics.log_probs - statistics.ref_log_probs))
-    pairs = PairStatistics(*ratios, torch.zeros_like(ratios[0]), *batch.split(batch.response_mask))
-    ours = LOSSES["dpo"].per_pair(pairs, beta=0.3, generator=Logistic()).mean()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    gradients = torch.autograd.grad(ours, list(policy.parameters()))
-    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+def test_cost_says_what_is_run():
+    costs = {name: method.cost for name, method in METHODS.items()}
+    assert costs["tbpo_a"] == "policy and reference + KL; shared steps, one pass"
+    assert costs["tdpo1"] == "policy and reference + KL; whole responses, two passes"
+    assert costs["adpo"] == "policy and reference; shared steps, one pass"
+    assert costs["simpo"] == "policy; whole responses, two passes"

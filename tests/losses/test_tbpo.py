@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairs import linear_model, make_pairs, model_statistics, only, random
 from tokenratio.bregman import Basu, Kliep, Logistic, Lsif, ScaledBasu
 from tokenratio.losses import LOSSES, dpo_loss, tbpo_loss
 from tokenratio.ratios import baseline_state_weight, kl_state_weight
-from tokenratio.statistics import token_statistics
-from tokenratio.types import PairBatch, PairStatistics
+from tokenratio.types import PairBatch
 
 BETA = 0.3
 GENERATORS = [Logistic(), Kliep(), Lsif(), Basu(0.5), ScaledBasu()]
@@ -25,20 +25,6 @@ BY_HAND = {  # ℓ(u) of METHOD §3's table, BA's with the constant of its expm1
 each_generator = pytest.mark.parametrize("generator", GENERATORS, ids=str)
 
 
-def random(*shape, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=rng, dtype=torch.float64)
-
-
-def make_pairs(chosen_lengths, rejected_lengths, *, seed=0, weighted=True):
-    steps = torch.arange(max(*chosen_lengths, *rejected_lengths))
-    masks = [steps < torch.tensor(n)[:, None] for n in (chosen_lengths, rejected_lengths)]
-    shape = masks[0].shape
-    ratios = [random(*shape, seed=seed + i) * mask for i, mask in enumerate(masks)]
-    weight = random(*shape, seed=seed + 2) if weighted else torch.zeros(shape).double()
-    return PairStatistics(*ratios, weight, *masks)
-
-
 @each_generator
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(
@@ -48,17 +34,24 @@ def make_pairs(chosen_lengths, rejected_lengths, *, seed=0, weighted=True):
 def test_method_by_hand(generator, lengths, seed):
     """Mean over t ≤ min(|y^w|, |y^l|) of ℓ(β(ρ^l − ρ^w + log w))."""
     pairs = make_pairs(*map(list, zip(*lengths, strict=True)), seed=seed)
-    for name in ("tbpo_a", "tbpo_q", "tbpo"):
-        ours = LOSSES[name].per_pair(pairs, beta=BETA, generator=generator)
+    chosen_ratio, rejected_ratio = pairs.chosen.log_ratio, pairs.rejected.log_ratio
+    log_weights = {
+        "tbpo_a": pairs.rejected.kl - pairs.chosen.kl,
+        "tbpo_q": pairs.log_state_weight,
+        "tbpo": torch.zeros_like(chosen_ratio),
+    }
+    for name, log_weight in log_weights.items():
+        given = only(pairs, LOSSES[name].needs)
+        ours = LOSSES[name].per_pair(given, beta=BETA, generator=generator)
         assert ours.dtype == torch.float64
         for pair, (chosen, rejected) in enumerate(lengths):
             shared = min(chosen, rejected)
             expected = 0.0
             for t in range(shared):
-                u = pairs.rejected_log_ratio[pair, t] - pairs.chosen_log_ratio[pair, t]
-                u = BETA * float(u + pairs.log_state_weight[pair, t])
+                u = rejected_ratio[pair, t] - chosen_ratio[pair, t]
+                u = BETA * (u + log_weight[pair, t]).item()
                 expected += BY_HAND[type(generator)](u) / shared
-            assert float(ours[pair]) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+            assert ours[pair].item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @each_generator
@@ -107,7 +100,7 @@ def test_an_empty_overlap_is_zero_with_zero_gradient(generator, dtype):
 @each_generator
 def test_padding_changes_nothing(generator):
     pairs = make_pairs([4, 2, 1], [3, 5, 1])
-    log_ratio = pairs.rejected_log_ratio - pairs.chosen_log_ratio
+    log_ratio = pairs.rejected.log_ratio - pairs.chosen.log_ratio
     loss = tbpo_loss(log_ratio, pairs.pair_mask, generator=generator)
     padded = torch.nn.functional.pad(log_ratio, (0, 3), value=7.0)
     mask = torch.nn.functional.pad(pairs.pair_mask, (0, 3))
@@ -123,45 +116,14 @@ def test_low_precision_is_computed_in_float32():
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
 
 
-def test_one_token_responses_with_the_logistic_generator_are_dpo():
-    pairs = make_pairs([1, 1, 1], [1, 1, 1], weighted=False)
+@pytest.mark.parametrize("name", ["tbpo_a", "tbpo_q", "tbpo"])
+def test_one_token_responses_with_the_logistic_generator_are_dpo(name):
+    pairs = model_statistics(*linear_model([(1, 1)] * 3), LOSSES[name].needs)
     settings = {"beta": BETA, "generator": Logistic()}
-    token, sequence = (LOSSES[name].per_pair(pairs, **settings) for name in ("tbpo_a", "dpo"))
+    token, sequence = (LOSSES[which].per_pair(pairs, **settings) for which in (name, "dpo"))
     torch.testing.assert_close(token, sequence, rtol=1e-14, atol=0)
-    expected = dpo_loss(pairs.chosen_log_ratio[:, 0], pairs.rejected_log_ratio[:, 0], beta=BETA)
+    expected = dpo_loss(pairs.chosen.log_ratio[:, 0], pairs.rejected.log_ratio[:, 0], beta=BETA)
     torch.testing.assert_close(token, expected, rtol=1e-14, atol=0)
-
-
-def linear_model(lengths, *, vocabulary=11, width=4, seed=0, moved=True):
-    """Pairs of responses of those lengths to prompts of two tokens, under a bigram 'model'."""
-    rng = torch.Generator().manual_seed(seed)
-    rows = [n for n, _ in lengths] + [n for _, n in lengths]
-    length = 2 + max(rows)
-    input_ids = torch.randint(vocabulary, (len(rows), length), generator=rng)
-    half = len(lengths)
-    input_ids[half:, :2] = input_ids[:half, :2]  # one prompt per pair
-    position = torch.arange(length)
-    ends = 2 + torch.tensor(rows)[:, None]
-    batch = PairBatch(
-        input_ids,
-        (position < ends).long(),
-        (position >= 2) & (position < ends),
-        torch.arange(half),
-    )
-    embedding = random(vocabulary, width, seed=seed)
-    ref_weight = random(vocabulary, width, seed=seed + 1)
-    weight = ref_weight + (0.3 * random(vocabulary, width, seed=seed + 2) if moved else 0)
-    return batch, embedding, weight.requires_grad_(), ref_weight
-
-
-def pair_statistics(batch, embedding, weight, ref_weight, *, with_kl):
-    hidden = embedding[batch.input_ids[batch.states]]
-    statistics = token_statistics(hidden, weight, batch.labels, hidden, ref_weight, with_kl=with_kl)
-    ratios = batch.split(batch.align(statistics.log_probs - statistics.ref_log_probs))
-    log_weight = torch.zeros_like(ratios[0])
-    if with_kl:
-        log_weight = kl_state_weight(*batch.split(batch.align(statistics.kl_ref_policy)))
-    return PairStatistics(*ratios, log_weight, *batch.split(batch.response_mask))
 
 
 @pytest.mark.parametrize(
@@ -172,8 +134,8 @@ def test_first_step_is_that_of_dpo(generator):
     length = 5
     model = linear_model([(length, length)] * 3, moved=False)
     gradients = []
-    for name, with_kl in (("tbpo_a", True), ("dpo", False)):
-        pairs = pair_statistics(*model, with_kl=with_kl)
+    for name in ("tbpo_a", "dpo"):
+        pairs = model_statistics(*model, LOSSES[name].needs)
         loss = LOSSES[name].per_pair(pairs, beta=BETA, generator=generator)
         gradients.extend(torch.autograd.grad(loss.mean(), model[2]))
     assert gradients[1].norm() > 1e-2
@@ -189,7 +151,7 @@ def test_tbpo_a_from_raw_logits(generator):
     """
     lengths = [(3, 5), (1, 4), (4, 4), (2, 1)]
     batch, embedding, weight, ref_weight = linear_model(lengths)
-    pairs = pair_statistics(batch, embedding, weight, ref_weight, with_kl=True)
+    pairs = model_statistics(batch, embedding, weight, ref_weight, LOSSES["tbpo_a"].needs)
     loss = LOSSES["tbpo_a"].per_pair(pairs, beta=BETA, generator=generator)
     (gradient,) = torch.autograd.grad(loss.mean(), weight)
 
@@ -220,7 +182,7 @@ def test_tokens_past_the_overlap_get_no_gradient():
             mask[2, 5:] = False  # the rejected response of the first pair keeps 3 tokens
             mask[1, 4:] = False  # the chosen response of the second keeps 2
         shorter = PairBatch(batch.input_ids, batch.attention_mask, mask, batch.row)
-        pairs = pair_statistics(shorter, embedding, weight, ref_weight, with_kl=True)
+        pairs = model_statistics(shorter, embedding, weight, ref_weight, LOSSES["tbpo_a"].needs)
         loss = LOSSES["tbpo_a"].per_pair(pairs, beta=BETA, generator=ScaledBasu())
         results.append((loss, *torch.autograd.grad(loss.sum(), weight)))
     for whole, pruned in zip(*results, strict=True):
@@ -230,9 +192,10 @@ def test_tokens_past_the_overlap_get_no_gradient():
 def test_the_prompts_state_weighs_nothing():
     """log w_1 = 0 for both variants: at t = 1 both states are the prompt (METHOD §4)."""
     batch, embedding, weight, ref_weight = linear_model([(3, 5), (4, 2)])
-    pairs = pair_statistics(batch, embedding, weight, ref_weight, with_kl=True)
-    assert (pairs.log_state_weight[:, 0] == 0).all()
-    assert (pairs.log_state_weight[:, 1].abs() > 1e-6).all()
+    pairs = model_statistics(batch, embedding, weight, ref_weight, LOSSES["tbpo_a"].needs)
+    log_weight = kl_state_weight(pairs.chosen.kl, pairs.rejected.kl)
+    assert (log_weight[:, 0] == 0).all()
+    assert (log_weight[:, 1].abs() > 1e-6).all()
     baseline = batch.align(embedding[batch.input_ids[batch.states]].square().sum(1))
     log_weight = baseline_state_weight(*batch.split(baseline), batch.pair_mask)
     assert (log_weight[:, 0] == 0).all()

@@ -8,7 +8,7 @@ from tokenratio.bregman import GENERATORS, make_generator
 from tokenratio.losses import LOSSES
 from tokenratio.statistics import chunks, step_losses
 
-METHODS = ["tbpo", "tbpo_a", "tbpo_q"]
+METHODS = ["tbpo", "tbpo_a", "tbpo_q", "adpo"]
 BETA = 0.7
 
 
@@ -54,9 +54,10 @@ def make_inputs(
     return inputs
 
 
-def loss_of(method, generator="sba", **params):
-    made = make_generator(generator, **params)
-    return lambda steps: LOSSES[method].per_step(steps, beta=BETA, generator=made)
+def loss_of(method, generator="sba", label_smoothing=0.0, **params):
+    settings = {"generator": make_generator(generator, **params)}
+    settings |= {"beta": BETA, "label_smoothing": label_smoothing}
+    return lambda steps: LOSSES[method].per_step(steps, **settings)
 
 
 def cast(inputs, dtype):
@@ -125,6 +126,17 @@ def test_odd_sizes(method, steps, vocabulary, width, chunk_size, softcap, tied, 
     expected = evaluate(inputs, step_loss, "reference", upstream=-1.7)
     found = evaluate(inputs, step_loss, chunk_size=chunk_size, upstream=-1.7)
     assert_same(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smoothed_labels(method):
+    inputs = make_inputs(method, scale=0.6)
+    step_loss = loss_of(method, label_smoothing=0.2)
+    expected = evaluate(inputs, step_loss, "reference")
+    found = evaluate(inputs, step_loss, chunk_size=4)
+    assert_same(found, expected, rtol=1e-10, atol=1e-12)
+    clean = evaluate(inputs, loss_of(method), chunk_size=4)
+    assert (clean["d hidden"] - found["d hidden"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -323,4 +335,4 @@ def test_odd_number_of_labels_is_refused():
 
 
 def test_every_local_method_is_covered():
-    assert {name for name, method in LOSSES.items() if method.per_step} == set(METHODS)
+    assert {name for name, method in LOSSES.items() if method.is_local} == set(METHODS)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tokenratio.bregman import Basu, Kliep, Logistic, Lsif, ScaledBasu
-from tokenratio.losses import LOSSES, Method
+from tokenratio.losses import LOSSES, PairLoss
+from tokenratio.ratios import kl_state_weight
 from tokenratio.theory import Policy, Population, TokenMdp
 
 BETA = 0.7  # not 1: at β = 1 a missing β on log w_t passes
@@ -21,14 +22,18 @@ score_of = {"tbpo_a": "advantage", "tbpo_q": "value"}
 each_mdp = pytest.mark.parametrize("mdp", MDPS.values(), ids=MDPS)
 
 
-def with_state_weight(log_state_weight, needs="kl"):
-    """TBPO with another log w_t."""
+def kl_weight(pair):
+    return kl_state_weight(pair.chosen.kl, pair.rejected.kl)
+
+
+def with_state_weight(log_state_weight, needs=frozenset({"ref_log_probs", "kl_ref_policy"})):
+    """TBPO with another log w_t, given as a learned one is."""
 
     def per_pair(pair, **settings):
         weighted = replace(pair, log_state_weight=log_state_weight(pair))
-        return TBPO_A.per_pair(weighted, **settings)
+        return TBPO_Q.per_pair(weighted, **settings)
 
-    return Method(per_pair, needs, "a fault, for a test")
+    return PairLoss(per_pair, "a fault, for a test", "token", {}, needs)
 
 
 def k3(log_ratio):
@@ -39,12 +44,24 @@ def k3(log_ratio):
 FAULTS = {
     "no state weight": LOSSES["tbpo"],
     "K3 on the data token": with_state_weight(
-        lambda pair: k3(pair.rejected_log_ratio) - k3(pair.chosen_log_ratio), needs="none"
+        lambda pair: k3(pair.rejected.log_ratio) - k3(pair.chosen.log_ratio),
+        needs=frozenset({"ref_log_probs"}),
     ),
-    "sign of the state weight": with_state_weight(lambda pair: -pair.log_state_weight),
-    "no beta on the state weight": with_state_weight(lambda pair: pair.log_state_weight / BETA),
+    "sign of the state weight": with_state_weight(lambda pair: -kl_weight(pair)),
+    "no beta on the state weight": with_state_weight(lambda pair: kl_weight(pair) / BETA),
 }
-DETACHED = with_state_weight(lambda pair: pair.log_state_weight.detach())
+DETACHED = with_state_weight(lambda pair: kl_weight(pair).detach())
+
+
+@each_mdp
+def test_tbpo_a_is_tbpo_q_with_the_kl_for_a_baseline(mdp):
+    """The faults differ from TBPO-A by nothing but what they are named after."""
+    policy = Policy(mdp.ref_logits + 0.3 * torch.sin(torch.arange(39.0).double()).view(13, 3))
+    population = Population(mdp, beta=BETA)
+    same = with_state_weight(kl_weight)
+    for generator in GENERATORS:
+        gradients = [population.gradient(policy, m, generator) for m in (TBPO_A, same)]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
 
 
 @each_mdp
@@ -125,18 +142,68 @@ def test_the_wrong_score_moves_the_optimum(mdp):
         assert population.gradient(best, LOSSES[name], ScaledBasu()).norm() > 1e-6
 
 
-def tdpo1(pair, *, beta, generator):
-    score = pair.rejected_log_ratio - pair.chosen_log_ratio + pair.log_state_weight
-    return generator.loss(beta * score.sum(-1))
-
-
 @each_mdp
 @pytest.mark.parametrize("generator", GENERATORS, ids=str)
 def test_sequence_labels_are_exact_for_the_summed_advantage(mdp, generator):
-    """Σ_t A = Σ_t r − V(x) telescopes, so TDPO1 is exact under scheme "c" (METHOD §10)."""
+    """Σ_t A = Σ_t r − V(x) telescopes, so TDPO1 is exact under scheme "c" (METHOD §10).
+
+    And under every generator, as BPO-A.
+    """
+    population, best = Population(mdp, beta=BETA, labels="c"), mdp.optimum(BETA)
+    assert population.gradient(best, LOSSES["bpo_a"], generator).norm() < 1e-12
+    reference = Policy(mdp.ref_logits)
+    assert population.gradient(reference, LOSSES["bpo_a"], generator).norm() > 1e-3
+
+
+@each_mdp
+@pytest.mark.parametrize(
+    ("name", "generator"),
+    [
+        ("tdpo1", Logistic()),
+        ("bpo_a", Logistic()),
+        ("bpo_a", ScaledBasu()),
+        ("bpo_a", ScaledBasu(-0.5)),
+    ],
+    ids=str,
+)
+def test_a_fit_to_sequence_labels_reaches_the_optimum(mdp, name, generator):
+    best = mdp.optimum(BETA)
+    assert mdp.kl(best, Policy(mdp.ref_logits)) > 0.1
+    fitted = Population(mdp, beta=BETA, labels="c").fit(LOSSES[name], generator)
+    assert mdp.kl(best, fitted) < 1e-10
+
+
+@each_mdp
+def test_tdpo2_moves_the_optimum(mdp):
+    """α = 1/2 and a chosen KL held still: neither is TDPO1, and the labels' optimum is not its."""
+    population, best = Population(mdp, beta=BETA, labels="c"), mdp.optimum(BETA)
+    assert population.gradient(best, LOSSES["tdpo1"], Logistic()).norm() < 1e-12
+    assert population.gradient(best, LOSSES["tdpo2"], Logistic()).norm() > 1e-4
+    held_still = PairLoss(
+        lambda pair, **settings: LOSSES["tdpo2"].per_pair(pair, tdpo_alpha=1.0, **settings),
+        "α of TDPO1, the chosen KL held still",
+        "response",
+        {},
+        LOSSES["tdpo2"].needs,
+    )
+    assert population.gradient(best, held_still, Logistic()).norm() > 1e-4
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_robust_dpo_from_noisy_labels_is_dpo_from_clean_ones(share):
+    """Labels the other way round with probability ε: the same population gradient."""
+    mdp = MDPS["with eos"]
     population = Population(mdp, beta=BETA, labels="c")
-    gradient = population.gradient(mdp.optimum(BETA), Method(tdpo1, "kl", "2404.11999"), generator)
-    assert gradient.norm() < 1e-12
+    clean = population.probability.view(-1, 2)
+    policy = Policy(mdp.ref_logits + 0.2)
+    policy.logits[:, 0] += 0.4
+    expected = population.gradient(policy, LOSSES["dpo"], Logistic())
+    population.probability = ((1 - share) * clean + share * clean.flip(1)).flatten()
+    robust = replace(LOSSES["robust_dpo"], label_smoothing=share)
+    found = population.gradient(policy, robust, Logistic())
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+    naive = population.gradient(policy, LOSSES["dpo"], Logistic())
+    assert (naive - expected).norm() > 1e-4
 
 
 @each_mdp

@@ -65,16 +65,17 @@ class PairCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns `row` [pairs]; ids, attention and completion mask [2·pairs, length].
 
-        And `ref_log_probs` [tokens] where the rows have them.
+        And `ref_log_probs` and `contrast` [tokens] where the rows have them.
         """
         sides = ("chosen", "rejected")
         pairs = [(row["prompt_ids"], row[f"{side}_ids"]) for side in sides for row in rows]
         batch = _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
-        if "chosen_ref_log_probs" in rows[0]:
-            known = [row[f"{side}_ref_log_probs"] for side in sides for row in rows]
-            batch["ref_log_probs"] = torch.cat(
-                [torch.as_tensor(part, dtype=torch.float32) for part in known]
-            )
+        for name in ("ref_log_probs", "contrast"):
+            if f"chosen_{name}" in rows[0]:
+                known = [row[f"{side}_{name}"] for side in sides for row in rows]
+                batch[name] = torch.cat(
+                    [torch.as_tensor(part, dtype=torch.float32) for part in known]
+                )
         return batch
 
 

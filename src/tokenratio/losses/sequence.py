@@ -1,9 +1,33 @@
-"""Losses that compare whole responses."""
+"""Losses that compare whole responses, and cross-entropy."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokenratio.bregman import Logistic
+from tokenratio.losses.ratio_matching import ratio_matching_loss
+
+
+def sft_loss(
+    log_probs: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
+) -> Float[Tensor, "rows"]:
+    """Cross-entropy: −Σ_t log π(y_t|s_t) of each response, in nats.
+
+    Divided by the tokens of the batch, its sum is the mean that transformers' models return.
+
+    Args:
+        log_probs: any value, even NaN, where the mask is False.
+    """
+    return -log_probs.masked_fill(~mask, 0.0).sum(-1)
+
+
+def anchor_loss(
+    log_probs: Float[Tensor, "pairs steps"], mask: Bool[Tensor, "pairs steps"]
+) -> Float[Tensor, "pairs"]:
+    """The chosen response's cross-entropy per token: the NLL term of RPO (arXiv 2404.19733, eq. 1).
+
+    Added with a weight it keeps the chosen response from becoming unlikely.
+    """
+    return sft_loss(log_probs, mask) / mask.sum(-1).clamp_min(1)
 
 
 def dpo_loss(
@@ -11,6 +35,7 @@ def dpo_loss(
     rejected_log_ratio: Float[Tensor, "pairs"],
     *,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
     r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; METHOD §6).
 
@@ -18,5 +43,56 @@ def dpo_loss(
         chosen_log_ratio: Σ_t ρ_t over the whole chosen response, in nats; `rejected_log_ratio`
             likewise.
         beta: strength of the leash to the reference, > 0.
+        label_smoothing: ε of cDPO's mixture, see `ratio_matching_loss`.
     """
-    return Logistic().loss(beta * (rejected_log_ratio - chosen_log_ratio))
+    return ratio_matching_loss(
+        beta * (rejected_log_ratio - chosen_log_ratio),
+        generator=Logistic(),
+        label_smoothing=label_smoothing,
+    )
+
+
+def ipo_loss(
+    chosen_log_ratio: Float[Tensor, "pairs"],
+    rejected_log_ratio: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, "pairs"]:
+    r"""IPO: (ρ^w − ρ^l − 1/(2β))² (arXiv 2310.12036, eq. 17; METHOD §6).
+
+    Args:
+        chosen_log_ratio: the response's log-ratio per token, Σ_t ρ_t / |y|, in nats; averages
+            rather than the paper's sums, as its authors advised afterwards and TRL does.
+        beta: the paper's τ, > 0: the margin aimed at is 1/(2β).
+        label_smoothing: ε in [0, 1/2): the mixture with the loss of the swapped pair.
+    """
+    margin = chosen_log_ratio - rejected_log_ratio
+    loss = (margin - 1 / (2 * beta)).square()
+    if label_smoothing:
+        flipped = (margin + 1 / (2 * beta)).square()
+        loss = (1 - label_smoothing) * loss + label_smoothing * flipped
+    return loss
+
+
+def simpo_loss(
+    chosen_log_prob: Float[Tensor, "pairs"],
+    rejected_log_prob: Float[Tensor, "pairs"],
+    *,
+    beta: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, "pairs"]:
+    r"""SimPO: −log σ(β (p^w − p^l) − γ), p the mean log-probability (arXiv 2405.14734, eq. 6).
+
+    Args:
+        chosen_log_prob: Σ_t log π(y_t|s_t) / |y|, in nats per token; `rejected_log_prob` likewise.
+        beta: scale of the reward, > 0.
+        gamma: the margin aimed at, ≥ 0, in units of the reward.
+        label_smoothing: ε in [0, 1/2): the mixture with the loss at the negated argument, as TRL's.
+    """
+    return ratio_matching_loss(
+        beta * (rejected_log_prob - chosen_log_prob) + gamma,
+        generator=Logistic(),
+        label_smoothing=label_smoothing,
+    )

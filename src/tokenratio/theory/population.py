@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tokenratio.bregman import BregmanGenerator
 from tokenratio.losses import Method
-from tokenratio.ratios import baseline_state_weight, kl_state_weight
+from tokenratio.ratios import baseline_state_weight
 from tokenratio.statistics import token_statistics
 from tokenratio.theory.mdp import Policy, TokenMdp
-from tokenratio.types import PairStatistics
+from tokenratio.types import PairStatistics, ResponseStatistics
 
 
 class Population:
@@ -89,25 +89,30 @@ class Population:
             batch.labels,
             hidden,
             self.mdp.ref_logits.T,
-            with_kl=method.state_weight == "kl",
+            with_kl="kl_ref_policy" in method.needs,
         )
+        kl = of_tokens.kl_ref_policy
         assert of_tokens.ref_log_probs is not None
-        chosen, rejected = self.roles(batch.align(of_tokens.log_probs - of_tokens.ref_log_probs))
-        chosen_mask, rejected_mask = self.roles(self.mask)
-        if method.state_weight == "kl":
-            assert of_tokens.kl_ref_policy is not None
-            weight = kl_state_weight(*self.roles(batch.align(of_tokens.kl_ref_policy)))
-        elif method.state_weight == "baseline":
-            assert policy.baseline is not None, "the method needs a policy with a baseline"
-            weight = baseline_state_weight(
-                *self.roles(batch.align(policy.baseline[states])),
-                chosen_mask & rejected_mask,
-                center=self.center_baseline,
-                clamp=self.baseline_clamp,
+        chosen, rejected = (
+            ResponseStatistics(*side)
+            for side in zip(
+                self.roles(batch.align(of_tokens.log_probs)),
+                self.roles(self.mask),
+                self.roles(batch.align(of_tokens.ref_log_probs)),
+                (None, None) if kl is None else self.roles(batch.align(kl)),
+                strict=True,
             )
-        else:
-            weight = torch.zeros_like(chosen)
-        return PairStatistics(chosen, rejected, weight, chosen_mask, rejected_mask)
+        )
+        if "baseline" not in method.needs:
+            return PairStatistics(chosen, rejected)
+        assert policy.baseline is not None, "the method needs a policy with a baseline"
+        weight = baseline_state_weight(
+            *self.roles(batch.align(policy.baseline[states])),
+            chosen.mask & rejected.mask,
+            center=self.center_baseline,
+            clamp=self.baseline_clamp,
+        )
+        return PairStatistics(chosen, rejected, weight)
 
     def loss(self, policy: Policy, method: Method, generator: BregmanGenerator) -> Tensor:
         """The expected loss of a random labelled pair: a sum over all of them."""
@@ -126,7 +131,7 @@ class Population:
     ) -> Policy:
         """Minimise the population loss from the reference (and b = 0), by LBFGS to rounding."""
         baseline = self.mdp.ref_logits.new_zeros(len(self.mdp.ref_logits))
-        learned = baseline if method.state_weight == "baseline" else None
+        learned = baseline if "baseline" in method.needs else None
         policy = Policy(self.mdp.ref_logits, learned).leaf()
         optimizer = torch.optim.LBFGS(
             policy.tables,

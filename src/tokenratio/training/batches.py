@@ -22,13 +22,13 @@ from tokenratio.data import (
     row_lengths,
 )
 from tokenratio.errors import TokenRatioError
-from tokenratio.losses import LOSSES
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
 from tokenratio.training.policy import language_model
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import ReferenceCache, What
+from tokenratio.training.token_scores import TokenScores, has_contrast
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def prepare(
         dataset = source.dataset
         stale = [name for name in dataset.column_names if name.endswith("_ref_log_probs")]
         dataset = dataset.remove_columns([*stale, "row"]).add_column("row", range(len(dataset)))
-        return replace(source, dataset=dataset)
+        return with_contrast(replace(source, dataset=dataset), args)
     encode = prepare_completions if args.loss == "sft" else prepare_pairs
     data = encode(
         source,
@@ -64,7 +64,46 @@ def prepare(
         split=split,
     )
     check_fits(model, data)
-    return data
+    return with_contrast(data, args)
+
+
+def with_contrast(data: PreparedData, args: TokenRatioConfig) -> PreparedData:
+    """The rows with the contrast of their tokens, if the loss needs it.
+
+    That of `token_scores`; rows that carry theirs already may do without.
+
+    Raises:
+        TokenRatioError: there is none for them.
+    """
+    if "contrast" not in args.method.needs:
+        return data
+    if args.token_scores is None:
+        if has_contrast(data.dataset):
+            return data
+        raise TokenRatioError(
+            f"{args.loss} needs to know the contrast of every token: compute it with `tokenratio "
+            "score-tokens` and name the folder in token_scores (or give a recipe a section "
+            "score_tokens)"
+        )
+    return TokenScores.open(args.token_scores).attach(data)
+
+
+def require_signals(rows: Dataset, args: TokenRatioConfig) -> None:
+    """Refuse encoded rows that lack what preparing them would have added.
+
+    Raises:
+        TokenRatioError: says what.
+    """
+    lacks = None
+    if args.keeps_log_probs:  # those that rows may carry can be another reference's
+        lacks = "what the reference says of them, which cache_reference asks"
+    elif "contrast" in args.method.needs and not has_contrast(rows):
+        lacks = "the contrast of their tokens, which is looked up"
+    if lacks is not None:
+        raise TokenRatioError(
+            f"these rows lack {lacks} when rows are prepared: evaluate on the source itself, or on "
+            "what prepare_pairs returned"
+        )
 
 
 def prepare_parts(source: Any, prepare: Callable[..., PreparedData | None]) -> Prepared:
@@ -141,11 +180,6 @@ def datasets_of(data: Prepared) -> Dataset | dict[str, Dataset] | None:
     return data and data.dataset
 
 
-def is_local(loss: str) -> bool:
-    """Whether a loss looks at one step at a time, so that no more than its steps is computed."""
-    return loss != "sft" and LOSSES[loss].per_step is not None
-
-
 def make_collators(
     args: TokenRatioConfig,
     pad_token_id: int,
@@ -164,7 +198,7 @@ def make_collators(
         collator = CompletionCollator(pad_token_id)
         return collator, collator
     whole = PairCollator(pad_token_id)
-    if not is_local(args.loss):
+    if not args.compares_steps:
         return whole, whole
     steps = StepCollator(pad_token_id, cache=cache)
     if args.share_prompt == "never":
@@ -185,7 +219,7 @@ def make_sampler(
     """Batches of rows of like length, in an order that `data_seed` (or `seed`) and epoch fix."""
     shared = isinstance(collator, StepCollator) and collator.share_prompt != "never"
     return LengthGroupedSampler(
-        row_lengths(dataset, pruned=is_local(args.loss), shared=shared),
+        row_lengths(dataset, pruned=args.compares_steps, shared=shared),
         args.train_batch_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         num_processes=num_processes,

@@ -7,15 +7,12 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from tokenratio.bregman import BregmanGenerator, make_generator
 from tokenratio.errors import TokenRatioError
-from tokenratio.losses import LOSSES
-
-TRAINABLE_LOSSES = (*LOSSES, "sft")
+from tokenratio.training.method_settings import MethodSettings, require
 
 
 @dataclass
-class TokenRatioConfig(TrainingArguments):
+class TokenRatioConfig(MethodSettings, TrainingArguments):
     """Settings of `TokenRatioTrainer`; the defaults are the published ones (METHOD §7).
 
     Every field of `transformers.TrainingArguments` is here too. Where its default differs, the
@@ -60,21 +57,6 @@ class TokenRatioConfig(TrainingArguments):
         default=False, metadata={"help": "DDP: search for parameters that got no gradient."}
     )
 
-    loss: str = field(
-        default="tbpo_a",
-        metadata={"help": f"Method: {', '.join(TRAINABLE_LOSSES)}.", "choices": TRAINABLE_LOSSES},
-    )
-    beta: float = field(default=0.1, metadata={"help": "Leash to the reference, > 0 (METHOD §1)."})
-    generator: str = field(
-        default="sba",
-        metadata={"help": "Bregman generator: logistic, kliep, lsif, ba, sba (METHOD §3)."},
-    )
-    generator_lambda: float = field(
-        default=0.0, metadata={"help": "λ > -1 of ba and sba; only these take one."}
-    )
-    generator_scale: float = field(
-        default=4.0, metadata={"help": "s > 0 of sba; only it takes one."}
-    )
     baseline_hidden_size: int = field(
         default=1024, metadata={"help": "Width of tbpo_q's state baseline (METHOD §4)."}
     )
@@ -139,28 +121,23 @@ class TokenRatioConfig(TrainingArguments):
     ]
 
     def __post_init__(self) -> None:
-        _require(
-            self.loss in TRAINABLE_LOSSES,
-            "loss",
-            self.loss,
-            f"one of {', '.join(TRAINABLE_LOSSES)}",
-        )
-        _require(
+        self.resolve_method()
+        require(
             self.on_bad_row in ("skip", "error"), "on_bad_row", self.on_bad_row, "skip or error"
         )
-        _require(
+        require(
             self.share_prompt in ("auto", "always", "never"),
             "share_prompt",
             self.share_prompt,
             "auto, always or never",
         )
-        for name in ("beta", "baseline_learning_rate", "baseline_clamp"):
+        for name in ("baseline_learning_rate", "baseline_clamp"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, value, "positive and finite")
+            require(math.isfinite(value) and value > 0, name, value, "positive and finite")
         for name in ("max_length", "max_prompt_length", "baseline_hidden_size"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        _require(
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(
             self.max_length is None
             or self.max_prompt_length is None
             or self.max_prompt_length < self.max_length,
@@ -168,45 +145,51 @@ class TokenRatioConfig(TrainingArguments):
             self.max_prompt_length,
             f"less than max_length ({self.max_length}), to leave room for a response",
         )
-        _require(
+        require(
             not self.remove_unused_columns,
             "remove_unused_columns",
             True,
             "false: pairs would be lost",
         )
-        method = LOSSES.get(self.loss)
-        _require(
-            self.share_prompt != "always" or (method is not None and method.per_step is not None),
+        require(
+            self.share_prompt != "always" or self.compares_steps,
             "share_prompt",
             self.share_prompt,
-            f"auto or never: {self.loss} needs whole responses",
+            f"auto or never: {self.loss}{' with sft_weight' * bool(self.sft_weight)} needs whole "
+            "responses",
         )
-        _require(
-            not (self.cache_reference and self.loss == "sft"),
+        require(
+            not self.cache_reference or self.method.has_reference,
             "cache_reference",
             True,
-            "false: sft has no reference",
+            f"false: {self.loss} has no reference",
+        )
+        require(
+            not self.cache_reference or self.keeps_log_probs or self.compares_steps,
+            "cache_reference",
+            True,
+            f"false: {self.loss} needs the reference's whole distribution at every token, which is "
+            "kept for losses local to their step only",
         )
         orders = ("auto", "group_by_length", "random", "sequential")
-        _require(
+        require(
             self.train_sampling_strategy in orders,
             "train_sampling_strategy",
             self.train_sampling_strategy,
             f"one of {', '.join(orders)}",
         )
-        self.bregman_generator  # noqa: B018 - a bad generator is refused now, not at the first step
-        _require(
+        require(
             not self.label_smoothing_factor,
             "label_smoothing_factor",
             self.label_smoothing_factor,
-            "0: no loss here has it",
+            "0: preference losses have label_smoothing",
         )
-        _require(
+        require(
             not self.use_liger_kernel, "use_liger_kernel", True, "false: it replaces the forward"
         )
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(
             self.gradient_accumulation_steps >= 1,
             "gradient_accumulation_steps",
             self.gradient_accumulation_steps,
@@ -214,15 +197,26 @@ class TokenRatioConfig(TrainingArguments):
         )
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
+            require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
         super().__post_init__()
         # Nothing to pin for, and torch warns of it.
         self.dataloader_pin_memory &= torch.accelerator.is_available()
-        if self.fp16 and self.loss == "tbpo_q":
+        require(
+            not self.center_baseline or self.aggregation != "sequence",
+            "center_baseline",
+            True,
+            "false with aggregation sequence: centred weights add up to nothing",
+        )
+        if self.fp16 and "baseline" in self.method.needs:
             raise TokenRatioError(
-                "fp16 is not supported with tbpo_q: its baseline has an optimizer of its own, "
-                "outside the gradient scaler; use bf16"
+                f"fp16 is not supported with {self.loss}: its state baseline has an optimizer of "
+                "its own, outside the gradient scaler; use bf16"
             )
+
+    @property
+    def compares_steps(self) -> bool:
+        """Whether batches hold no more than the steps both responses have (METHOD §5)."""
+        return self.method.is_local and not self.sft_weight
 
     @property
     def groups_by_length(self) -> bool:
@@ -234,24 +228,7 @@ class TokenRatioConfig(TrainingArguments):
     @property
     def keeps_log_probs(self) -> bool:
         """Whether log-probabilities are all the run keeps of its reference."""
-        return self.cache_reference and LOSSES[self.loss].state_weight != "kl"
-
-    @property
-    def bregman_generator(self) -> BregmanGenerator:
-        """The generator that `generator`, `generator_lambda` and `generator_scale` name."""
-        params = {}
-        if self.generator in ("ba", "sba"):
-            params["lam"] = self.generator_lambda
-        elif self.generator_lambda != 0.0:
-            raise TokenRatioError(f"generator {self.generator!r} takes no generator_lambda")
-        if self.generator == "sba":
-            params["scale"] = self.generator_scale
-        elif self.generator_scale != 4.0:
-            raise TokenRatioError(f"generator {self.generator!r} takes no generator_scale")
-        try:
-            return make_generator(self.generator, **params)
-        except ValueError as error:
-            raise TokenRatioError(str(error)) from None
+        return self.cache_reference and "kl_ref_policy" not in self.method.needs
 
 
 def require_supported(args: TrainingArguments) -> None:
@@ -269,8 +246,3 @@ def require_supported(args: TrainingArguments) -> None:
         )
     if args.deepspeed:
         raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise TokenRatioError(f"{name} must be {expected}, not {value!r}")

@@ -8,7 +8,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenratio.losses import LOSSES
 from tokenratio.training.baseline import StateBaseline
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.objective import (
@@ -66,8 +65,9 @@ class Forward:
             return step_losses_of_pairs(steps, answer, self.args)
         pairs = PairBatch(**inputs)
         # In evaluation methods without the KL in their loss report it too: it measures drift.
-        with_kl = LOSSES[self.args.loss].state_weight == "kl" or not model.training
-        with_kl &= pairs.ref_log_probs is None  # they are all that was kept of the reference
+        with_kl = "kl_ref_policy" in self.args.method.needs or not model.training
+        # Log-probabilities may be all that was kept of the reference.
+        with_kl &= self.reference is not None and pairs.ref_log_probs is None
         answer = self._ask(model, pairs, TokenRequest, with_kl=with_kl)
         return preference_losses(pairs, answer, self.args, self.baseline, share)
 

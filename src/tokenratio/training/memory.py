@@ -66,7 +66,7 @@ def estimate_memory(
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
     activation_bytes = 2 if args.bf16 or args.fp16 else 4
-    has_reference = args.loss != "sft" and reference_copy and not args.keeps_log_probs
+    has_reference = args.method.has_reference and reference_copy and not args.keeps_log_probs
     chunk = vocabulary * min(default_chunk_size(vocabulary, args.device.type), tokens)
     full_head = trainable_parameters is None
     optimizer = OptimizerNames(args.optim).value

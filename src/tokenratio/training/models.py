@@ -106,17 +106,21 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig) -> 
         raise TokenRatioError(f"peft_config does not fit the model: {_first_line(error)}") from None
 
 
-def check_adapter(model: PeftModel) -> None:
-    """Refuse an adapter that the reference, the policy with its adapter off, would not be free of.
+def check_adapter(model: PeftModel, *, is_reference: bool) -> None:
+    """Refuse virtual tokens, and what would not be off in the reference.
 
     PEFT switches off the layers it added and the copies of `modules_to_save`. Biases of the base
-    (`bias="all"`), trained token rows and virtual tokens stay on.
+    (`bias="all"`) and trained token rows stay on.
 
+    Args:
+        is_reference: the policy with its adapter off is the reference.
     Raises:
         TokenRatioError: names the first such parameter.
     """
     if model.active_peft_config.is_prompt_learning:
         raise TokenRatioError("prompt learning is not supported: use LoRA, or another added layer")
+    if not is_reference:
+        return
     prefix = model.base_model.prefix
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and prefix not in name and ".modules_to_save." not in name:

@@ -7,11 +7,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenratio.losses import LOSSES
-from tokenratio.ratios import baseline_state_weight, kl_state_weight
+from tokenratio.losses import RatioMatching, anchor_loss, sft_loss
+from tokenratio.ratios import baseline_state_weight
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleMetrics
-from tokenratio.types import CompletionBatch, PairBatch, PairStatistics, StepBatch, StepStatistics
+from tokenratio.types import (
+    CompletionBatch,
+    PairBatch,
+    PairStatistics,
+    ResponseStatistics,
+    StepBatch,
+    StepStatistics,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ def sft_losses(
     """
     log_probs = batch.align(answer["log_probs"])
     tokens = batch.response_mask.sum(-1).to(log_probs.dtype)
-    loss = -log_probs.sum(-1)
+    loss = sft_loss(log_probs, batch.response_mask)
     ratios = {
         "loss": (loss.detach(), tokens),
         "logps/chosen": (log_probs.detach().sum(-1), torch.ones_like(tokens)),
@@ -57,23 +64,21 @@ def preference_losses(
     """The loss that `config.loss` names, per pair, from whole responses (METHOD §2-4).
 
     Args:
-        answer: the policy's answer to a `TokenRequest`: `hidden`, `log_probs`, `ref_log_probs` and,
-            for a method with the KL as state weight, `kl_ref_policy`.
+        answer: the policy's answer to a `TokenRequest`: `hidden`, `log_probs`, and what else the
+            method needs.
         baseline: the state baseline of a method that has one.
         share: what a pair counts in the step's loss.
     """
     pair = pair_statistics(batch, answer, config, baseline)
-    loss = LOSSES[config.loss].per_pair(pair, beta=config.beta, generator=config.bregman_generator)
+    loss = config.method.per_pair(pair, **config.loss_settings)
+    if config.sft_weight:
+        anchor = anchor_loss(pair.chosen.log_probs, pair.chosen.mask)
+        loss = loss + config.sft_weight * anchor
     with torch.no_grad():
-        kl = answer.get("kl_ref_policy")
-        metrics = _preference_metrics(
-            pair,
-            batch.split(batch.align(answer["log_probs"])),
-            None if kl is None else batch.split(batch.align(kl)),
-            (pair.chosen_mask ^ pair.rejected_mask).sum(-1),
-            loss.detach(),
-            config,
-        )
+        past = (pair.chosen.mask ^ pair.rejected.mask).sum(-1)
+        metrics = _preference_metrics(pair, past, loss.detach(), config)
+        if config.sft_weight:
+            metrics.ratios["sft_anchor"] = (anchor.detach(), torch.ones_like(anchor))
     return ExampleLosses(loss.sum() * share, loss.detach(), metrics)
 
 
@@ -83,23 +88,33 @@ def pair_statistics(
     config: TokenRatioConfig,
     baseline: nn.Module | None,
 ) -> PairStatistics:
-    """Align both responses on their first token and form the state weight the method asks for."""
-    chosen, rejected = batch.split(batch.align(answer["log_probs"] - answer["ref_log_probs"]))
-    chosen_mask, rejected_mask = batch.split(batch.response_mask)
-    state_weight = LOSSES[config.loss].state_weight
-    if state_weight == "kl":
-        log_weight = kl_state_weight(*batch.split(batch.align(answer["kl_ref_policy"])))
-    elif state_weight == "baseline":
+    """Align both responses on their first token and form the state weight a baseline gives."""
+
+    def sides(of_labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if of_labels is None else batch.split(batch.align(of_labels))
+
+    chosen, rejected = (
+        ResponseStatistics(*of_side)
+        for of_side in zip(
+            batch.split(batch.align(answer["log_probs"])),
+            batch.split(batch.response_mask),
+            sides(answer.get("ref_log_probs")),
+            sides(answer.get("kl_ref_policy")),
+            sides(batch.contrast),
+            strict=True,
+        )
+    )
+    log_weight = None
+    if config.method.state_weight == "baseline":
         assert baseline is not None
+        is_either = chosen.mask | rejected.mask
         log_weight = baseline_state_weight(
             *batch.split(batch.align(baseline(answer["hidden"]))),
-            batch.pair_mask,
+            batch.pair_mask if config.method.is_local else is_either,
             center=config.center_baseline,
             clamp=config.baseline_clamp,
         )
-    else:
-        log_weight = torch.zeros_like(chosen)
-    return PairStatistics(chosen, rejected, log_weight, chosen_mask, rejected_mask)
+    return PairStatistics(chosen, rejected, log_weight)
 
 
 def step_objective(
@@ -113,16 +128,16 @@ def step_objective(
 
     Args:
         baseline: the state baseline of a method that has one.
-        share: what a pair counts in the step's loss; each of its T steps counts 1/T of it.
+        share: what a pair counts in the step's loss; where it is a mean over the pair's T steps,
+            each of them counts 1/T of it.
         dtype: the policy's; weights are float32 at least.
     """
-    method = LOSSES[config.loss]
-    generator = config.bregman_generator
-    per_step = share / batch.lengths.to(torch.promote_types(dtype, torch.float32))
+    method, settings = config.method, config.loss_settings
+    dtype = torch.promote_types(dtype, torch.float32)
+    per_step = share / _divisor(batch, config).to(dtype)
 
     def step_loss(steps: StepStatistics) -> Tensor:
-        assert method.per_step is not None
-        return method.per_step(steps, beta=config.beta, generator=generator)
+        return method.per_step(steps, **settings)
 
     def log_state_weight(hidden: Tensor) -> Tensor:
         assert baseline is not None
@@ -144,79 +159,107 @@ def step_objective(
     }
 
 
+def _divisor(batch: StepBatch, config: TokenRatioConfig) -> Int[Tensor, "pairs"]:
+    """What the sum over a pair's steps is divided by: their number, for a mean."""
+    method = config.method
+    is_sum = isinstance(method, RatioMatching) and method.aggregation == "sum"
+    return torch.ones_like(batch.lengths) if is_sum else batch.lengths
+
+
 def step_losses_of_pairs(
     batch: StepBatch, answer: dict[str, Tensor], config: TokenRatioConfig
 ) -> ExampleLosses:
     """The answer to a `StepRequest`, by pair. What is logged covers the steps compared."""
     with torch.no_grad():
-        loss = batch.align(answer["per_step"]).sum(-1) / batch.lengths
+        loss = batch.align(answer["per_step"]).sum(-1) / _divisor(batch, config)
 
-        def sides(name: str) -> tuple[Tensor, Tensor]:
-            chosen, rejected = (batch.align(side) for side in answer[name].chunk(2))
-            return chosen, rejected
+        def sides(name: str) -> list[Tensor | None]:
+            if name not in answer:
+                return [None, None]
+            return [batch.align(side) for side in answer[name].chunk(2)]
 
-        log_probs, ref_log_probs = sides("log_probs"), sides("ref_log_probs")
-        kl = sides("kl_ref_policy") if "kl_ref_policy" in answer else None
-        if "log_state_weight" in answer:
-            log_weight = batch.align(answer["log_state_weight"])
-        else:
-            log_weight = torch.zeros_like(log_probs[0]) if kl is None else kl_state_weight(*kl)
-        pair = PairStatistics(
-            log_probs[0] - ref_log_probs[0],
-            log_probs[1] - ref_log_probs[1],
-            log_weight,
-            batch.step_mask,
-            batch.step_mask,
+        names = ("log_probs", "ref_log_probs", "kl_ref_policy")
+        chosen, rejected = (
+            ResponseStatistics(log_probs, batch.step_mask, ref_log_probs, kl)
+            for log_probs, ref_log_probs, kl in zip(*map(sides, names), strict=True)
         )
-        metrics = _preference_metrics(pair, log_probs, kl, batch.past, loss, config)
+        log_weight = answer.get("log_state_weight")
+        if log_weight is not None:
+            log_weight = batch.align(log_weight)
+        pair = PairStatistics(chosen, rejected, log_weight)
+        metrics = _preference_metrics(pair, batch.past, loss, config)
     return ExampleLosses(answer["total"], loss, metrics)
 
 
 def _preference_metrics(
     pair: PairStatistics,
-    log_probs: tuple[Float[Tensor, "pairs steps"], Float[Tensor, "pairs steps"]],
-    kl_ref_policy: tuple[Float[Tensor, "pairs steps"], Float[Tensor, "pairs steps"]] | None,
     past: Int[Tensor, "pairs"],
     loss: Float[Tensor, "pairs"],
     config: TokenRatioConfig,
 ) -> ExampleMetrics:
     """TRL's metrics for every method, and ours.
 
+    A response's reward is β Σ_t ρ_t; without a reference β times its mean log-probability, as
+    SimPO's.
+
     Args:
-        log_probs: the policy's, of chosen and rejected tokens, 0 past their ends.
-        kl_ref_policy: at their states, likewise.
         past: response tokens past the shorter response, whether they were run or not.
     """
+    chosen, rejected = pair.chosen, pair.rejected
     one = torch.ones_like(loss)
     shared = pair.pair_mask.sum(-1).to(loss.dtype)
-    chosen_tokens = pair.chosen_mask.sum(-1).to(loss.dtype)
-    tokens = chosen_tokens + pair.rejected_mask.sum(-1).to(loss.dtype)
-    chosen_sum, rejected_sum = pair.chosen_log_ratio.sum(-1), pair.rejected_log_ratio.sum(-1)
-    margin = config.beta * (chosen_sum - rejected_sum)
+    tokens = chosen.lengths + rejected.lengths
+    if config.method.has_reference:
+        rewards = [config.beta * side.log_ratio.sum(-1) for side in (chosen, rejected)]
+    else:
+        rewards = [
+            config.beta * side.log_probs.sum(-1) / side.lengths for side in (chosen, rejected)
+        ]
+    margin = rewards[0] - rewards[1]
     ratios = {
         "loss": (loss, one),
-        "rewards/chosen": (config.beta * chosen_sum, one),
-        "rewards/rejected": (config.beta * rejected_sum, one),
+        "rewards/chosen": (rewards[0], one),
+        "rewards/rejected": (rewards[1], one),
         "rewards/margins": (margin, one),
         "rewards/accuracies": ((margin > 0).to(loss.dtype), one),
-        "logps/chosen": (log_probs[0].sum(-1), one),
-        "logps/rejected": (log_probs[1].sum(-1), one),
-        "log_ratio/mean": (chosen_sum + rejected_sum, tokens),
-        "log_ratio/chosen": (chosen_sum, chosen_tokens),
+        "logps/chosen": (chosen.log_probs.sum(-1), one),
+        "logps/rejected": (rejected.log_probs.sum(-1), one),
         "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),
     }
-    state_weight = LOSSES[config.loss].state_weight
-    if state_weight != "none":
-        log_weight = pair.log_state_weight.masked_fill(~pair.pair_mask, 0.0)
-        ratios["state_weight/mean"] = (log_weight.sum(-1), shared)
-        ratios["state_weight/mean_square"] = (log_weight.square().sum(-1), shared)
-        if state_weight == "baseline":
-            clamped = (log_weight.abs() >= config.baseline_clamp) & pair.pair_mask
-            ratios["state_weight/clamped"] = (clamped.sum(-1).to(loss.dtype), shared)
-    if kl_ref_policy is not None:
-        chosen_kl, rejected_kl = kl_ref_policy
-        ratios["kl_ref_policy"] = (chosen_kl.sum(-1) + rejected_kl.sum(-1), tokens)
-    largest = torch.maximum(
-        pair.chosen_log_ratio.abs().amax(-1), pair.rejected_log_ratio.abs().amax(-1)
-    )
-    return ExampleMetrics(ratios, {"log_ratio/max_abs": largest})
+    peaks = {}
+    if config.method.has_reference:
+        ratio = (chosen.log_ratio, rejected.log_ratio)
+        ratios["log_ratio/mean"] = (ratio[0].sum(-1) + ratio[1].sum(-1), tokens)
+        ratios["log_ratio/chosen"] = (ratio[0].sum(-1), chosen.lengths)
+        peaks["log_ratio/max_abs"] = torch.maximum(*(of_side.abs().amax(-1) for of_side in ratio))
+    ratios |= _state_weight_metrics(pair, shared, config)
+    if chosen.kl is not None and rejected.kl is not None:
+        ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
+    return ExampleMetrics(ratios, peaks)
+
+
+def _state_weight_metrics(
+    pair: PairStatistics, shared: Float[Tensor, "pairs"], config: TokenRatioConfig
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of log w at the steps both responses have."""
+    method = config.method
+    if method.state_weight == "none":
+        return {}
+    log_weight = pair.log_state_weight
+    if log_weight is None:
+        assert isinstance(method, RatioMatching)
+        log_weight = method.log_state_weight(
+            pair.chosen.log_probs,
+            pair.chosen.kl,
+            pair.rejected.kl,
+            tdpo_alpha=config.tdpo_alpha,
+        )
+    log_weight = log_weight.masked_fill(~pair.pair_mask, 0.0)
+    metrics = {
+        "state_weight/mean": (log_weight.sum(-1), shared),
+        "state_weight/mean_square": (log_weight.square().sum(-1), shared),
+    }
+    if method.state_weight == "baseline":
+        clamped = (log_weight.abs() >= config.baseline_clamp) & pair.pair_mask
+        metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
+    return metrics

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.method_settings import METHOD_SETTINGS
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -19,7 +20,7 @@ _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE
 _MASK = "<masked>"
 # A resumed run goes on with the same objective.
 _FIXED_SETTINGS = (
-    *("loss", "beta", "generator", "generator_lambda", "generator_scale"),
+    *METHOD_SETTINGS,
     "train_sampling_strategy",
     *("baseline_hidden_size", "center_baseline", "baseline_clamp"),
 )

@@ -1,6 +1,7 @@
 """The trainer: transformers' `Trainer` with token statistics in place of logits."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,11 +23,8 @@ from transformers import (
     set_seed,
 )
 
-from tokenratio.data import (
-    padding_id,
-)
+from tokenratio.data import padding_id
 from tokenratio.errors import TokenRatioError
-from tokenratio.losses import LOSSES
 from tokenratio.training.baseline import (
     OPTIMIZER_FILE,
     StateBaseline,
@@ -45,6 +43,7 @@ from tokenratio.training.batches import (
     name_rows,
     prepare,
     prepare_parts,
+    require_signals,
 )
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
 from tokenratio.training.config import TokenRatioConfig, require_supported
@@ -58,9 +57,7 @@ from tokenratio.training.models import (
     load_tokenizer,
     make_reference,
 )
-from tokenratio.training.objective import (
-    ExampleLosses,
-)
+from tokenratio.training.objective import ExampleLosses
 from tokenratio.training.policy import (
     answer_token_requests,
     disable_dropout,
@@ -75,14 +72,11 @@ from tokenratio.training.run_folder import (
 )
 
 _SUMS_FILE = "metric_sums.json"
-_NOT_ASKED = (
-    "with cache_reference the reference is asked when rows are prepared: evaluate on the source "
-    "itself, or on what prepare_pairs returned"
-)
+_log = logging.getLogger(__name__)
 
 
 class TokenRatioTrainer(Trainer):
-    """Trains a causal language model on preference pairs with TBPO, or another method of `LOSSES`.
+    """Trains a causal language model on preference pairs with TBPO, or another of `METHODS`.
 
     Args:
         model: a hub name or folder, or a transformers causal language model, PEFT-wrapped or not.
@@ -124,14 +118,17 @@ class TokenRatioTrainer(Trainer):
         answer_token_requests(language_model(model))
         disable_dropout(model)
         reference = None
-        if not self._is_sft:
+        if args.method.has_reference:
             reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
+        elif ref_model is not None:
+            _log.warning("%s has no reference: ref_model is not used", args.loss)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer seeds later; the adapter's start is part of the run
             model = add_adapter(model, peft_config)
         adapters = model if isinstance(model, PeftModel) else None
-        if adapters is not None and reference and reference.model is None:
-            check_adapter(adapters)
+        if adapters is not None:
+            is_reference = reference is not None and reference.model is None
+            check_adapter(adapters, is_reference=is_reference)
         check_model(model)
         self.forward = Forward(args, language_model(model), reference, adapters)
 
@@ -170,7 +167,7 @@ class TokenRatioTrainer(Trainer):
         if self.reference is not None:
             if not args.keeps_log_probs:
                 self.reference.prepare(self.accelerator.prepare_model, self.args.device)
-            if LOSSES[args.loss].state_weight == "baseline":
+            if "baseline" in args.method.needs:
                 self._add_baseline()
 
     # --- set-up -----------------------------------------------------------------------------------
@@ -178,8 +175,8 @@ class TokenRatioTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given."""
         is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
-        if is_encoded and self.args.keeps_log_probs:
-            raise TokenRatioError(_NOT_ASKED)
+        if is_encoded:
+            require_signals(eval_dataset, self.args)
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
             eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
         return super().evaluate(eval_dataset, **kwargs)

@@ -1,0 +1,83 @@
+"""Contrastive prompts: the same responses after other words."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenratio.data.chat import render
+from tokenratio.data.defects import DefectLog, RowDefectError
+from tokenratio.data.encoding import begin, special_tokens, tokenise
+from tokenratio.data.formats import PreferenceExample, Text, parse_preference
+from tokenratio.data.preparation import PreparedData
+from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.validation import parse_rows
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACE = "{prompt}"
+
+
+def check_prompt_template(template: str, name: str) -> None:
+    """Raise `TokenRatioError` unless the template says where the prompt goes, once."""
+    if template.count(PLACE) != 1:
+        raise TokenRatioError(f"{name} must hold {PLACE} once, where the prompt goes")
+
+
+def with_prompt_template(
+    data: PreparedData,
+    source: Source,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    *,
+    split: str | None = "train",
+) -> PreparedData:
+    """The rows of `data` with `template` around their prompts; the responses' tokens stay.
+
+    A text prompt goes where the template says `{prompt}`; of a conversation it is the last turn of
+    the user. Prompts are not cut: what was cut off the data's prompts is read here.
+
+    Args:
+        source: what `data` was prepared from, and with which tokenizer.
+        template: holds `{prompt}` once.
+    Raises:
+        TokenRatioError: a row is not in the source, or its prompt has no turn of the user.
+    """
+    parsed = parse_rows(read_rows(source, split=split), parse_preference, DefectLog("skip"))
+    examples = {example.origin: example for example in parsed}
+    rendered = []
+    for origin in data.dataset["origin"]:
+        if origin not in examples:
+            raise TokenRatioError(f"{origin} is not in the source that its prompt is read from")
+        try:
+            rendered.append(render(_templated(examples[origin], template), tokenizer))
+        except RowDefectError as error:
+            raise TokenRatioError(f"{origin}, with the contrastive prompt: {error}") from None
+    special = special_tokens(tokenizer)
+    prompts = [
+        np.asarray(begin(ids[0], special), np.int32)
+        for ids in tokenise(tokenizer, rendered, special)
+    ]
+    dataset, feature = data.dataset, data.dataset.features["prompt_ids"]
+    dataset = dataset.remove_columns("prompt_ids").add_column(
+        "prompt_ids", prompts, feature=feature
+    )
+    return replace(data, dataset=dataset, cuts={})
+
+
+def _templated(example: PreferenceExample, template: str) -> PreferenceExample:
+    return replace(example, prompt=_fill(example.prompt, template, example.origin))
+
+
+def _fill(prompt: Text, template: str, origin: str) -> Text:
+    if isinstance(prompt, str):
+        return template.replace(PLACE, prompt)
+    turns = [dict(message) for message in prompt]
+    asked: list[Mapping[str, object]] = [turn for turn in turns if turn["role"] == "user"]
+    if not asked or not isinstance(asked[-1]["content"], str):
+        raise TokenRatioError(f"{origin}: the prompt has no text of the user to put a template on")
+    turns[turns.index(asked[-1])]["content"] = template.replace(PLACE, asked[-1]["content"])
+    return turns

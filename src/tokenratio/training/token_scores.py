@@ -1,0 +1,284 @@
+"""The contrast of every token, log p₊(y_t) − log p₋(y_t), computed once and kept beside the data.
+
+TIS-DPO, SePO and T-REG know something of tokens before training (`losses.token`): how much likelier
+a token is to one of two models, or after one of two prompts. Rows are found by their own tokens, so
+that scores of other data, another tokenizer or another cut are never used by mistake.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, List, Value
+from peft import PeftModel
+from safetensors.numpy import load_file, save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenratio.data import PreparedData
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.models import check_fits
+from tokenratio.training.policy import (
+    answer_token_requests,
+    disable_dropout,
+    language_model,
+    own_head,
+)
+from tokenratio.training.reference import model_digest
+from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.reference_store import SIDES, ReferenceCache
+from tokenratio.training.run_folder import replace_text, versions
+
+_VALUES, _NOTE = "scores.safetensors", "scores.json"
+_FORMAT = 1
+_NAMED = 8  # rows named in a message
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Contrasts by row.
+
+    Attributes:
+        ingredients: what they were made from: models and prompts.
+        values: of each row, by the digest of its tokens, `(chosen, rejected)` in nats, float32.
+    """
+
+    ingredients: Mapping[str, Any]
+    values: Mapping[bytes, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(
+        cls,
+        data: PreparedData,
+        positive: ReferenceCache,
+        negative: ReferenceCache,
+        ingredients: Mapping[str, Any],
+    ) -> "TokenScores":
+        """From what two models, or one after two prompts, say of the rows of `data`."""
+        values = {}
+        for row, key in enumerate(row_keys(data.dataset)):
+            pairs = zip(positive.log_probs(row), negative.log_probs(row), strict=True)
+            chosen, rejected = (_difference(likely, unlikely) for likely, unlikely in pairs)
+            values[key] = (chosen, rejected)
+        return cls(ingredients, values)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "TokenScores":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            TokenRatioError: it is none, or it is damaged.
+        """
+        folder = Path(folder).expanduser()
+        try:
+            note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+            raw = (folder / _VALUES).read_bytes()
+            if note["format"] != _FORMAT or note["sha256"] != hashlib.sha256(raw).hexdigest():
+                raise ValueError(f"{_VALUES} is not as it was written")
+            arrays = load_file(folder / _VALUES)
+            keys = [bytes(key) for key in arrays["keys"]]
+            sides = [
+                np.split(arrays[side], arrays[f"{side}_offsets"][1:-1]) if keys else []
+                for side in SIDES
+            ]
+            ingredients = note["ingredients"]
+        except FileNotFoundError:
+            raise TokenRatioError(
+                f"no token scores in {folder}: compute them with `tokenratio score-tokens`"
+            ) from None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TokenRatioError(
+                f"the token scores in {folder} are damaged ({error}): compute them anew with "
+                "`tokenratio score-tokens`"
+            ) from None
+        return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder; an interrupted write leaves no readable one."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = np.frombuffer(b"".join(self.values), np.uint8).reshape(len(self.values), -1)
+        arrays = {"keys": keys}
+        for index, side in enumerate(SIDES):
+            rows = [pair[index] for pair in self.values.values()]
+            arrays[f"{side}_offsets"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            arrays[side] = np.concatenate([np.empty(0, np.float32), *rows])
+        raw = save(arrays)
+        (folder / _NOTE).unlink(missing_ok=True)
+        (folder / _VALUES).write_bytes(raw)
+        note = {
+            "format": _FORMAT,
+            "sha256": hashlib.sha256(raw).hexdigest(),
+            "rows": len(self.values),
+            "ingredients": self.ingredients,
+            "versions": versions(),
+        }
+        replace_text(folder / _NOTE, json.dumps(note, indent=2) + "\n")
+
+    def joined(self, other: "TokenScores") -> "TokenScores":
+        """Both sets of rows.
+
+        Raises:
+            TokenRatioError: they were made from other models or prompts.
+        """
+        self.require_same(other.ingredients)
+        return replace(self, values={**self.values, **other.values})
+
+    def require_same(self, ingredients: Mapping[str, Any]) -> None:
+        """Raise `TokenRatioError` if these scores are of other models or prompts."""
+        names = {*self.ingredients, *ingredients}
+        differ = [n for n in sorted(names) if self.ingredients.get(n) != ingredients.get(n)]
+        if differ:
+            raise TokenRatioError(
+                f"these scores and those already there differ in {', '.join(differ)}: choose "
+                "another folder"
+            )
+
+    def attach(self, data: PreparedData) -> PreparedData:
+        """The rows with two more columns, `chosen_contrast` and `rejected_contrast`.
+
+        The digest of the data then covers them too.
+
+        Raises:
+            TokenRatioError: rows without scores, which are named.
+        """
+        dataset = without_contrast(data.dataset)
+        keys = row_keys(dataset)
+        missing = [row for row, key in enumerate(keys) if key not in self.values]
+        if missing:
+            names = ", ".join(dataset[row]["origin"] for row in missing[:_NAMED])
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            raise TokenRatioError(
+                f"{len(missing)} of {len(keys)} rows have no token scores ({names}{more}): run "
+                "`tokenratio score-tokens` on this data with the tokenizer, max_length and "
+                "max_prompt_length of this run"
+            )
+        feature, digest = List(Value("float32")), hashlib.sha256(data.digest.encode())
+        for index, side in enumerate(SIDES):
+            values = [self.values[key][index] for key in keys]
+            digest.update(np.concatenate(values).astype("<f4").tobytes())
+            dataset = dataset.add_column(f"{side}_contrast", values, feature=feature)
+        return replace(data, dataset=dataset, digest=digest.hexdigest())
+
+
+def has_contrast(dataset: Dataset) -> bool:
+    """Whether the rows carry the contrast of their tokens."""
+    return "chosen_contrast" in dataset.column_names
+
+
+def without_contrast(dataset: Dataset) -> Dataset:
+    """The rows without it."""
+    names = [name for name in dataset.column_names if name.endswith("_contrast")]
+    return dataset.remove_columns(names)
+
+
+def row_keys(dataset: Dataset) -> list[bytes]:
+    """SHA-256 of each row's tokens: prompt, chosen, rejected."""
+    names = ("prompt_ids", *(f"{side}_ids" for side in SIDES))
+    columns = [dataset.with_format("numpy")[name] for name in names]
+    return [_row_key(parts) for parts in zip(*columns, strict=True)]
+
+
+def _row_key(parts: Sequence[np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    for ids in parts:
+        # The length first: the same tokens with a boundary elsewhere are another row.
+        digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
+    return digest.digest()
+
+
+def _difference(likely: Tensor, unlikely: Tensor) -> np.ndarray:
+    return (likely.double() - unlikely.double()).float().numpy()
+
+
+def summary(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Mean contrast of chosen and rejected tokens: what tells them apart, if anything does."""
+    chosen, rejected = (np.concatenate(side) for side in zip(*scores, strict=True))
+    return (
+        f"contrast per token: chosen {chosen.mean():+.3f}, rejected {rejected.mean():+.3f} nats "
+        f"({len(chosen):,} and {len(rejected):,} tokens)"
+    )
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One of the two that are contrasted.
+
+    Attributes:
+        model: a causal language model; under PEFT it speaks with its adapters off.
+        data: the rows, after the prompts it is given; their responses are those of the data scored.
+        prompt: the template of its prompts.
+    """
+
+    model: PreTrainedModel | PeftModel
+    data: PreparedData
+    prompt: str
+
+    def identity(self) -> dict[str, str]:
+        """What the scores' note says of it."""
+        return {"sha256": model_digest(self.model), "prompt": self.prompt}
+
+
+def ingredients_of(positive: Voice, negative: Voice) -> dict[str, Any]:
+    """What scores of the two are made from.
+
+    Raises:
+        TokenRatioError: nothing tells them apart.
+    """
+    ingredients = {"positive": positive.identity(), "negative": negative.identity()}
+    if ingredients["positive"] == ingredients["negative"]:
+        raise TokenRatioError("nothing tells p+ from p-: one model after one prompt")
+    return ingredients
+
+
+def score_tokens(
+    data: PreparedData,
+    positive: Voice,
+    negative: Voice,
+    *,
+    root: str | Path,
+    batch_size: int,
+    device: torch.device,
+    padding_id: int,
+    autocast: torch.dtype | None = None,
+    progress: bool = True,
+) -> TokenScores:
+    """log p₊ − log p₋ of every response token of `data`, in nats.
+
+    To be called by every process; the arguments beside the voices are those of `reference_cache`,
+    which keeps what each of them says by its content.
+
+    Raises:
+        TokenRatioError: a model cannot read the rows, has another vocabulary, or says something
+            that is not finite; or see `reference_cache`.
+    """
+    voices, ingredients = (positive, negative), ingredients_of(positive, negative)
+    sizes = [own_head(language_model(voice.model)).weight.shape[0] for voice in voices]
+    if sizes[0] != sizes[1]:
+        raise TokenRatioError(
+            f"the two models have {sizes[0]} and {sizes[1]} tokens: take two of one family"
+        )
+    said = []
+    for voice in voices:
+        check_fits(voice.model, voice.data)
+        answer_token_requests(language_model(voice.model))
+        disable_dropout(voice.model)
+        said.append(
+            reference_cache(
+                voice.model,
+                voice.data,
+                what="log_probs",
+                root=root,
+                batch_size=batch_size,
+                device=device,
+                padding_id=padding_id,
+                autocast=autocast,
+                progress=progress,
+            )
+        )
+    return TokenScores.of(data, *said, ingredients)
