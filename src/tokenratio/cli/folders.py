@@ -1,5 +1,6 @@
 """Which folder a run may write into, and what of an old run makes way for a new one."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -60,3 +61,12 @@ def _artefacts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             yield path
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Whether the folder holds a finished stage of that key."""
+    try:
+        done = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(done, dict) and done.get("key") == key

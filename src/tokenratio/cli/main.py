@@ -12,6 +12,11 @@ COMMANDS = {
     "train": ("tokenratio.cli.train", "train a policy from a recipe"),
     "generate": ("tokenratio.cli.generate", "sample responses from a model"),
     "inspect-data": ("tokenratio.cli.inspect_data", "show what training would see of a data set"),
+    "methods": ("tokenratio.cli.methods", "list the methods that train, their needs and costs"),
+    "score-tokens": (
+        "tokenratio.cli.score_tokens",
+        "compute the token scores that tis_dpo, sepo and t_reg need",
+    ),
     "quickstart": ("tokenratio.cli.quickstart", "SFT, pairs and TBPO-A on the review world"),
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.cli.arguments import Field, build, check_known, fields_of, read_yaml
+from tokenratio.data.contrast import PLACE, check_prompt_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.config import TokenRatioConfig
 
@@ -45,6 +46,13 @@ class Recipe:
         default=None,
         metadata={"help": "A first stage of SFT on the chosen responses: its own settings."},
     )
+    score_tokens: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the contrast that tis_dpo, sepo and t_reg need, before the run: for "
+            "each loss what differs from its published way (`tokenratio score-tokens --help`)."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Resolve everything, print it and stop."}
     )
@@ -69,6 +77,30 @@ class Recipe:
                 raise TokenRatioError(f"byte_level_bpe must be a number of tokens, not {size!r}")
 
 
+# What a contrast can name beside models: the starting policy after DPO on the pairs, and on the
+# pairs swapped.
+TRAINED = ("dpo", "reversed_dpo")
+_CARRIED_TO_DPO = (
+    *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
+    *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
+)
+# What each loss contrasts, as published; a recipe's section score_tokens may say else. T-REG's
+# prompts ask for the same answer rewritten; the words are ours.
+_CONTRASTS: dict[str, dict[str, str]] = {
+    "tis_dpo": {"positive": "dpo", "negative": "reversed_dpo"},
+    "sepo": {"positive": "dpo", "negative": "reference"},
+    "t_reg": {
+        "positive": "reference",
+        "negative": "reference",
+        "positive_prompt": "{prompt}\n\nGive an answer that is helpful, correct, coherent and "
+        "to the point.",
+        "negative_prompt": "{prompt}\n\nGive an answer that is unhelpful, wrong, incoherent and "
+        "rambling.",
+    },
+}
 _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 # A stage of its own may have its own data, and any setting of a run.
 _SFT_KEYS = ("train_dataset", "eval_dataset")
@@ -89,11 +121,31 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """What tells tokens apart before the run: two models, or one after two prompts.
+
+    Attributes:
+        positive: `reference`, the starting policy; `dpo`, the same after DPO on the run's pairs;
+            `reversed_dpo`, on the pairs swapped; or a model's name or folder. `negative` likewise.
+        positive_prompt: what stands around its prompts, `{prompt}` for the prompt itself;
+            `negative_prompt` likewise.
+        dpo: the stage of the models to be trained for it.
+    """
+
+    positive: str
+    negative: str
+    positive_prompt: str
+    negative_prompt: str
+    dpo: Stage
+
+
+@dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe with every default filled in: an optional SFT stage, then the run itself."""
+    """A recipe with every default filled in: optional stages before it, then the run itself."""
 
     recipe: Recipe
     sft: Stage | None
+    contrast: Contrast | None
     main: Stage
 
 
@@ -113,8 +165,9 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
     settings = {"output_dir": str(base / loss), **defaults, **_given(settings)}
     main = Stage(_config(settings, path), str(recipe.train_dataset), recipe.eval_dataset)
+    contrast = _contrast(recipe, main, settings, base, path)
     if recipe.sft is None:
-        return ResolvedRecipe(recipe, None, main)
+        return ResolvedRecipe(recipe, None, contrast, main)
     if recipe.sft.get("loss", "sft") != "sft":
         raise TokenRatioError(f"the sft stage of {path} cannot have loss {recipe.sft['loss']!r}")
     check_known(recipe.sft, [*fields_of(TokenRatioConfig), *_SFT_KEYS], f"key in sft of {path}")
@@ -134,7 +187,45 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     }
     data = str(recipe.sft.get("train_dataset", recipe.train_dataset))
     sft = Stage(_config(settings, f"sft of {path}"), data, recipe.sft.get("eval_dataset"))
-    return ResolvedRecipe(recipe, sft, main)
+    return ResolvedRecipe(recipe, sft, contrast, main)
+
+
+def _contrast(
+    recipe: Recipe, main: Stage, settings: dict[str, Any], base: Path, path: str
+) -> Contrast | None:
+    """How the run's tokens are to be scored; None where they need not be, or are already."""
+    sections = recipe.score_tokens
+    if sections is not None:
+        check_known(sections, _CONTRASTS, f"loss in score_tokens of {path}")
+    needs_none = "contrast" not in main.args.method.needs or main.args.token_scores is not None
+    if sections is None or needs_none:
+        return None
+    section = sections.get(main.args.loss) or {}
+    where = f"score_tokens.{main.args.loss} of {path}"
+    if not isinstance(section, dict) or not isinstance(section.get("dpo") or {}, dict):
+        raise TokenRatioError(f"{where}, and dpo in it, must hold `key: value` lines")
+    voices = ("positive", "negative", "positive_prompt", "negative_prompt")
+    check_known(section, [*voices, "dpo"], f"key in {where}")
+    chosen = {"positive_prompt": PLACE, "negative_prompt": PLACE, **_CONTRASTS[main.args.loss]}
+    chosen |= {name: section[name] for name in voices if name in section}
+    for name, value in chosen.items():
+        if not isinstance(value, str) or not value:
+            raise TokenRatioError(f"{name} in {where} must be text, not {value!r}")
+        if name.endswith("_prompt"):
+            check_prompt_template(value, f"{name} in {where}")
+    if len({chosen["positive"], chosen["negative"]}) == 1 and (
+        chosen["positive_prompt"] == chosen["negative_prompt"]
+    ):
+        raise TokenRatioError(f"{where}: nothing tells positive from negative")
+    own = section.get("dpo") or {}
+    for name in ("loss", "output_dir", "resume_from_checkpoint", "token_scores"):
+        if name in own:
+            raise TokenRatioError(f"dpo in {where} cannot have {name}")
+    # What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
+    shared = {k: v for k, v in settings.items() if k in _CARRIED_TO_DPO}
+    fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
+    stage = Stage(_config({**shared, **own, **fixed}, where), main.train_dataset, None)
+    return Contrast(**chosen, dpo=stage)
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

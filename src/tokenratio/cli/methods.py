@@ -1,0 +1,91 @@
+"""`tokenratio methods`: every method, what it compares, what it needs, what it costs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenratio.bregman import GENERATORS, BregmanGenerator
+from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.losses import METHODS, Method, RatioMatching
+
+HELP = """usage: tokenratio methods [--markdown true]
+
+Every method that `loss` can name. R_t is the ratio of rejected over chosen at step t (METHOD §2).
+"""
+_NEEDS = {
+    "ref_log_probs": "reference",
+    "kl_ref_policy": "KL",
+    "baseline": "state baseline",
+    "contrast": "token scores",
+}
+_HEADER = ("loss", "level", "compares", "needs", "settings and defaults", "cost", "source")
+
+
+@dataclass(frozen=True)
+class MethodsOptions:
+    """What `methods` can be told."""
+
+    markdown: bool = field(default=False, metadata={"help": "As the table of docs/methods.md."})
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    command = read_command(argv, HELP, fields_of(MethodsOptions), argument=None)
+    if command is None:
+        return 0
+    print(markdown_table() if build(MethodsOptions, command[1], "methods").markdown else listing())
+    return 0
+
+
+def markdown_table() -> str:
+    """One row a method; `docs/methods.md` holds it as it is."""
+    lines = [_HEADER, ("---",) * len(_HEADER), *_rows()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def listing() -> str:
+    """A paragraph a method, narrow enough for a terminal."""
+    width = max(map(len, _HEADER))
+    paragraphs = []
+    for name, *cells in _rows():
+        lines = [name]
+        lines += [
+            f"  {label:{width}}  {cell}" for label, cell in zip(_HEADER[1:], cells, strict=True)
+        ]
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+def _rows() -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            method.level,
+            _compared(method),
+            ", ".join(text for need, text in _NEEDS.items() if need in method.needs) or "–",
+            ", ".join(f"{key} {_text(value)}" for key, value in method.settings.items()) or "–",
+            method.cost,
+            method.source,
+        )
+        for name, method in METHODS.items()
+    ]
+
+
+def _compared(method: Method) -> str:
+    """The point of the space: generator × state weight × aggregation."""
+    if not isinstance(method, RatioMatching):
+        return "its own loss"
+    generator = "any generator" if method.generator is None else _text(method.generator)
+    aggregation = {
+        "mean": "mean over T of ℓ(R_t)",
+        "sum": "sum over T of ℓ(R_t)",
+        "sequence": "ℓ(Π R_t), whole responses",
+    }[method.aggregation]
+    return f"{generator} × {method.state_weight} × {aggregation}"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, BregmanGenerator):
+        return f"{value:g}"
+    name = next(name for name, made in GENERATORS.items() if type(value) is made)
+    parameters = ", ".join(f"{number:g}" for number in vars(value).values())
+    return f"{name}({parameters})" if parameters else name

@@ -1,0 +1,151 @@
+"""`tokenratio score-tokens SOURCE`: what two models or prompts say of every token of the pairs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.starting import source_of
+from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
+from tokenratio.data import OnBadRow, padding_id, prepare_pairs
+from tokenratio.data.contrast import PLACE, check_prompt_template, with_prompt_template
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.training.token_scores import (
+    TokenScores,
+    Voice,
+    ingredients_of,
+    score_tokens,
+    summary,
+)
+
+HELP = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
+
+Computes log p+ - log p- of every response token and keeps it in a folder, which token_scores names
+to the losses that read it. SOURCE is a file, a folder, a hub name or a world; run again with
+held-out pairs and the same --output to add them. As published:
+
+  tis_dpo  positive a DPO model, negative one trained by DPO on the pairs swapped
+  sepo     positive a DPO model, negative the model it started from
+  t_reg    one model, after a prompt that asks for a better answer and one that asks for a worse
+
+A recipe with a section score_tokens does it all, the DPO models included.
+"""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What `score-tokens` can be told."""
+
+    output: str = field(default="token_scores", metadata={"help": "Folder to write or add to."})
+    positive_model: str = field(default="", metadata={"help": "p+: a hub name or a folder."})
+    negative_model: str | None = field(
+        default=None, metadata={"help": "p-; by default the same, told apart by the prompts."}
+    )
+    positive_prompt: str = field(
+        default=PLACE, metadata={"help": "What p+ reads; {prompt} is the pair's prompt."}
+    )
+    negative_prompt: str = field(default=PLACE, metadata={"help": "What p- reads, likewise."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Of the run that will use the scores; by default p+'s."}
+    )
+    max_length: int | None = field(
+        default=2048, metadata={"help": "As in the run that will use the scores."}
+    )
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Likewise."})
+    on_bad_row: OnBadRow = field(
+        default="skip", metadata={"help": "Rows that cannot be used: skip (counted) or error."}
+    )
+    split: str | None = field(default="train", metadata={"help": "Split of a folder or hub name."})
+    batch_size: int = field(default=8, metadata={"help": "Pairs run at once."})
+    dtype: str = field(default="float32", metadata={"help": "What the models are loaded in."})
+    cache_dir: str = field(
+        default="~/.cache/tokenratio/reference",
+        metadata={"help": "Where each model's log-probabilities are kept, by content."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.positive_model:
+            raise TokenRatioError("score-tokens needs --positive_model")
+        if self.on_bad_row not in ("skip", "error"):
+            raise TokenRatioError(f"on_bad_row must be skip or error, not {self.on_bad_row!r}")
+        if self.batch_size < 1:
+            raise TokenRatioError(f"batch_size must be at least 1, not {self.batch_size}")
+        for name in ("positive_prompt", "negative_prompt"):
+            check_prompt_template(getattr(self, name), f"--{name}")
+        same_model = self.negative_model in (None, self.positive_model)
+        if same_model and self.positive_prompt == self.negative_prompt:
+            raise TokenRatioError(
+                "nothing tells p+ from p-: give a --negative_model, or two prompts"
+            )
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    command = read_command(argv, HELP, fields_of(ScoreOptions), argument="one source of pairs")
+    if command is None:
+        return 0
+    source, flags = command
+    options = build(ScoreOptions, flags, "score-tokens")
+    quiet_libraries()
+    folder = Path(options.output).expanduser()
+    before = TokenScores.open(folder) if (folder / "scores.json").exists() else None
+    positive = load_model(options.positive_model, {"dtype": options.dtype})
+    negative = positive
+    if options.negative_model is not None:
+        negative = load_model(options.negative_model, {"dtype": options.dtype})
+    tokenizer = load_tokenizer(options.tokenizer or options.positive_model)
+    _check_tokenizers(options)
+    rows = source_of(source)
+    data = prepare_pairs(
+        rows,
+        tokenizer,
+        max_length=options.max_length,
+        max_prompt_length=options.max_prompt_length,
+        on_bad_row=options.on_bad_row,
+        split=options.split,
+    )
+    print(data.report.summary())
+    voices = []
+    for model, prompt in (
+        (positive, options.positive_prompt),
+        (negative, options.negative_prompt),
+    ):
+        after = data
+        if prompt != PLACE:
+            after = with_prompt_template(data, rows, tokenizer, prompt, split=options.split)
+        voices.append(Voice(model, after, prompt))
+    if before is not None:
+        before.require_same(ingredients_of(*voices))
+    with user_mistakes(f"cannot write to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    scores = score_tokens(
+        data,
+        *voices,
+        root=options.cache_dir,
+        batch_size=options.batch_size,
+        device=device,
+        padding_id=padding_id(tokenizer),
+        progress=is_terminal(),
+    )
+    print(summary(scores.values.values()))
+    if before is not None:
+        scores = before.joined(scores)
+    scores.save(folder)
+    print(f"{len(scores.values)} rows in {folder}; train with --token_scores {folder}")
+    return 0
+
+
+def _check_tokenizers(options: ScoreOptions) -> None:
+    """Two models of one vocabulary size may still number their tokens differently."""
+    if options.negative_model is None:
+        return
+    names = (options.positive_model, options.negative_model)
+    first, second = (load_tokenizer(name).get_vocab() for name in names)
+    if first != second:
+        raise TokenRatioError(
+            f"{names[0]} and {names[1]} have different tokenizers: their log-probabilities are of "
+            "different tokens"
+        )

@@ -1,0 +1,216 @@
+"""The stage before a run that needs the contrast of its tokens: models for it, then the scores."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
+from tokenratio.cli.recipe import TRAINED, Contrast, Stage
+from tokenratio.cli.stages import run_stage, say, stage_key
+from tokenratio.data import (
+    PreparedData,
+    padding_id,
+    prepare_pairs,
+    read_rows,
+    source_digest,
+)
+from tokenratio.data.contrast import PLACE, with_prompt_template
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.models import load_model
+from tokenratio.training.reference import model_digest
+from tokenratio.training.run_folder import RUN_FILE, replace_text
+from tokenratio.training.token_scores import TokenScores, Voice, score_tokens, summary
+
+# The split that each of a run's sources is read from, as the trainer does.
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One source of the run, training or held out."""
+
+    source: Any
+    split: str
+    data: PreparedData
+
+
+def score_stage(
+    contrast: Contrast,
+    main: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: tuple[Any, Any],
+    peft_config: LoraConfig | None,
+) -> Path:
+    """Train the models that the contrast needs, score all rows of the run, return the folder.
+
+    The folder's name holds a digest of all it depends on, so it is used again and never wrongly.
+
+    Args:
+        sources: the run's data, for training and held out.
+        peft_config: the run's; models trained for the contrast have the same adapter.
+    Raises:
+        TokenRatioError: a model cannot be loaded or read the rows; the run is to use FSDP.
+    """
+    if main.args.fsdp:
+        raise TokenRatioError(
+            "a section score_tokens trains and runs whole models, which FSDP splits: compute the "
+            "scores with `tokenratio score-tokens` first and name them in token_scores"
+        )
+    models: dict[str, PreTrainedModel] = {"reference": model}
+    for name in (contrast.positive, contrast.negative):
+        if name not in ("reference", *TRAINED):
+            models[name] = load_model(name, main.args.model_init_kwargs)
+    key = _key(contrast, main, models, tokenizer, sources, peft_config)
+    folder = Path(f"{contrast.dpo.args.output_dir}-{key[:8]}")
+    if is_done(folder, key) and _can_be_read(folder):
+        say(main, f"token scores: {folder} has the same settings and data; using it")
+        return folder
+    # All processes have looked before the first one writes.
+    main.args.distributed_state.wait_for_everyone()
+    parts = [
+        _Part(source, split, _prepare(source, split, main, tokenizer))
+        for source, split in zip(sources, _SPLITS, strict=True)
+        if source
+    ]
+    pairs = parts[0].data
+    for name, data in zip(TRAINED, (pairs, _swapped(pairs)), strict=True):
+        if name in (contrast.positive, contrast.negative):
+            stage = _stage_in(contrast.dpo, folder / name)
+            models[name] = _trained(stage, model, tokenizer, data, peft_config)
+    scores: TokenScores | None = None
+    for part in parts:
+        voices = [
+            Voice(models[name], _prompted(part, tokenizer, prompt), prompt)
+            for name, prompt in (
+                (contrast.positive, contrast.positive_prompt),
+                (contrast.negative, contrast.negative_prompt),
+            )
+        ]
+        new = score_tokens(
+            part.data,
+            *voices,
+            root=main.args.reference_cache_dir,
+            batch_size=main.args.per_device_eval_batch_size,
+            device=main.args.device,
+            padding_id=padding_id(tokenizer),
+            autocast=torch.bfloat16 if main.args.bf16 else None,
+            progress=not main.args.disable_tqdm,
+        )
+        scores = new if scores is None else scores.joined(new)
+    assert scores is not None
+    if main.args.should_save:
+        scores.save(folder)
+        replace_text(folder / STAGE_FILE, json.dumps({"key": key}) + "\n")
+    main.args.distributed_state.wait_for_everyone()
+    say(main, f"token scores: {summary(scores.values.values())}, in {folder}")
+    return folder
+
+
+def scores_of_run(resume: str | bool | None, output_dir: str) -> str | None:
+    """The token scores that a run to be resumed began with; None if it has none."""
+    if not resume:
+        return None
+    folder = Path(output_dir) if resume is True else Path(resume).parent
+    try:
+        document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return document["config"]["token_scores"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # what is wrong with the folder, resuming says
+
+
+def _can_be_read(folder: Path) -> bool:
+    try:
+        TokenScores.open(folder)
+    except TokenRatioError:
+        return False
+    return True
+
+
+def _prepare(
+    source: Any, split: str, main: Stage, tokenizer: PreTrainedTokenizerBase
+) -> PreparedData:
+    args = main.args
+    return prepare_pairs(
+        source,
+        tokenizer,
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        on_bad_row=args.on_bad_row,
+        split=split,
+    )
+
+
+def _swapped(data: PreparedData) -> PreparedData:
+    """The pairs with chosen and rejected in each other's place."""
+    names = {"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"}
+    return replace(data, dataset=data.dataset.rename_columns(names))
+
+
+def _stage_in(stage: Stage, folder: Path) -> Stage:
+    args = copy.copy(stage.args)
+    args.output_dir = str(folder)
+    return replace(stage, args=args)
+
+
+def _trained(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    peft_config: LoraConfig | None,
+) -> PreTrainedModel:
+    """A copy of the starting policy after DPO on these pairs."""
+    say(stage, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
+    with stage.args.main_process_first():
+        if stage.args.should_save:
+            claim_folder(Path(stage.args.output_dir), overwrite=True, inputs=())
+    trainer, _ = run_stage(
+        stage, copy.deepcopy(model), tokenizer, sources=(data, None), peft_config=peft_config
+    )
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
+    # The next model is trained with the device to itself.
+    policy = policy.to("cpu")
+    trainer.accelerator.free_memory()
+    return policy
+
+
+def _prompted(part: _Part, tokenizer: PreTrainedTokenizerBase, prompt: str) -> PreparedData:
+    if prompt == PLACE:
+        return part.data
+    return with_prompt_template(part.data, part.source, tokenizer, prompt, split=part.split)
+
+
+def _key(
+    contrast: Contrast,
+    main: Stage,
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    sources: tuple[Any, Any],
+    peft_config: LoraConfig | None,
+) -> str:
+    """Digest of all that the scores depend on, by content."""
+    adapter = None if peft_config is None else peft_config.to_dict()
+    document = {
+        "dpo": stage_key(contrast.dpo, models["reference"], tokenizer),
+        "adapter": json.loads(json.dumps(adapter, default=sorted)),
+        "models": {name: model_digest(model) for name, model in models.items()},
+        "data": [
+            source and source_digest(read_rows(source, split=split))
+            for source, split in zip(sources, _SPLITS, strict=True)
+        ],
+        "limits": [main.args.max_length, main.args.max_prompt_length, main.args.bf16],
+        "contrast": [
+            *(contrast.positive, contrast.negative),
+            *(contrast.positive_prompt, contrast.negative_prompt),
+        ],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

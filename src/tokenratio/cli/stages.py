@@ -1,0 +1,134 @@
+"""One training run of a recipe: its data, its trainer, what is said of it."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.cli.folders import EVAL_FILE
+from tokenratio.cli.recipe import Stage
+from tokenratio.cli.starting import source_of
+from tokenratio.cli.terminal import use_terminal, user_mistakes
+from tokenratio.data import read_rows, source_digest
+from tokenratio.evaluation.generation import policy_sampler
+from tokenratio.training.memory import estimate_memory
+from tokenratio.training.reference import model_digest
+from tokenratio.training.run_folder import replace_text
+from tokenratio.training.trainer import TokenRatioTrainer
+
+# What does not change the weights a stage ends with.
+_NOT_IN_KEY = ("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint")
+_LONGEST_WORLD_RESPONSE = 64
+
+
+def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of what a stage depends on, by content: an equal one need not be run again."""
+    document = {
+        "model": model_digest(model),
+        "config": model.config.to_dict(),
+        "tokenizer": tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else sorted(tokenizer.get_vocab().items()),
+        "special_tokens": tokenizer.special_tokens_map,
+        "chat_template": tokenizer.chat_template,
+        "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
+        "data": source_digest(read_rows(source_of(stage.train_dataset))),
+    }
+    text = json.dumps(document, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sources_of(
+    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, Any]:
+    """The stage's data, for training and held out; a world's pairs are drawn from the policy."""
+    sampler = policy_sampler(
+        model, tokenizer, max_new_tokens=_LONGEST_WORLD_RESPONSE, seed=stage.args.seed
+    )
+    train = source_of(stage.train_dataset, sampler)
+    return train, stage.eval_dataset and source_of(stage.eval_dataset, sampler)
+
+
+def run_stage(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sources: tuple[Any, Any],
+    ref_model: str | None = None,
+    peft_config: LoraConfig | None = None,
+) -> tuple[TokenRatioTrainer, dict[str, float]]:
+    """Train, save and evaluate; returns the trainer and the held-out metrics.
+
+    Args:
+        sources: of `sources_of`, or as the trainer takes them.
+    """
+    args = stage.args
+    with user_mistakes("the run cannot be set up"):
+        trainer = TokenRatioTrainer(
+            model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=sources[0],
+            eval_dataset=sources[1],
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+    use_terminal(trainer)
+    say(stage, f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
+    if trainer.reference is not None:
+        say(stage, f"reference: {trainer.reference.description}")
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    estimate = estimate_memory(
+        model.config,
+        args,
+        tokens_per_row=trainer.train_data.longest,
+        trainable_parameters=None if peft_config is None else trainable,
+        reference_copy=ref_model is not None or peft_config is None,
+    )
+    say(stage, f"rows of up to {trainer.train_data.longest} tokens; {estimate.brief}")
+    try:
+        result = trainer.train(resume_from_checkpoint=resume_of(args.resume_from_checkpoint))
+    except Exception:
+        if trainer.state.global_step > 0:
+            raise
+        # Optimizers, schedules and samplers are only built now.
+        with user_mistakes("the run cannot be started"):
+            raise
+    trainer.save_model()
+    say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
+    if stage.eval_dataset is None:
+        return trainer, {}
+    metrics = trainer.evaluate()
+    if args.should_save:
+        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
+    say(stage, _held_out(metrics, len(trainer.eval_data.dataset)))
+    return trainer, metrics
+
+
+def resume_of(value: str | None) -> str | bool | None:
+    """`resume_from_checkpoint` as the trainer takes it: a folder, or whether to."""
+    if value is None or value.lower() in ("true", "false"):
+        return value is not None and value.lower() == "true"
+    return value
+
+
+def say(stage: Stage, text: str) -> None:
+    """Print on the first process."""
+    if stage.args.process_index == 0:
+        print(text, flush=True)
+
+
+def _held_out(metrics: dict[str, float], num_rows: int) -> str:
+    accuracy = metrics.get("eval_rewards/accuracies")
+    if accuracy is None:
+        return f"held out: loss {metrics['eval_loss']:.4f} ({num_rows} rows)"
+    error = math.sqrt(accuracy * (1 - accuracy) / num_rows)
+    return (
+        f"held out: reward accuracy {accuracy:.3f} ± {error:.3f} (standard error, {num_rows} "
+        f"pairs), margin {metrics['eval_rewards/margins']:.4f}, loss {metrics['eval_loss']:.4f}"
+    )
