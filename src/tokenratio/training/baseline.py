@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -60,6 +61,25 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
             f"{path} was trained with another baseline_hidden_size or another model size"
         )
     baseline.load_state_dict(state)
+
+
+def read_baseline(folder: Path) -> StateBaseline | None:
+    """The head that a finished run saved; None where there is none.
+
+    Raises:
+        TokenRatioError: a file that `save_baseline` did not write.
+    """
+    path = folder / BASELINE_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            sizes = file.metadata() or {}
+        baseline = StateBaseline(int(sizes["input_size"]), int(sizes["hidden_size"]))
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise TokenRatioError(f"{path} is no state baseline: {error}") from None
+    load_baseline(baseline, folder)
+    return baseline.eval()
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

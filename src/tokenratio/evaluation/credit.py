@@ -1,0 +1,319 @@
+"""Is the credit where it belongs? Token scores of a policy against the true token advantages.
+
+A policy's score of a token is β (ρ_t + state term), ρ_t its log-ratio to the reference: with
+KL(π_ref ‖ π) as state term it estimates A_ref (TBPO-A), with the learned baseline Q_ref (TBPO-Q),
+METHOD §1. Scores are compared by rank, so that neither β nor a method's scale matters.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from tokenratio.data.worlds.review_lexicon import SPECIAL_TOKENS, vocabulary
+from tokenratio.data.worlds.reviews import ReviewWorld
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generation import eval_mode
+from tokenratio.evaluation.rescoring import TokenIds, response_batches
+from tokenratio.evaluation.review_values import ReviewValues
+from tokenratio.training.models import check_model
+from tokenratio.training.packing import model_inputs
+from tokenratio.training.policy import TokenRequest, language_model
+from tokenratio.training.reference import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+StateTerm = Literal["none", "kl", "baseline"]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation in [−1, 1] and how sure it is.
+
+    Attributes:
+        value: nan where it is not defined (all scores alike, as before training).
+        standard_error: from a bootstrap over prompts; nan for one prompt.
+        low, high: the bootstrap's 95 % percentile interval.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Rank correlations of predicted and true token scores.
+
+    Attributes:
+        spearman, kendall: over the tokens of all responses together (ties: average ranks, τ-b).
+        spearman_within, kendall_within: within each response, then the mean over responses.
+        num_tokens, num_responses, num_prompts: what was compared.
+        num_unknown_tokens: tokens left out since their true score is not known (nan).
+        num_constant_responses: responses without a correlation of their own, for all their scores
+            are alike on one side or they have fewer than two tokens; left out of `…_within`.
+    """
+
+    spearman: Correlation
+    kendall: Correlation
+    spearman_within: Correlation
+    kendall_within: Correlation
+    num_tokens: int
+    num_responses: int
+    num_prompts: int
+    num_unknown_tokens: int
+    num_constant_responses: int
+
+
+def credit(
+    predicted: Sequence[Sequence[float] | Array],
+    gold: Sequence[Sequence[float] | Array],
+    prompts: Sequence[Hashable],
+    *,
+    num_bootstrap: int = 500,
+    seed: int = 0,
+) -> Credit:
+    """Compare predicted with true scores, token by token.
+
+    Args:
+        predicted: of each response, a score for each token.
+        gold: the true ones, aligned with them; nan where a token has none.
+        prompts: of each response; responses to one prompt are drawn together in the bootstrap.
+        num_bootstrap: resamples of the prompts.
+        seed: of the resamples.
+    Raises:
+        TokenRatioError: arrays that do not fit, a predicted score that is not finite, or no token
+            with a true score; names the response by its index, from 0.
+    """
+    pairs = [_aligned(*sides) for sides in enumerate(zip(predicted, gold, strict=True))]
+    if len(prompts) != len(pairs):
+        raise TokenRatioError(f"{len(pairs)} responses, but {len(prompts)} prompts")
+    known = [pair[:, ~np.isnan(pair[1])] for pair in pairs]
+    num_tokens = sum(pair.shape[1] for pair in known)
+    if not num_tokens:
+        raise TokenRatioError("no token has a true score: there is nothing to compare with")
+    within = np.array([_correlations(*pair) for pair in known])
+
+    of_prompt: dict[Hashable, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        of_prompt.setdefault(prompt, []).append(index)
+    clusters = list(of_prompt.values())
+
+    def statistics(drawn: Iterable[int]) -> Array:
+        responses = [index for cluster in drawn for index in clusters[cluster]]
+        pooled = _correlations(*np.concatenate([known[i] for i in responses], axis=1))
+        return np.array([*pooled, *_nanmean(within[responses])])
+
+    rng = np.random.default_rng(seed)
+    values, resampled = statistics(range(len(clusters))), np.empty((0, 4))
+    if len(clusters) > 1 and num_bootstrap:
+        draws = rng.integers(len(clusters), size=(num_bootstrap, len(clusters)))
+        resampled = np.array([statistics(draw) for draw in draws])
+    correlations = [_correlation(*column) for column in zip(values, resampled.T, strict=True)]
+    return Credit(
+        *correlations,
+        num_tokens=num_tokens,
+        num_responses=len(pairs),
+        num_prompts=len(clusters),
+        num_unknown_tokens=sum(pair.shape[1] for pair in pairs) - num_tokens,
+        num_constant_responses=int(np.isnan(within[:, 0]).sum()),
+    )
+
+
+def token_scores(
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    responses: Sequence[TokenIds],
+    *,
+    beta: float,
+    state_term: StateTerm,
+    baseline: Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens"]] | None = None,
+    batch_size: int = 16,
+) -> list[Array]:
+    """β (ρ_t + state term) of each token of each response, in the unit of the reward.
+
+    The models learn the argument `token_request` (`training.policy`); no logits are kept.
+
+    Args:
+        ref_model: π_ref; None for a model with a PEFT adapter, which is then switched off.
+        beta: the leash the policy was trained with, > 0.
+        state_term: `"kl"` adds KL(π_ref ‖ π) of the state, `"baseline"` adds b(s), as the methods'
+            `state_weight` in `losses.LOSSES`.
+        baseline: b, from the policy's hidden states (`training.baseline.StateBaseline`).
+        batch_size: rows in one forward pass.
+    Returns:
+        One array per response, in the order given, a value per token, EOS included.
+    Raises:
+        TokenRatioError: β ≤ 0, a missing baseline, or what `response_batches` refuses.
+    """
+    if not (math.isfinite(beta) and beta > 0):
+        raise TokenRatioError(f"beta must be positive and finite, not {beta}")
+    if (state_term == "baseline") != (baseline is not None):
+        raise TokenRatioError("a baseline and the state term 'baseline' go together")
+    base, scores = language_model(model), [np.empty(0)] * len(responses)
+    adapters = None if ref_model is not None else _adapters(model)
+    models = [model] if ref_model is None else [model, ref_model]
+    reference = Reference(ref_model, "π_ref")  # type: ignore[arg-type]
+    with torch.no_grad(), eval_mode(*models):
+        for each in models:
+            check_model(each)
+        for indices, batch in response_batches(responses, batch_size, base.device):
+            request = TokenRequest(
+                batch.states,
+                batch.labels,
+                ref_hidden=reference.hidden(batch, model, adapters),
+                ref_head=reference.head,
+                with_kl=state_term == "kl",
+            )
+            answer = model(**model_inputs(batch, base), token_request=request)
+            score = answer["log_probs"] - answer["ref_log_probs"]
+            if state_term == "kl":
+                score = score + answer["kl_ref_policy"]
+            elif baseline is not None:
+                score = score + baseline(answer["hidden"])
+            lengths = batch.completion_mask.sum(1).tolist()
+            parts = (beta * score).double().cpu().split(lengths)
+            for index, part in zip(indices, parts, strict=True):
+                scores[index] = part.numpy()
+    return scores
+
+
+def token_credit(
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    beta: float,
+    state_term: StateTerm,
+    baseline: Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens"]] | None = None,
+    target: Literal["advantage", "action_value"] = "advantage",
+    world: ReviewWorld | None = None,
+    batch_size: int = 16,
+    num_bootstrap: int = 500,
+    seed: int = 0,
+) -> Credit:
+    """A policy's token scores against the review world's exact ones, on a data set's responses.
+
+    True scores are those under the world's grammar, which the reference has learned but is not:
+    even the best policy falls a little short of 1.
+
+    Args:
+        tokenizer: the world's, one token per word.
+        rows: with `prompt_ids` and one or more of `chosen_ids`, `rejected_ids`, `completion_ids`,
+            such as `prepare_pairs(…).dataset`.
+        target: `"advantage"` A_ref, or `"action_value"` Q_ref, which the baseline's score is of.
+        world: the review world with its published constants if None.
+            The other arguments are those of `token_scores` and `credit`.
+    Raises:
+        TokenRatioError: another tokenizer, a prompt the world has no topic for, no responses, or
+            what `token_scores` and `credit` refuse.
+    """
+    responses = _responses(rows)
+    gold = ReviewValues(ReviewWorld() if world is None else world)
+    true = [gold.of_response(*_words(tokenizer, response)) for response in responses]
+    scores = token_scores(
+        model,
+        ref_model,
+        responses,
+        beta=beta,
+        state_term=state_term,
+        baseline=baseline,
+        batch_size=batch_size,
+    )
+    return credit(
+        scores,
+        [getattr(values, target) for values in true],
+        [response.prompt_ids for response in responses],
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Response:
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+def _responses(rows: Iterable[Mapping[str, Any]]) -> list[_Response]:
+    responses = [
+        _Response(tuple(row["prompt_ids"]), tuple(row[name]))
+        for row in rows
+        for name in ("chosen_ids", "rejected_ids", "completion_ids")
+        if name in row
+    ]
+    if not responses:
+        raise TokenRatioError("no responses: rows need chosen_ids, rejected_ids or completion_ids")
+    return responses
+
+
+def _words(tokenizer: "PreTrainedTokenizerBase", response: _Response) -> tuple[str, list[str]]:
+    """The prompt's text and the response's words."""
+    prompt, words = (
+        tokenizer.convert_ids_to_tokens(list(ids))
+        for ids in (response.prompt_ids, response.response_ids)
+    )
+    if strange := {*prompt, *words} - {*vocabulary()}:
+        raise TokenRatioError(
+            f"the token {min(strange)!r} is no word of the review world: true token scores need "
+            "the world's own tokenizer, one token per word"
+        )
+    return " ".join(word for word in prompt if word not in SPECIAL_TOKENS), words
+
+
+def _adapters(model: nn.Module) -> Any:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise TokenRatioError("without ref_model the policy must have a PEFT adapter to switch off")
+    return model
+
+
+def _aligned(index: int, sides: tuple[Any, Any]) -> Array:
+    """[2, tokens]: predicted, true."""
+    predicted, gold = (np.asarray(side, dtype=np.float64) for side in sides)
+    if predicted.ndim != 1 or predicted.shape != gold.shape:
+        raise TokenRatioError(
+            f"response {index}: {predicted.shape} predicted scores, {gold.shape} true ones; both "
+            "must have one per token"
+        )
+    if not np.isfinite(predicted).all():
+        raise TokenRatioError(f"response {index}: a predicted score is not finite")
+    return np.stack([predicted, gold])
+
+
+def _correlations(predicted: Array, gold: Array) -> tuple[float, float]:
+    """Spearman's ρ with average ranks, Kendall's τ-b; nan where either side is constant."""
+    if len(gold) < 2 or not np.ptp(predicted) or not np.ptp(gold):
+        return math.nan, math.nan
+    spearman = stats.spearmanr(predicted, gold).statistic
+    # The p-value is not used. The exact one would cost more than the correlation, the asymptotic
+    # one divides by zero for two tokens.
+    method = "asymptotic" if len(gold) > 2 else "exact"
+    kendall = stats.kendalltau(predicted, gold, method=method).statistic
+    return float(spearman), float(kendall)
+
+
+def _nanmean(values: Array) -> Array:
+    """Mean of each column over the rows that are not nan; nan if all are."""
+    defined = values[~np.isnan(values[:, 0])]
+    return defined.mean(0) if len(defined) else np.full(values.shape[1], math.nan)
+
+
+def _correlation(value: float, resampled: Array) -> Correlation:
+    resampled = resampled[~np.isnan(resampled)]  # a resample of one prompt alone may be constant
+    if math.isnan(value) or len(resampled) < 2:
+        return Correlation(float(value), math.nan, math.nan, math.nan)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Correlation(float(value), float(resampled.std(ddof=1)), float(low), float(high))

@@ -1,0 +1,274 @@
+"""Gold reward against KL(π ‖ π_ref): what a method buys with its distance from the reference.
+
+A method is a set of policies, its checkpoints or its βs, each with a KL (nats per response) and a
+mean reward. Between measured policies the frontier is straight *in the KL*: a policy that answers
+with π₁ or π₂ by a coin's toss has the mean of their rewards and, the KL being convex, at most the
+mean of their KLs. So every point of the upper concave hull, reference included, can be had; and no
+credit is given for what was not measured: past the last policy the frontier is flat.
+"""
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.measures import PolicyMeasures
+
+
+@dataclass(frozen=True)
+class PolicyPoint:
+    """A policy's distance and reward.
+
+    Attributes:
+        label: its checkpoint or β.
+        kl: KL(π ‖ π_ref) ≥ 0 in nats per response.
+        reward: its mean gold reward.
+        responses: what the means are of, for the bootstrap; None if only they are known.
+    """
+
+    label: str
+    kl: float
+    reward: float
+    responses: "Responses | None" = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.reward) and math.isfinite(self.kl) and self.kl >= 0):
+            raise TokenRatioError(
+                f"policy {self.label}: reward and KL must be finite and the KL not negative, not "
+                f"{self.reward} and {self.kl}"
+            )
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Per-response values summed by prompt: of each prompt `(Σ KL, Σ reward, responses)`."""
+
+    by_prompt: Mapping[Hashable, tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What a method attains.
+
+    Attributes:
+        points: the policies that no other dominates, by rising KL: none has both a KL as small and
+            a reward as large, one of them strictly.
+        dominated: labels of the others.
+        hull: corners `(kl, reward)` of the upper concave hull, reference first; rewards rise.
+        area: mean height of the hull above the reference's reward over KLs from 0 to `budget`, in
+            units of `unit`: 0 for the reference itself, 1 for a gain of `unit` that costs no KL.
+        standard_error, low, high: of the area, by a bootstrap over prompts, `low` to `high` its
+            95 % percentile interval; nan unless reference and all policies have their responses. A
+            hull over noisy points is biased upwards, more so the more points there are.
+        budget, unit: what the area refers to; areas with others do not compare.
+        resampled: the area in each resample; those of two methods from one call are paired, so
+            their differences give the uncertainty of the difference.
+    """
+
+    points: tuple[PolicyPoint, ...]
+    dominated: tuple[str, ...]
+    hull: tuple[tuple[float, float], ...]
+    area: float
+    standard_error: float
+    low: float
+    high: float
+    budget: float
+    unit: float
+    resampled: tuple[float, ...] = field(repr=False)
+
+
+def policy_point(
+    label: str,
+    kls: Sequence[float],
+    rewards: Sequence[float],
+    prompts: Sequence[Hashable],
+) -> PolicyPoint:
+    """A policy from its responses' KLs and rewards, and the prompt of each.
+
+    Raises:
+        TokenRatioError: lengths that differ, no responses, or a value that is not finite. A single
+            response's KL may be negative (an estimate), the mean may not.
+    """
+    if not len(kls) == len(rewards) == len(prompts) > 0:
+        raise TokenRatioError(
+            f"policy {label}: {len(kls)} KLs, {len(rewards)} rewards, {len(prompts)} prompts; each "
+            "response must have one of each"
+        )
+    by_prompt: dict[Hashable, tuple[float, float, int]] = {}
+    for kl, reward, prompt in zip(kls, rewards, prompts, strict=True):
+        old = by_prompt.get(prompt, (0.0, 0.0, 0))
+        by_prompt[prompt] = (old[0] + kl, old[1] + reward, old[2] + 1)
+    means = math.fsum(kls) / len(kls), math.fsum(rewards) / len(rewards)
+    return PolicyPoint(label, *means, Responses(by_prompt))
+
+
+def compare_frontiers(
+    methods: Mapping[str, Sequence[PolicyPoint]],
+    reference: PolicyPoint,
+    *,
+    budget: float | None = None,
+    unit: float | None = None,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Frontier]:
+    """The frontiers of several methods, measured by one yardstick.
+
+    Args:
+        methods: name → its policies.
+        reference: π_ref, KL 0, with its reward.
+        budget: the largest KL looked at; by default the smallest of the methods' largest KLs, so
+            that all are judged where all were measured.
+        unit: the gain in reward over the reference that counts as 1; by default the largest that
+            any method attains within the budget. Both are kept in the bootstrap: it moves what is
+            measured, not the yardstick.
+        num_bootstrap: resamples of the prompts, the same for all methods and the reference.
+        seed: of the resamples.
+    Raises:
+        TokenRatioError: a method without policies, a reference with a KL, a budget or unit that is
+            not positive, policies whose responses are to other prompts than the reference's.
+    """
+    if reference.kl != 0:
+        raise TokenRatioError(f"the reference has KL {reference.kl} to itself: it must be 0")
+    if empty := [name for name, points in methods.items() if not points]:
+        raise TokenRatioError(f"method {empty[0]} has no policy")
+    if not methods:
+        return {}
+    if budget is None:
+        budget = min(max(point.kl for point in points) for points in methods.values())
+    for name, value in (("KL budget", budget), ("unit of reward", unit)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise TokenRatioError(f"the {name} must be positive and finite, not {value}")
+    hulls = {
+        name: _hull([(point.kl, point.reward) for point in points], reference.reward)
+        for name, points in methods.items()
+    }
+    if unit is None:
+        unit = max(_height(hull, budget) for hull in hulls.values()) - reference.reward
+    frontiers = {}
+    for name, points in methods.items():
+        areas = [
+            _area(_hull(coordinates, base), base, budget, unit)
+            for base, coordinates in _resamples(points, reference, num_bootstrap, seed)
+        ]
+        low, high = np.quantile(areas, (0.025, 0.975)) if len(areas) > 1 else (math.nan, math.nan)
+        best = non_dominated(points)
+        frontiers[name] = Frontier(
+            points=tuple(best),
+            dominated=tuple(point.label for point in points if point not in best),
+            hull=tuple(hulls[name]),
+            area=_area(hulls[name], reference.reward, budget, unit),
+            standard_error=float(np.std(areas, ddof=1)) if len(areas) > 1 else math.nan,
+            low=float(low),
+            high=float(high),
+            budget=budget,
+            unit=unit,
+            resampled=tuple(areas),
+        )
+    return frontiers
+
+
+def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> list[str]:
+    """Where gold reward and KL are known: what each group of policies reaches for its KL."""
+    points: dict[str, list[PolicyPoint]] = {}
+    reference = None
+    for policy in policies:
+        reward, kl = policy.named("gold_reward"), policy.named("kl_policy_ref")
+        if reward is None:
+            continue
+        prompts = [prompt for prompt, _, _ in reward.values]
+        rewards = [value for _, _, value in reward.values]
+        if policy.policy == reference_name:
+            reference = policy_point(policy.policy, [0.0] * len(rewards), rewards, prompts)
+        elif kl is not None:
+            kls = [value for _, _, value in kl.values]
+            points.setdefault(policy.group, []).append(
+                policy_point(policy.policy, kls, rewards, prompts)
+            )
+    # A policy that is the reference has no frontier.
+    points = {name: found for name, found in points.items() if any(p.kl > 0 for p in found)}
+    if reference is None or sum(map(len, points.values())) < 2:
+        return []
+    lines = ["Gold reward for KL to the reference, normalised area under the frontier:"]
+    for name, frontier in compare_frontiers(points, reference).items():
+        best = ", ".join(f"{p.label} ({p.kl:.2f} nats, {p.reward:.3f})" for p in frontier.points)
+        beaten = f"; dominated: {', '.join(frontier.dominated)}" if frontier.dominated else ""
+        lines.append(
+            f"- {name}: {frontier.area:.3f} ± {frontier.standard_error:.3f} up to "
+            f"{frontier.budget:.2f} nats; {best}{beaten}"
+        )
+    return lines
+
+
+def non_dominated(points: Sequence[PolicyPoint]) -> list[PolicyPoint]:
+    """The policies no other dominates, by rising KL; of two at one place both stay."""
+    best: list[PolicyPoint] = []
+    for point in sorted(points, key=lambda point: (point.kl, -point.reward)):
+        if (
+            not best
+            or point.reward > best[-1].reward
+            or (point.kl, point.reward) == (best[-1].kl, best[-1].reward)
+        ):
+            best.append(point)
+    return best
+
+
+def _hull(points: Sequence[tuple[float, float]], base: float) -> list[tuple[float, float]]:
+    """Corners of the upper concave hull from the reference, (0, base), to the largest reward."""
+    hull: list[tuple[float, float]] = []
+    for kl, reward in sorted([(0.0, base), *points]):
+        if hull and reward <= hull[-1][1]:
+            continue  # the hull is flat from its top on
+        while hull and (hull[-1][0] == kl or (len(hull) > 1 and _is_below(hull, kl, reward))):
+            hull.pop()
+        hull.append((kl, reward))
+    return hull
+
+
+def _is_below(hull: list[tuple[float, float]], kl: float, reward: float) -> bool:
+    """Whether the last corner lies on or below the line from the one before it to a new point."""
+    (kl_0, reward_0), (kl_1, reward_1) = hull[-2:]
+    return (reward_1 - reward_0) * (kl - kl_0) <= (reward - reward_0) * (kl_1 - kl_0)
+
+
+def _height(hull: Sequence[tuple[float, float]], kl: float) -> float:
+    return float(np.interp(kl, *zip(*hull, strict=True)))
+
+
+def _area(hull: Sequence[tuple[float, float]], base: float, budget: float, unit: float) -> float:
+    """Mean of hull − base over KLs in [0, budget], in units of reward `unit`."""
+    if unit == 0:
+        return 0.0  # no method rises above the reference
+    corners = [*(kl for kl, _ in hull if kl < budget), budget]
+    heights = [_height(hull, kl) - base for kl in corners]
+    return float(np.trapezoid(heights, corners)) / (budget * unit)
+
+
+def _resamples(
+    points: Sequence[PolicyPoint], reference: PolicyPoint, num: int, seed: int
+) -> Iterator[tuple[float, list[tuple[float, float]]]]:
+    """The reference's reward and the policies' `(kl, reward)` in each resample of the prompts.
+
+    Nothing where responses are not known, or to one prompt only.
+    """
+    policies = [reference, *points]
+    known = [point.responses for point in policies if point.responses is not None]
+    if len(known) < len(policies) or len(known[0].by_prompt) < 2:
+        return
+    prompts = list(known[0].by_prompt)
+    for point, responses in zip(policies, known, strict=True):
+        if others := responses.by_prompt.keys() ^ set(prompts):
+            raise TokenRatioError(
+                f"policy {point.label} and the reference do not answer the same prompts: "
+                f"{len(others)} have responses of one alone; evaluate both on the same"
+            )
+    # [policies, prompts, (Σ KL, Σ reward, responses)]
+    sums = np.array([[r.by_prompt[prompt] for prompt in prompts] for r in known])
+    rng = np.random.default_rng(seed)
+    for _ in range(num):
+        counts = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)))
+        kls, rewards, sizes = np.einsum("p,mps->sm", counts, sums)
+        coordinates = zip((kls / sizes).clip(min=0.0), rewards / sizes, strict=True)
+        (_, base), *others = [(float(kl), float(reward)) for kl, reward in coordinates]
+        yield base, others

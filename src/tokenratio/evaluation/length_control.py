@@ -1,0 +1,396 @@
+"""Win rates at equal length: judges prefer longer responses (METHOD §8)."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+from scipy.special import expit, logit, logsumexp
+
+from tokenratio.data.files import SourceRow, read_file
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.comparison import LEVEL, cluster_codes
+from tokenratio.evaluation.win_rate import probabilities
+
+# Prompt effects in standard deviations. The trapezoid rule converges geometrically on a bell.
+_NODES = np.linspace(-5.0, 5.0, 61)
+_MAX_PROMPT_SD = 10.0
+_PROMPT_SD_SCALE = 2.5
+_STEP = 1e-5  # of central differences of the gradient, in log odds
+
+# AlpacaEval 2's settings, fixed by the figures it published.
+_EXTRA_WEIGHT = 0.1
+_INVERSE_PENALTIES = np.logspace(-4, 4, 10)
+_NUM_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class LengthControlledWinRate:
+    """What the win rate of A over B would be if their responses were equally long.
+
+    Attributes:
+        win_rate: in [0, 1].
+        standard_error: clustered by prompt; nan for one prompt.
+        interval: 95 %, symmetric in log odds, so it stays within [0, 1].
+        quality: Δθ, log odds of a win at equal length.
+        length_effect: λ, added to the log odds per unit of tanh(Δlen/sd); positive if the judge
+            likes length.
+        prompt_sd: the standard deviation of u_x in log odds; 0 where no prompt comes twice.
+        num_comparisons: with a verdict; all of the above is over these.
+        num_prompts: among them.
+        num_missing: comparisons without a verdict, left out.
+    """
+
+    win_rate: float
+    standard_error: float
+    interval: tuple[float, float]
+    quality: float
+    length_effect: float
+    prompt_sd: float
+    num_comparisons: int
+    num_prompts: int
+    num_missing: int
+
+
+def length_controlled_win_rate(
+    prob_a: ArrayLike,
+    lengths_a: ArrayLike,
+    lengths_b: ArrayLike,
+    prompts: Sequence[Hashable] | None = None,
+) -> LengthControlledWinRate:
+    """Fit P(A wins) = σ(Δθ + λ tanh(Δlen/sd) + u_x); give the mean of σ(Δθ + u_x).
+
+    Δlen is A's length less B's, sd its standard deviation over the comparisons. A probability
+    counts as that share of a win and the rest of a loss, which asks nothing of its distribution:
+    the standard error is the sandwich estimator's, from what each prompt adds to the fit, by the
+    delta method, as a bootstrap over prompts with new fits gives to first order, but without noise.
+
+    u_x are normal, their standard deviation estimated, and integrated out: a prompt's own effect
+    is its mean given the prompt's verdicts, shrunk as far as these are few. One verdict says
+    nothing about u_x, so where no prompt comes twice there is none; nor may there be one where
+    probabilities spread less than verdicts would. The figure is then σ(Δθ), of all prompts at once.
+    Were all lengths equal it would, in either case, be the mean of `prob_a` up to the prior.
+
+    The prior keeps a policy that always wins, or whose responses are all longer, from infinite
+    coefficients: half a win and half a loss for Δθ, and for λ at tanh = 1 (log-F(1, 1); Greenland
+    and Mansournia, Statistics in Medicine 34, 2015). That is one comparison beside the data, where
+    a normal prior, L2, would need a scale. The standard deviation of u_x has a half-normal prior of
+    scale 2.5.
+
+    Args:
+        prob_a: the judge's probability that A is better, the mean of both orders; nan where there
+            is no verdict.
+        lengths_a: of A's responses, in any unit that is also that of `lengths_b`.
+        prompts: of each comparison; all differ if None. A comparison counts as in the raw rate.
+
+    Raises:
+        TokenRatioError: a value is no probability or no length, nothing has a verdict, or A's
+            responses all differ from B's by the same length.
+    """
+    prob, lengths = probabilities("prob_a", prob_a), []
+    for name, given in (("lengths_a", lengths_a), ("lengths_b", lengths_b)):
+        array = np.asarray(given, dtype=np.float64)
+        if array.shape != prob.shape:
+            raise TokenRatioError(
+                f"{name} has shape {array.shape}, prob_a {prob.shape}: there must be one of each "
+                "for a comparison."
+            )
+        wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+        if wrong.size:
+            raise TokenRatioError(f"{name}: row {wrong[0]} is {array[wrong[0]]}, not a length.")
+        lengths.append(array)
+    names = list(range(len(prob))) if prompts is None else list(prompts)
+    if len(names) != len(prob):
+        raise TokenRatioError(f"{len(names)} prompts for {len(prob)} comparisons.")
+    kept = ~np.isnan(prob)
+    if not kept.any():
+        raise TokenRatioError(f"none of {len(prob)} comparisons has a verdict.")
+    codes = cluster_codes([name for name, keep in zip(names, kept, strict=True) if keep])
+    order = np.argsort(codes, kind="stable")  # a prompt's rows together
+    length_difference = (lengths[0] - lengths[1])[kept][order]
+    data = _Comparisons(prob[kept][order], _length_feature(length_difference), np.bincount(codes))
+    params = _fit(data)
+    value, error = _estimate(params, data)
+    center, reach = logit(value), math.nan
+    if data.num_prompts > 1:  # a t quantile: few prompts tell their own spread badly
+        quantile = stats.t.ppf(1 - LEVEL / 2, data.num_prompts - 1)
+        reach = quantile * error / (value * (1 - value))
+    return LengthControlledWinRate(
+        win_rate=value,
+        standard_error=error,
+        interval=(float(expit(center - reach)), float(expit(center + reach))),
+        quality=float(params[0]),
+        length_effect=float(params[1]),
+        prompt_sd=float(params[2]) if len(params) == 3 else 0.0,
+        num_comparisons=len(codes),
+        num_prompts=data.num_prompts,
+        num_missing=int((~kept).sum()),
+    )
+
+
+class _Comparisons:
+    """The data, sorted by prompt, and the model's value and derivatives on them.
+
+    Parameters are (Δθ, λ, τ), τ the standard deviation of u_x, or (Δθ, λ), without u_x.
+    """
+
+    def __init__(
+        self,
+        prob: Float[np.ndarray, "rows"],
+        length: Float[np.ndarray, "rows"],
+        sizes: Int[np.ndarray, "prompts"],
+    ) -> None:
+        self.prob, self.length = prob[:, None], length[:, None]
+        self.sizes, self.starts = sizes, np.cumsum(sizes) - sizes
+        self.num_prompts = len(sizes)
+
+    def evaluate(
+        self, params: Float[np.ndarray, "params"]
+    ) -> tuple[float, Float[np.ndarray, "prompts params"], Float[np.ndarray, "prompts"]]:
+        """Log-likelihood, its gradient by prompt, and each prompt's σ(Δθ + u_x), u_x averaged."""
+        quality, length_effect = params[:2]
+        nodes = _NODES if len(params) == 3 else np.zeros(1)
+        effects = params[-1] * nodes if len(params) == 3 else nodes
+        log_weights = -(nodes**2) / 2
+        log_weights -= logsumexp(log_weights)
+        log_odds = quality + length_effect * self.length + effects
+        by_row = self.prob * log_odds - np.logaddexp(0.0, log_odds)
+        joint = np.add.reduceat(by_row, self.starts) + log_weights
+        log_likelihoods = logsumexp(joint, axis=1)
+        posterior = np.exp(joint - log_likelihoods[:, None])
+        residual = self.prob - expit(log_odds)
+        columns = [
+            np.add.reduceat(residual, self.starts),
+            np.add.reduceat(residual * self.length, self.starts),
+        ]
+        columns += [columns[0] * nodes] if len(params) == 3 else []
+        gradient = np.stack([(posterior * column).sum(1) for column in columns], axis=1)
+        wins = posterior @ expit(quality + effects)
+        return float(log_likelihoods.sum()), gradient, wins
+
+    def win_rate(self, wins: Float[np.ndarray, "prompts"]) -> float:
+        return float((self.sizes * wins).sum() / self.sizes.sum())
+
+
+def _length_feature(difference: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
+    if not difference.any():
+        return difference
+    sd = difference.std(ddof=1) if len(difference) > 1 else 0.0
+    if not sd > 0:
+        raise TokenRatioError(
+            f"every response of A is longer by {difference[0]:g} than B's: what length does and "
+            "what quality does cannot be told apart. Report the raw win rate."
+        )
+    return np.tanh(difference / sd)
+
+
+def _log_prior(
+    params: Float[np.ndarray, "params"],
+) -> tuple[float, Float[np.ndarray, "params"]]:
+    coefficients = params[:2]
+    value = float((coefficients / 2 - np.logaddexp(0.0, coefficients)).sum())
+    gradient = 0.5 - expit(coefficients)
+    if len(params) == 3:
+        scaled = params[2] / _PROMPT_SD_SCALE
+        value, gradient = value - scaled**2 / 2, np.append(gradient, -scaled / _PROMPT_SD_SCALE)
+    return value, gradient
+
+
+def _fit(data: _Comparisons) -> Float[np.ndarray, "params"]:
+    """The likeliest parameters; τ is left out where no prompt comes twice, or where it is 0."""
+
+    def loss(params: Float[np.ndarray, "params"]) -> tuple[float, Float[np.ndarray, "params"]]:
+        value, gradient, _ = data.evaluate(params)
+        prior, prior_gradient = _log_prior(params)
+        return -value - prior, -gradient.sum(0) - prior_gradient
+
+    free = [(None, None)] * 2
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
+    if data.num_prompts < len(data.prob):
+        start, bounds = np.array([0.0, 0.0, 1.0]), [*free, (0.0, _MAX_PROMPT_SD)]
+        params = optimize.minimize(
+            loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        ).x
+        if params[2] > 1e-2:  # below, as good as none, and flat
+            return params
+    return optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", options=options).x
+
+
+def _estimate(params: Float[np.ndarray, "params"], data: _Comparisons) -> tuple[float, float]:
+    """The win rate at equal length and its standard error."""
+    _, scores, wins = data.evaluate(params)
+    value = data.win_rate(wins)
+    if data.num_prompts < 2:
+        return value, math.nan
+    hessian, slope = np.empty((len(params), len(params))), np.empty(len(params))
+    for index in range(len(params)):
+        step = np.zeros(len(params))
+        step[index] = _STEP
+        ends = []
+        for moved in (params + step, params - step):
+            _, gradient, moved_wins = data.evaluate(moved)
+            ends.append((gradient.sum(0) + _log_prior(moved)[1], data.win_rate(moved_wins)))
+        hessian[index] = (ends[0][0] - ends[1][0]) / (2 * _STEP)
+        slope[index] = (ends[0][1] - ends[1][1]) / (2 * _STEP)
+    direction = np.linalg.solve(-(hessian + hessian.T) / 2, slope)
+    influence = data.sizes * (wins - value) / data.sizes.sum() + scores @ direction
+    # The prior's half wins and losses are draws like the others; where the data never lose, what
+    # is uncertain lies in them.
+    chance = expit(params[:2])
+    prior = np.concatenate([(1 - chance) / 2, -chance / 2]) * np.tile(direction[:2], 2)
+    correction = data.num_prompts / (data.num_prompts - 1)
+    return value, math.sqrt(correction * float((influence**2).sum()) + float((prior**2).sum()))
+
+
+def alpaca_eval_leaderboard(
+    judgements_csv: str | Path,
+    eval_set_jsonl: str | Path,
+    extra_rows_csv: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Win rates of many models over one baseline, as AlpacaEval 2 publishes them.
+
+    For each model by itself, P(model wins) = σ(a tanh(Δlen/sd) + d difficulty + c), Δlen the
+    baseline's length less the model's, with an L1 penalty chosen by 5-fold cross-validation
+    (Dubois et al., arXiv 2404.04475); the figure is the mean of σ(d difficulty + c). The extra rows
+    hold a and d to those of the baseline told to be brief or wordy: weight 0.1 each, c absent.
+
+    Where a model lacks rows, the published code takes the difficulty of the instruction at the
+    row's position in the model's file, not that of the row's own instruction; so does this.
+
+    Args:
+        judgements_csv: columns `model`, `file_pos` (from 0), `len_baseline`, `len_model`,
+            `preference` (1: the baseline wins, 2: the model; 0 a draw, as 1.5). May be gzipped.
+        eval_set_jsonl: each instruction's `instruction_difficulty`, in order.
+        extra_rows_csv: columns `preference` (in [0, 1]), `std_delta_len`,
+            `instruction_difficulty`. Without it the figures differ from the published ones by up
+            to 3 points.
+
+    Returns:
+        Best first: `model`; `win_rate`, its `standard_error` and `length_controlled_win_rate`, in
+        percent.
+
+    Raises:
+        TokenRatioError: a file cannot be read, or a value is missing or out of range.
+    """
+    difficulties = np.array(
+        [_number(row, "instruction_difficulty") for row in _rows(eval_set_jsonl)]
+    )
+    columns = ("std_delta_len", "instruction_difficulty")
+    extra = [
+        (*(_number(row, column) for column in columns), _number(row, "preference", 0.0, 1.0))
+        for row in ([] if extra_rows_csv is None else _rows(extra_rows_csv))
+    ]
+    models: dict[str, dict[int, tuple[float, ...]]] = {}
+    for row in _rows(judgements_csv):
+        position = int(_number(row, "file_pos", 0.0, len(difficulties) - 1.0))
+        shorter = _number(row, "len_baseline", 0.0) - _number(row, "len_model", 0.0)
+        preference = _number(row, "preference", 0.0, 2.0) or 1.5
+        model = models.setdefault(row.fields.get("model", ""), {})
+        if preference < 1 or position in model:
+            raise TokenRatioError(
+                f"{row.origin}: preference {preference:g} at file_pos {position}; a model has one "
+                "row for each position, and a preference is 1 (the baseline wins) to 2, or 0 (a "
+                "draw)."
+            )
+        model[position] = (shorter, difficulties[position], preference - 1)
+    given = np.array(extra).reshape(-1, 3)
+    table = [
+        {"model": model, **_alpaca_eval_row(model, np.array(list(rows.values())), given)}
+        for model, rows in models.items()
+    ]
+    return sorted(table, key=lambda entry: -entry["length_controlled_win_rate"])
+
+
+def _alpaca_eval_row(
+    model: str, rows: Float[np.ndarray, "rows 3"], extra: Float[np.ndarray, "extra 3"]
+) -> dict[str, float]:
+    num, wins = len(rows), rows[:, 2]
+    sd = rows[:, 0].std(ddof=1) if num >= _NUM_FOLDS else 0.0
+    if not sd > 0:
+        raise TokenRatioError(
+            f"{model}: {num} judgements, their lengths' differences alike; there must be at least "
+            f"{_NUM_FOLDS}, of different lengths."
+        )
+    extra_features = np.column_stack([np.tanh(extra[:, 0]), extra[:, 1], np.zeros(len(extra))])
+    features = np.column_stack([np.tanh(rows[:, 0] / sd), rows[:, 1], np.ones(num)])
+    coefficients = _select_and_fit(
+        np.concatenate([extra_features, features]),
+        np.concatenate([extra[:, 2], wins]),
+        np.concatenate([np.full(len(extra), _EXTRA_WEIGHT), np.ones(num)]),
+    )
+    return {
+        "win_rate": 100 * float(wins.mean()),
+        "standard_error": 100 * float(wins.std(ddof=1)) / math.sqrt(num),
+        "length_controlled_win_rate": 100 * float(expit(features[:, 1:] @ coefficients[1:]).mean()),
+    }
+
+
+def _select_and_fit(
+    features: Float[np.ndarray, "rows features"],
+    wins: Float[np.ndarray, "rows"],
+    weights: Float[np.ndarray, "rows"],
+) -> Float[np.ndarray, "features"]:
+    """The L1-penalised fit with the penalty whose weighted log loss on held-out rows is least."""
+    # Every fifth row is held out; scikit-learn's GroupKFold, which the published code uses, breaks
+    # ties between equal groups as numpy's sort does on the machine at hand.
+    folds = np.arange(len(wins)) % _NUM_FOLDS
+    losses = np.zeros(len(_INVERSE_PENALTIES))
+    for fold in range(_NUM_FOLDS):
+        fit, held_out = folds != fold, folds == fold
+        for index, inverse_penalty in enumerate(_INVERSE_PENALTIES):
+            found = _l1_fit(features[fit], wins[fit], weights[fit], inverse_penalty)
+            log_odds = features[held_out] @ found
+            loss = np.logaddexp(0.0, log_odds) - wins[held_out] * log_odds
+            losses[index] += (weights[held_out] * loss).mean()
+    return _l1_fit(features, wins, weights, float(_INVERSE_PENALTIES[losses.argmin()]))
+
+
+def _l1_fit(
+    features: Float[np.ndarray, "rows features"],
+    wins: Float[np.ndarray, "rows"],
+    weights: Float[np.ndarray, "rows"],
+    inverse_penalty: float,
+) -> Float[np.ndarray, "features"]:
+    from sklearn.linear_model import LogisticRegression
+
+    # Each row is a win and a loss, weighted by their probabilities. Without a loss of any weight
+    # liblinear would fit nothing.
+    wins = wins.clip(1e-9, 1 - 1e-9)
+    model = LogisticRegression(
+        C=inverse_penalty, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123
+    )
+    model.fit(
+        np.concatenate([features, features]),
+        np.repeat([1, 0], len(wins)),
+        sample_weight=np.concatenate([wins * weights, (1 - wins) * weights]),
+    )
+    return model.coef_[0]
+
+
+def _rows(path: str | Path) -> list[SourceRow]:
+    rows = read_file(Path(path), Path(path).name)
+    if not rows:
+        raise TokenRatioError(f"{Path(path).name}: it holds no rows.")
+    return rows
+
+
+def _number(row: SourceRow, column: str, least: float = -math.inf, most: float = math.inf) -> float:
+    if row.problem is not None:
+        raise TokenRatioError(f"{row.origin}: {row.problem}.")
+    if column not in row.fields:
+        raise TokenRatioError(f"{row.origin}: it has no column {column}.")
+    try:
+        number = float(row.fields[column])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        raise TokenRatioError(
+            f"{row.origin}: {column} is {row.fields[column]!r}, not a number"
+            + (f" between {least:g} and {most:g}." if most < math.inf else ".")
+        )
+    return number

@@ -1,0 +1,112 @@
+"""What each token of a review is truly worth: exact Q_ref and A_ref in the review world."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenratio.data.worlds.grammar import Stack, StochasticGrammar
+from tokenratio.data.worlds.review_reward import ReviewReward
+from tokenratio.data.worlds.reviews import ReviewWorld
+
+# Values that are equal must be ties: sums in another order differ in the last digits.
+_DECIMALS = 10
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """What each token of a response is truly worth, in units of the reward.
+
+    Attributes:
+        action_value: Q_ref(s_t, a_t), the token's reward and the expected sum of the later ones.
+        advantage: A_ref(s_t, a_t) = Q_ref(s_t, a_t) − V_ref(s_t).
+    """
+
+    action_value: NDArray[np.float64]
+    advantage: NDArray[np.float64]
+
+
+class ReviewValues:
+    """Exact Q_ref and A_ref of the review world's tokens, π_ref its own grammar (METHOD §1).
+
+    What is still to be said depends on the grammar's stack, what it will earn on the state of the
+    reward; both are finite, so V_ref is a sum over a small graph, computed once per state.
+    """
+
+    def __init__(self, world: ReviewWorld) -> None:
+        self._world = world
+        self._grammar = StochasticGrammar(world.grammar.productions)
+        self._reward = _RewardStates(world.reward)
+        self._values: dict[tuple[Stack, int], float] = {}
+
+    def of_response(self, prompt: str, words: Sequence[str]) -> TokenValues:
+        """Of each word, EOS included where it is one of `words`; rounded to 1e-10.
+
+        nan from the first word on that the grammar cannot say there: π_ref has no such state.
+        """
+        stack, state = self._world.grammar.start(prompt), 0
+        action_values = np.full(len(words), math.nan)
+        advantages = action_values.copy()
+        for index, word in enumerate(words):
+            following = self._grammar.next_words(stack)
+            if word not in following:
+                break
+            value = self._value(stack, state)
+            reward, state = self._reward.step(state, word)
+            stack = following[word][1]
+            action_values[index] = reward + self._value(stack, state)
+            advantages[index] = action_values[index] - value
+        return TokenValues(action_values.round(_DECIMALS), advantages.round(_DECIMALS))
+
+    def _value(self, stack: Stack, state: int) -> float:
+        """V_ref: the expected sum of the rewards still to come."""
+        if not stack:
+            return 0.0
+        if (stack, state) not in self._values:
+            terms = []
+            for word, (prob, rest) in self._grammar.next_words(stack).items():
+                reward, after = self._reward.step(state, word)
+                terms.append(prob * (reward + self._value(rest, after)))
+            self._values[stack, state] = math.fsum(terms)
+        return self._values[stack, state]
+
+
+class _RewardStates:
+    """The states of the review reward, found by asking it what it would pay for certain words.
+
+    It remembers of a text the negations and the degree word still in force, how many opinions there
+    were and whether a full stop was. Two texts that agree in the answers to the probes agree in all
+    of this, whatever the constants, so one of them can stand for both. State 0 is the empty text.
+    """
+
+    # the degree in force; then sign, number of opinions, full stop
+    _PROBES = (("good",), ("very", "good", "good", "."))
+    # the answers keep apart all states: no constant is 0, and nothing is rounded away
+    _ASKED = ReviewReward(token=0.0)
+
+    def __init__(self, reward: ReviewReward) -> None:
+        self._reward = reward
+        self._texts: list[tuple[str, ...]] = [()]
+        self._states = {self._answers(()): 0}
+        self._steps: dict[tuple[int, str], tuple[float, int]] = {}
+
+    def step(self, state: int, word: str) -> tuple[float, int]:
+        """The reward of a word in a state, and the state after it."""
+        if (state, word) not in self._steps:
+            text = (*self._texts[state], word)
+            answers = self._answers(text)
+            if answers not in self._states:
+                self._states[answers] = len(self._texts)
+                self._texts.append(text)
+            reward = self._reward.token_rewards(text)[-1]
+            self._steps[state, word] = (reward, self._states[answers])
+        return self._steps[state, word]
+
+    def _answers(self, text: tuple[str, ...]) -> tuple[float, ...]:
+        return tuple(
+            reward
+            for probe in self._PROBES
+            for reward in self._ASKED.token_rewards([*text, *probe])[len(text) :]
+        )

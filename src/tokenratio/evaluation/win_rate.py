@@ -1,0 +1,171 @@
+"""How often a judge prefers one policy's responses to another's, each pair asked in both orders."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.comparison import LEVEL, cluster_codes, draws
+from tokenratio.evaluation.estimates import clustered_mean
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How policy A fares against policy B; shares lie in [0, 1].
+
+    Attributes:
+        win: A is preferred in both orders.
+        tie: neither is: one order contradicts the other, or a verdict is even.
+        lose: B is preferred in both orders.
+        win_rate: wins and half the ties.
+        standard_error: of the win rate, clustered by prompt; nan for one prompt.
+        interval: 95 %, of the win rate.
+        mean_probability: that A is better, by the judge's own account; what length control takes.
+        flip_rate: comparisons in which the preference follows the position: one order prefers A,
+            the other B.
+        num_comparisons: with both verdicts; all of the above is over these.
+        num_prompts: among them.
+        num_incomplete: comparisons without a verdict in one order or both, left out.
+    """
+
+    win: float
+    tie: float
+    lose: float
+    win_rate: float
+    standard_error: float
+    interval: tuple[float, float]
+    mean_probability: float
+    flip_rate: float
+    num_comparisons: int
+    num_prompts: int
+    num_incomplete: int
+
+
+def win_rate(
+    prob_a_first: ArrayLike,
+    prob_a_second: ArrayLike,
+    prompts: Sequence[Hashable] | None = None,
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> WinRate:
+    """Count a judge's verdicts; with `swap_policies` of them, win and lose change places exactly.
+
+    A win needs both orders, as in MT-Bench: a judge that always takes the first response ties.
+
+    The interval is a percentile bootstrap over prompts. Where all comparisons end alike, resamples
+    have no spread, and it is the exact binomial one of that many prompts.
+
+    Args:
+        prob_a_first: the judge's probability that A's response is better, A's shown first, one for
+            each comparison; 0, 1 and 1/2 from a judge that only names a winner; nan where it gave
+            no verdict.
+        prob_a_second: the same, A's response shown second.
+        prompts: of each comparison; a prompt's comparisons count as one draw. All differ if None.
+        seed: fixes the interval.
+
+    Raises:
+        TokenRatioError: a value is no probability, or no comparison has both verdicts.
+    """
+    if num_resamples < 1:
+        raise TokenRatioError(f"num_resamples must be at least 1, not {num_resamples}.")
+    first = probabilities("prob_a_first", prob_a_first)
+    second = probabilities("prob_a_second", prob_a_second)
+    names = list(range(len(first))) if prompts is None else list(prompts)
+    if not len(first) == len(second) == len(names):
+        raise TokenRatioError(
+            f"{len(first)} verdicts with A first, {len(second)} with A second, {len(names)} "
+            "prompts: there must be one of each for a comparison."
+        )
+    complete = ~np.isnan(first + second)
+    if not complete.any():
+        raise TokenRatioError(
+            f"none of {len(first)} comparisons has a verdict in both orders; look at what the "
+            "judge replied."
+        )
+    first, second = _preference(first[complete]), _preference(second[complete])
+    kept = [name for name, keep in zip(names, complete, strict=True) if keep]
+    codes = cluster_codes(kept)
+    # ±1/2 and 0: around zero, what holds for A holds for B with the other sign, to the last bit.
+    outcomes = (np.sign(first) + np.sign(second)) / 2
+    outcomes = np.where(np.abs(outcomes) == 1, outcomes / 2, 0.0)
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    estimate = clustered_mean(outcomes[order].tolist(), sizes.tolist())
+    wins, losses = int((outcomes > 0).sum()), int((outcomes < 0).sum())
+    num = len(outcomes)
+    return WinRate(
+        win=wins / num,
+        tie=(num - wins - losses) / num,
+        lose=losses / num,
+        win_rate=_share(estimate.mean),
+        standard_error=estimate.standard_error,
+        interval=_interval(outcomes, codes, sizes, num_resamples, seed),
+        # Summed pair by pair: the order of the two verdicts does not matter.
+        mean_probability=_share(float((first + second).sum()) / (2 * num)),
+        flip_rate=float((np.sign(first) * np.sign(second) < 0).mean()),
+        num_comparisons=num,
+        num_prompts=len(sizes),
+        num_incomplete=int((~complete).sum()),
+    )
+
+
+def swap_policies(
+    prob_a_first: ArrayLike, prob_a_second: ArrayLike
+) -> tuple[Float[np.ndarray, "comparisons"], Float[np.ndarray, "comparisons"]]:
+    """The same verdicts told of policy B: where A stood first, B stood second."""
+    return 1.0 - np.asarray(prob_a_second, float), 1.0 - np.asarray(prob_a_first, float)
+
+
+def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparisons"]:
+    """As an array, nan allowed.
+
+    Raises:
+        TokenRatioError: a value is neither nan nor in [0, 1].
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise TokenRatioError(f"{name} has shape {array.shape}; it must hold one number for each.")
+    wrong = np.flatnonzero((array < 0) | (array > 1))
+    if wrong.size:
+        raise TokenRatioError(
+            f"{name}: row {wrong[0]} is {array[wrong[0]]}, not a probability between 0 and 1 "
+            f"(and {wrong.size - 1} further rows)."
+        )
+    return array
+
+
+def _preference(prob: Float[np.ndarray, "comparisons"]) -> Float[np.ndarray, "comparisons"]:
+    """Probability less 1/2, such that that of 1 − p is the negative of p's in floating point."""
+    return 0.5 - (1.0 - prob)
+
+
+def _share(preference: float) -> float:
+    """1/2 + preference, such that the shares of ±preference sum to 1 in floating point."""
+    larger = 0.5 + abs(preference)
+    return larger if preference >= 0 else 1.0 - larger
+
+
+def _interval(
+    outcomes: Float[np.ndarray, "comparisons"],
+    codes: Int[np.ndarray, "comparisons"],
+    sizes: Int[np.ndarray, "prompts"],
+    num_resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    if np.all(outcomes == outcomes[0]) and outcomes[0] != 0:
+        # Clopper and Pearson's, whose other end is the win rate itself.
+        reach = (LEVEL / 2) ** (1 / len(sizes)) - 0.5
+        return (_share(reach), 1.0) if outcomes[0] > 0 else (0.0, _share(-reach))
+    sums = np.bincount(codes, weights=outcomes)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws(rng, len(sizes), num_resamples)]
+    )
+    means.sort()
+    # As many resamples below as above: quantiles in between would not mirror exactly.
+    tail = int(num_resamples * LEVEL / 2)
+    return _share(float(means[tail])), _share(float(means[-1 - tail]))
