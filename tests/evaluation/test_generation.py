@@ -1,11 +1,19 @@
 import collections
+import random
 
 import pytest
 import torch
 
+from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import encode_prompts, policy_sampler, sample_responses
+from tokenratio.evaluation.generation import (
+    encode_prompts,
+    iterate_samples,
+    policy_sampler,
+    sample_responses,
+)
+from tokenratio.evaluation.sampling import RowSampler, stream_seed
 
 PROMPTS = [
     "review of the hotel :",
@@ -71,6 +79,125 @@ def test_one_seed_one_result_and_the_global_state_untouched(make_policy, tokeniz
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(row) for row in runs[0]] == [3] * len(PROMPTS)
     assert [row[0].prompt_ids for row in runs[0]] == encode_prompts(tokenizer, PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_neither_batch_nor_order_changes_samples(make_policy, tokenizer, world, dtype, top_p):
+    """Each prompt's samples are its own, whatever it is padded with and whoever is beside it."""
+    model = make_policy(0).to(dtype)
+    prompts = [*PROMPTS, *world.prompts(10, seed=0)]
+    keys = [str(index) for index in range(len(prompts))]
+    options = {"num_samples": 3, "temperature": 1.3, "top_p": top_p, "max_new_tokens": 20}
+
+    def samples(order, **how):
+        rows = sample_responses(
+            model,
+            tokenizer,
+            [prompts[i] for i in order],
+            keys=[keys[i] for i in order],
+            seed=4,
+            **options | how,
+        )
+        return dict(zip(order, rows, strict=True))
+
+    order = list(range(len(prompts)))
+    alone = samples(order, batch_size=1)
+    assert samples(order, batch_size=7) == alone
+    random.Random(0).shuffle(order)
+    assert samples(order, batch_size=7) == samples(order, batch_size=64) == alone
+    some = samples(order[:5], batch_size=4)
+    assert some == {index: alone[index] for index in order[:5]}
+    fewer = samples(order, batch_size=7, num_samples=1, max_new_tokens=5)
+    for index, (first, *_) in alone.items():
+        assert fewer[index][0].response_ids == first.response_ids[:5]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_batch_has_no_say_in_any_family(family):
+    tokenizer, model = tiny_tokenizer(), tiny_model(family)
+    prompts = [pair["prompt"] for pair in word_pairs(12)]
+    one, seven = (
+        sample_responses(
+            model, tokenizer, prompts, num_samples=2, max_new_tokens=12, batch_size=size, seed=0
+        )
+        for size in (1, 7)
+    )
+    assert one == seven
+    assert len({sample.response_ids for row in one for sample in row}) > 20
+
+
+def test_like_prompts_have_streams_of_their_own(make_policy, tokenizer):
+    options = {"num_samples": 2, "max_new_tokens": 12, "seed": 0, "temperature": 2.0}
+    rows = sample_responses(make_policy(0), tokenizer, [PROMPTS[0]] * 3, **options)
+    assert len({sample.response_ids for row in rows for sample in row}) == 6
+    keyed = sample_responses(
+        make_policy(0), tokenizer, [PROMPTS[0]] * 3, keys=["a", "b", "c"], **options
+    )
+    assert len({sample.response_ids for row in keyed for sample in row}) == 6
+    with pytest.raises(TokenRatioError, match="2 different keys for 3 prompts"):
+        sample_responses(
+            make_policy(0), tokenizer, [PROMPTS[0]] * 3, keys=["a", "b", "a"], **options
+        )
+
+
+def test_finished_prompts_come_before_the_rest_is_begun(make_policy, tokenizer):
+    model = make_policy(0)
+    begun = []
+    own = model.generate
+    model.generate = lambda **inputs: (begun.append(len(inputs["input_ids"])), own(**inputs))[1]
+    stream = iterate_samples(
+        model, tokenizer, PROMPTS, num_samples=2, max_new_tokens=4, batch_size=3, seed=0
+    )
+    first, samples = next(stream)
+    assert (first, len(samples), begun) == (2, 2, [3])  # the shortest prompt
+    assert torch.is_grad_enabled()  # nothing is left switched off while the consumer works
+    assert model.training
+    assert sorted([first, *(index for index, _ in stream)]) == list(range(len(PROMPTS)))
+    assert begun == [3, 3, 3, 1]
+
+
+def steps_of(logits, num_rows, num_steps, **options):
+    """Tokens drawn from the same logits at each step, `[rows, steps]`."""
+    seeds = [stream_seed(0, "key", row) for row in range(num_rows)]
+    sampler = RowSampler(seeds, **{"temperature": 1.0, "top_p": 1.0} | options)
+    rows = logits.expand(num_rows, -1)
+    empty = torch.empty(num_rows, 0, dtype=torch.long)
+    return torch.stack([sampler(empty, rows.clone()).argmax(-1) for _ in range(num_steps)], 1)
+
+
+def chi_square(counts, probs):
+    expected = counts.sum() * probs
+    return ((counts - expected) ** 2 / expected).sum().item()
+
+
+def test_steps_of_a_row_are_draws_from_softmax_and_independent():
+    """χ² of single tokens and of pairs of successive ones; 5σ bounds. The block is drawn anew."""
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, 0.5, 0.0, -2.0]])
+    probs = logits[0].softmax(-1)
+    size, num_rows, num_steps = len(probs), 12, 3000  # 8192 // 7 steps to a block
+    tokens = steps_of(logits, num_rows, num_steps)
+    for row in tokens:
+        degrees = size - 1
+        counts = torch.bincount(row, minlength=size)
+        assert chi_square(counts, probs) < degrees + 5 * (2 * degrees) ** 0.5 + 10
+        pairs = torch.bincount(row[:-1] * size + row[1:], minlength=size**2)
+        degrees = size**2 - 1
+        joint = (probs[:, None] * probs).flatten()
+        assert chi_square(pairs, joint) < degrees + 5 * (2 * degrees) ** 0.5 + 10
+    agree = (tokens[0] == tokens[1]).double().mean().item()  # rows are independent too
+    assert abs(agree - (probs**2).sum().item()) < 5 * 0.5 / num_steps**0.5
+
+
+def test_top_p_and_temperature_are_applied_before_the_draw():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).log_softmax(-1)
+    kept = steps_of(logits, 8, 500, top_p=0.85)  # 0.64 + 0.24: two tokens
+    frequency = torch.bincount(kept.flatten(), minlength=4) / kept.numel()
+    assert frequency[2:].sum() == 0
+    assert abs(frequency[0] - torch.tensor([3.0, 2.0]).softmax(-1)[0]) < 0.04
+    hot = steps_of(logits, 8, 500, temperature=100.0)
+    assert (torch.bincount(hot.flatten()) / hot.numel() - 0.25).abs().max() < 0.04
+    assert steps_of(logits, 2, 50, temperature=1e-42).max() == 0
 
 
 def test_responses_end_at_eos_or_at_the_length(make_policy, tokenizer):

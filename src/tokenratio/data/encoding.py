@@ -197,7 +197,7 @@ def assemble(
         if not response or response == [special.eos]:
             raise RowDefectError(DefectKind.BLANK_RESPONSE, f"{side} has no token but EOS")
 
-    prompt, prompt_cut = _cut_left(prompt, special.prefix, limits.max_prompt_length)
+    prompt, prompt_cut = cut_left(prompt, special.prefix, limits.max_prompt_length)
     kept, cuts = responses, [0] * len(responses)
     if limits.max_length is not None:
         room = limits.max_length - len(prompt)
@@ -243,9 +243,10 @@ def _without_prefix(ids: list[int], prefix: tuple[int, ...]) -> list[int]:
     return ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
 
 
-def _cut_left(
+def cut_left(
     prompt: list[int], prefix: tuple[int, ...], limit: int | None
 ) -> tuple[list[int], int]:
+    """A prompt's last tokens behind its prefix, `limit` in all, and how many were cut."""
     if limit is None or len(prompt) <= limit:
         return prompt, 0
     kept = prompt[len(prompt) - (limit - len(prefix)) :]

@@ -1,6 +1,9 @@
 """Responses sampled from a policy, reproducibly, leaving no trace on model or tokenizer."""
 
+import json
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +14,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tokenratio.data.encoding import begin, special_tokens
+from tokenratio.data.encoding import begin, cut_left, special_tokens
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.sampling import RowSampler, stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,8 +51,10 @@ def sample_responses(
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int,
+    max_prompt_length: int | None = None,
     batch_size: int = 64,
     seed: int,
+    keys: Sequence[str] | None = None,
     progress: bool = False,
 ) -> list[list[Sample]]:
     """Sample responses to each prompt, in the order of the prompts.
@@ -56,49 +62,126 @@ def sample_responses(
     The distribution is the model's own, tempered and cut as asked: what its `generation_config`
     says of top-k, penalties and the like does not apply. Its EOS ids do, next to the tokenizer's.
 
+    A response depends on the model, the prompt, `seed`, the prompt's key and the sample's number,
+    and not on what else is asked for, in which order, or how many at once; but for rounding: with
+    another padding the logits differ in their last bits, and where the draw is that close, so does
+    the token. In float32 that is rare, in half precision it is not.
+
     Args:
         temperature: 0 takes the likeliest token each time.
         top_p: keep the smallest set of tokens with this probability; 1 keeps all.
         max_new_tokens: longest response in tokens, EOS included.
-        batch_size: rows generated at once. Sampled tokens depend on it as on the seed.
+        max_prompt_length: see `encode_prompts`.
+        batch_size: rows generated at once.
         seed: the same call gives the same samples; the global random state is left as it was.
+        keys: what tells the prompts apart, an id each; None for their content, and where prompts
+            are alike, which of them it is.
         progress: draw a bar, in responses.
 
     Returns:
         For each prompt, `num_samples` samples.
     """
+    samples = dict(
+        iterate_samples(
+            model,
+            tokenizer,
+            prompts,
+            num_samples=num_samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            max_prompt_length=max_prompt_length,
+            batch_size=batch_size,
+            seed=seed,
+            keys=keys,
+            progress=progress,
+        )
+    )
+    return [samples[index] for index in range(len(prompts))]
+
+
+def iterate_samples(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    *,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int,
+    max_prompt_length: int | None = None,
+    batch_size: int = 64,
+    seed: int,
+    keys: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, list[Sample]]]:
+    """`sample_responses`, one prompt after the other as they are finished, the shortest first.
+
+    Yields:
+        The prompt's index and its samples.
+    """
     _check(num_samples, temperature, top_p, max_new_tokens, batch_size)
-    encoded = encode_prompts(tokenizer, prompts)
+    if keys is not None and len(set(keys)) < len(prompts):
+        raise TokenRatioError(f"{len(set(keys))} different keys for {len(prompts)} prompts")
+    encoded = encode_prompts(tokenizer, prompts, max_prompt_length=max_prompt_length)
+    keys = _content_keys(prompts) if keys is None else keys
     eos_ids = _eos_ids(model, tokenizer)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": eos_ids, "pad_token_id": pad_id}
-    if temperature > 0:  # top_k 0: unset, transformers keeps only the 50 likeliest tokens
-        settings |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    else:
-        settings |= {"do_sample": False}
+    settings["do_sample"] = False  # the sampling is RowSampler's
 
-    rows = [index for index in range(len(prompts)) for _ in range(num_samples)]
-    rows.sort(key=lambda index: len(encoded[index]))  # stable; little padding within a batch
-    samples: list[list[Sample]] = [[] for _ in prompts]
-    device = next(model.parameters()).device
-    with (
-        torch.no_grad(),
-        eval_mode(model),
-        _seeded(device, seed),
-        _generation_settings(model, settings),
-        tqdm(total=len(rows), unit="response", disable=not progress) as bar,
-    ):
+    rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
+    rows.sort(key=lambda row: len(encoded[row[0]]))  # stable; little padding within a batch
+    samples: dict[int, list[Sample]] = {index: [] for index in range(len(prompts))}
+    num_tokens, started = 0, time.perf_counter()
+    with tqdm(total=len(rows), unit="response", disable=not progress) as bar:
         for begin in range(0, len(rows), batch_size):
             batch = rows[begin : begin + batch_size]
-            input_ids, attention_mask = _pad_left([encoded[index] for index in batch], pad_id)
-            generated = model.generate(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
-            )
-            responses = generated[:, input_ids.shape[1] :].tolist()
-            for index, response in zip(batch, responses, strict=True):
-                samples[index].append(_sample(tokenizer, encoded[index], response, eos_ids))
+            sampler = None
+            if temperature > 0:
+                seeds = [stream_seed(seed, keys[index], number) for index, number in batch]
+                sampler = RowSampler(seeds, temperature=temperature, top_p=top_p)
+            inputs = _pad_left([encoded[index] for index, _ in batch], pad_id)
+            responses = _generate(model, *inputs, settings, sampler)
+            for (index, _), response in zip(batch, responses, strict=True):
+                sample = _sample(tokenizer, encoded[index], response, eos_ids)
+                samples[index].append(sample)
+                num_tokens += len(sample.response_ids)
             bar.update(len(batch))
-    return samples
+            bar.set_postfix({"tokens/s": f"{num_tokens / (time.perf_counter() - started):.0f}"})
+            for index in dict.fromkeys(index for index, _ in batch):
+                if len(samples[index]) == num_samples:
+                    yield index, samples.pop(index)
+
+
+def _content_keys(prompts: Sequence[Prompt]) -> list[str]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        content = json.dumps(prompt, sort_keys=True, default=str)
+        keys.append(f"{seen[content]} {content}")
+        seen[content] += 1
+    return keys
+
+
+def _generate(
+    model: "PreTrainedModel",
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Int[Tensor, "rows length"],
+    settings: dict[str, Any],
+    sampler: RowSampler | None,
+) -> list[list[int]]:
+    """What the model writes after each row, padding included."""
+    from transformers import LogitsProcessorList
+
+    device = next(model.parameters()).device
+    with torch.no_grad(), eval_mode(model), _generation_settings(model, settings):
+        generated = model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            logits_processor=LogitsProcessorList([] if sampler is None else [sampler]),
+        )
+    return generated[:, input_ids.shape[1] :].tolist()
 
 
 def policy_sampler(
@@ -137,12 +220,18 @@ def policy_sampler(
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    *,
+    max_prompt_length: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Token ids of prompts as the policy met them in training (`data.encoding.assemble`).
 
     A text gets the tokenizer's own prefix once; a conversation goes through the chat template, with
     its generation prompt.
+
+    Args:
+        max_prompt_length: tokens of the longest; longer ones are cut on the left, as in training.
     """
     special = special_tokens(tokenizer)
     encoded = []
@@ -157,7 +246,8 @@ def encode_prompts(
                 list(prompt), tokenize=False, add_generation_prompt=True
             )
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        encoded.append(tuple(begin(ids, special)))
+        kept, _ = cut_left(begin(ids, special), special.prefix, max_prompt_length)
+        encoded.append(tuple(kept))
     return encoded
 
 
@@ -172,19 +262,6 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the CPU's and the device's generator; afterwards both go on where they were."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type=device.type):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch every device
-        for each in devices:
-            backend = torch.get_device_module(each)
-            with backend.device(each):
-                backend.manual_seed(seed)
-        yield
 
 
 @contextmanager

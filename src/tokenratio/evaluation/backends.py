@@ -1,0 +1,127 @@
+"""Where responses come from: a model loaded here, or an endpoint."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
+from tokenratio.evaluation.generation import Prompt, iterate_samples
+from tokenratio.evaluation.generations import GeneratedSample
+from tokenratio.evaluation.sampling import stream_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TransformersBackend:
+    """A policy in this process; see `sample_responses` for the settings.
+
+    A prompt's id names its random stream, so that an interrupted run goes on with the samples that
+    it would have had, and two policies asked the same prompts meet the same draws.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    max_new_tokens: int
+    max_prompt_length: int | None = None
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    progress: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What the responses depend on, the model apart; `batch_size` is not among it."""
+        cut = {"max_prompt_length": self.max_prompt_length}
+        return {"backend": "transformers", **_sampling(self), **cut, "seed": self.seed}
+
+    def __call__(
+        self, prompts: Sequence[tuple[str, Prompt]]
+    ) -> Iterator[tuple[str, list[GeneratedSample]]]:
+        ids = [id for id, _ in prompts]
+        finished = iterate_samples(
+            self.model,
+            self.tokenizer,
+            [prompt for _, prompt in prompts],
+            num_samples=self.num_samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            max_prompt_length=self.max_prompt_length,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keys=ids,
+            progress=self.progress,
+        )
+        for index, samples in finished:
+            yield (
+                ids[index],
+                [GeneratedSample(s.text, s.finish_reason, s.response_ids) for s in samples],
+            )
+
+
+@dataclass(frozen=True)
+class EndpointBackend:
+    """A policy behind an OpenAI-compatible endpoint.
+
+    A prompt's samples are asked for in one request, so that the prompt is paid for once. Servers
+    that give fewer are asked again for the rest.
+
+    Attributes:
+        seed: each request sends one made of this and the prompt's id; None sends none, for servers
+            that know no seed.
+    """
+
+    endpoint: Endpoint
+    max_new_tokens: int
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the responses depend on, the server and its model among it."""
+        identity = self.endpoint.settings.identity()
+        return {"backend": "endpoint", **identity, **_sampling(self), "seed": self.seed}
+
+    def __call__(
+        self, prompts: Sequence[tuple[str, Prompt]]
+    ) -> Iterator[tuple[str, list[GeneratedSample]]]:
+        failed: dict[str, str] = {}
+        for request, answer in self.endpoint.ask([self._request(*prompt) for prompt in prompts]):
+            if isinstance(answer, Failure):
+                failed[request.id] = answer.reason
+            else:
+                yield (
+                    request.id,
+                    [GeneratedSample(c.text, c.finish_reason, c.token_ids) for c in answer],
+                )
+        if failed:
+            id, reason = next(iter(failed.items()))
+            raise TokenRatioError(f"{len(failed)} prompts got no answer, first {id}: {reason}")
+
+    def _request(self, id: str, prompt: Prompt) -> Request:
+        # servers read the seed as a 32-bit number, and some count choices up from it
+        seed = None if self.seed is None else stream_seed(self.seed, id, 0) % 2**30
+        return Request(
+            id,
+            prompt,
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            num_choices=self.num_samples,
+            seed=seed,
+        )
+
+
+def _sampling(backend: TransformersBackend | EndpointBackend) -> dict[str, Any]:
+    names = ("num_samples", "temperature", "top_p", "max_new_tokens")
+    return {name: getattr(backend, name) for name in names}

@@ -1,0 +1,170 @@
+"""What questions to an endpoint cost: estimated before, counted on the way, limited."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generation import Prompt
+from tokenratio.evaluation.replies import Answer
+
+_CHARACTERS_PER_TOKEN = 4  # of English under current vocabularies, about
+_TOKENS_PER_MESSAGE = 4  # the role and its delimiters
+
+
+class BudgetError(TokenRatioError):
+    """The budget is used up."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where to stop, and the prices that costs are counted with.
+
+    Attributes:
+        max_requests: sent, retries included; None for no limit.
+        max_cost: in the currency of the prices; None for no limit.
+        price_in, price_out: per million tokens read and written.
+    """
+
+    max_requests: int | None = None
+    max_cost: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_requests", "max_cost", "price_in", "price_out"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise TokenRatioError(f"{name} must be at least 0, not {value}")
+        if (self.price_in is None) != (self.price_out is None):
+            raise TokenRatioError("give price_in and price_out, or neither")
+        if self.max_cost is not None and self.price_in is None:
+            raise TokenRatioError(
+                "max_cost needs price_in and price_out, the prices of a million tokens"
+            )
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """In the currency of the prices; 0 without prices."""
+        return (tokens_in * (self.price_in or 0) + tokens_out * (self.price_out or 0)) / 1e6
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The most that a request can take."""
+
+    tokens_in: int
+    tokens_out: int
+
+
+class Ledger:
+    """What was sent and spent, and whether there is room for more.
+
+    A request reserves the most it can cost before it is sent, so that requests under way together
+    stay within the budget; its answer then counts with what the server says it took. What was
+    sent and never answered counts in full where the server may have worked on it.
+
+    Args:
+        count_tokens: of a text; None counts four characters a token.
+    """
+
+    def __init__(self, budget: Budget, count_tokens: Callable[[str], int] | None = None) -> None:
+        self.budget = budget
+        self._count = count_tokens or _rough_count
+        self.num_requests = self.num_answered = self.tokens_in = self.tokens_out = 0
+        self._reserved = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Spent so far."""
+        return self.budget.cost(self.tokens_in, self.tokens_out)
+
+    def demand(self, prompt: Prompt, max_tokens: int, num_choices: int = 1) -> Demand:
+        """The most that a request takes, by the estimate of its prompt."""
+        if isinstance(prompt, str):
+            read = self._count(prompt)
+        else:
+            texts = [str(message.get("content") or "") for message in prompt]
+            read = sum(map(self._count, texts)) + _TOKENS_PER_MESSAGE * len(texts)
+        return Demand(read, max_tokens * num_choices)
+
+    def reserve(self, demand: Demand) -> None:
+        """Before a request is sent.
+
+        Raises:
+            BudgetError: it could exceed the budget.
+        """
+        limit = self.budget.max_requests
+        if limit is not None and self.num_requests >= limit:
+            raise BudgetError(f"stopped at max_requests: {limit} requests were sent")
+        cost = self.budget.cost(demand.tokens_in, demand.tokens_out)
+        limit = self.budget.max_cost
+        if limit is not None and self.cost + self._reserved + cost > limit:
+            raise BudgetError(
+                f"stopped before max_cost {limit:g}: about {self.cost:.4g} is spent, and the next "
+                f"request may cost {cost:.4g}"
+            )
+        self.num_requests += 1
+        self._reserved += cost
+
+    def settle(self, demand: Demand, answer: Answer | None, *, maybe_paid: bool = False) -> None:
+        """When a request that was reserved has ended.
+
+        Args:
+            answer: None for one that has none.
+            maybe_paid: whether the server may have charged for it all the same.
+        """
+        self._reserved -= self.budget.cost(demand.tokens_in, demand.tokens_out)
+        if answer is None:
+            if maybe_paid:
+                self.tokens_in += demand.tokens_in
+                self.tokens_out += demand.tokens_out
+            return
+        self.num_answered += 1
+        texts = (choice.text for choice in answer.choices)
+        written = sum(map(self._count, texts)) if answer.tokens_out is None else answer.tokens_out
+        self.tokens_in += demand.tokens_in if answer.tokens_in is None else answer.tokens_in
+        self.tokens_out += written
+
+    def estimate(self, demands: Iterable[Demand], where: str) -> str:
+        """What is about to be asked and what it can cost at most, in words."""
+        demands = list(demands)
+        read = sum(demand.tokens_in for demand in demands)
+        written = sum(demand.tokens_out for demand in demands)
+        said = (
+            f"{len(demands):,} requests to {where}: about {read:,} tokens in, at most "
+            f"{written:,} out"
+        )
+        budget = self.budget
+        if budget.price_in is not None:
+            cost = budget.cost(read, written)
+            said += (
+                f"; at most about {cost:.4g} (at {budget.price_in:g} a million tokens in, "
+                f"{budget.price_out:g} out)"
+            )
+            if budget.max_cost is not None:
+                said += f", max_cost {budget.max_cost:g}"
+        if budget.max_requests is not None:
+            said += f"; max_requests {budget.max_requests:,}"
+        return said
+
+    def totals(self, seconds: float) -> str:
+        """What was asked and what it took, in words."""
+        said = (
+            f"{self.num_answered:,} answers to {self.num_requests:,} requests in {seconds:.1f} s: "
+            f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out "
+            f"({self.tokens_out / max(seconds, 1e-9):.0f}/s)"
+        )
+        return said + ("" if self.budget.price_in is None else f"; about {self.cost:.4g} spent")
+
+    def rates(self, seconds: float) -> dict[str, str]:
+        """For a progress bar."""
+        seconds = max(seconds, 1e-9)
+        shown = {
+            "in/s": f"{self.tokens_in / seconds:.0f}",
+            "out/s": f"{self.tokens_out / seconds:.0f}",
+        }
+        return shown if self.budget.price_in is None else shown | {"cost": f"{self.cost:.4g}"}
+
+
+def _rough_count(text: str) -> int:
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)

@@ -1,0 +1,397 @@
+"""Questions to an OpenAI-compatible endpoint: many at a time, retried, within a budget.
+
+vLLM, TGI, llama.cpp and the hosted services all speak this protocol. The `openai` client does the
+talking; when to try again and when to stop is decided here, because an answer costs money.
+"""
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import random
+import re
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.budget import Budget, BudgetError, Ledger
+from tokenratio.evaluation.generation import Prompt
+from tokenratio.evaluation.replies import (
+    Choice,
+    ReplyError,
+    may_have_cost,
+    read_reply,
+    reason_of,
+    retry_after,
+)
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this means "not today"
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where to ask, and how.
+
+    Attributes:
+        base_url: with the version, as in `https://api.openai.com/v1` or `http://localhost:8000/v1`.
+        model: the name the server knows it by.
+        api: "chat" sends conversations, a text as one user turn; "completions" sends a text as it
+            is, to be gone on with.
+        api_key_env: the environment variable that holds the key. Unset, none is sent.
+        max_tokens_name: "max_completion_tokens" for models that refuse the older name.
+        extra_body: further fields of every request, such as `{"top_k": 20}`.
+        concurrency: requests under way at once.
+        timeout: seconds for one request, from sending it to the last byte.
+        max_retries: attempts beyond the first, after 408, 409, 429, 5xx, a timeout, a broken
+            connection or an answer that is none.
+        backoff: seconds before the first retry; doubles with each, at most `max_backoff`; up to
+            half of it is left off at random. A longer Retry-After is heeded.
+        max_failures: requests that may fail for good, one after another, before giving up.
+    """
+
+    base_url: str
+    model: str
+    api: Literal["chat", "completions"] = "chat"
+    api_key_env: str = "OPENAI_API_KEY"
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = 8
+    timeout: float = 120.0
+    max_retries: int = 6
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+    max_failures: int = 10
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TokenRatioError(f"base_url must be an http or https address: {self.base_url!r}")
+        if parts.username or parts.password or parts.query:
+            # These settings are written to files.
+            raise TokenRatioError(
+                "base_url must hold no user, password or query: keys come from the environment"
+            )
+        if self.api not in ("chat", "completions"):
+            raise TokenRatioError(f"api must be chat or completions, not {self.api!r}")
+        if self.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
+            raise TokenRatioError(
+                f"max_tokens_name must be max_tokens or max_completion_tokens, not "
+                f"{self.max_tokens_name!r}"
+            )
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):  # not repeated: perhaps a key
+            raise TokenRatioError(
+                "api_key_env must be the name of an environment variable, in capitals"
+            )
+        for name, least in (("concurrency", 1), ("max_retries", 0), ("max_failures", 1)):
+            if getattr(self, name) < least:
+                raise TokenRatioError(f"{name} must be at least {least}")
+        if not (self.timeout > 0 and self.backoff >= 0 and self.max_backoff >= 0):
+            raise TokenRatioError("timeout must be positive, backoff and max_backoff at least 0")
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, for digests; no key, no matter of speed."""
+        names = ("base_url", "model", "api")
+        extra = {"extra_body": dict(self.extra_body)} if self.extra_body else {}
+        return {name: getattr(self, name) for name in names} | extra
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Attributes:
+        id: what the asker knows it by.
+        prompt: a text, or the messages of a conversation.
+        max_tokens: longest answer, in tokens.
+        temperature, top_p: None leaves them to the server.
+        num_choices: answers wanted; they share the prompt's price where the server can do that.
+        seed: None sends none.
+        label: what messages call it; its id if empty.
+    """
+
+    id: str
+    prompt: Prompt
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    num_choices: int = 1
+    seed: int | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.label or self.id
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no answer and would get none if it were sent again now.
+
+    Attributes:
+        is_final: it would get none tomorrow either: the server refuses this very request, such as
+            one that is too long or that its filter stops.
+    """
+
+    reason: str
+    is_final: bool = False
+
+
+Answers = Generator[tuple[Request, tuple[Choice, ...] | Failure], None, None]
+
+# Those that nobody closed are closed before the interpreter ends: later, their loop's thread is
+# gone, and closing would wait for it for ever.
+_STREAMS: "weakref.WeakSet[Answers]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    for stream in list(_STREAMS):
+        stream.close()
+
+
+class Endpoint:
+    """A server that is asked.
+
+    Args:
+        settings: where and how.
+        budget: where to stop; it holds for all calls of `ask` together.
+        count_tokens: of a text, for estimates; None counts four characters a token.
+        report: where the estimate before the first request and the totals after the last are said.
+        progress: draw a bar, in requests, with token rates.
+
+    Raises:
+        TokenRatioError: the `openai` package is missing.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        budget: Budget | None = None,
+        count_tokens: Callable[[str], int] | None = None,
+        report: Callable[[str], None] = print,
+        progress: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.ledger = Ledger(budget or Budget(), count_tokens)
+        self._report, self._progress = report, progress
+        self._key = os.environ.get(settings.api_key_env) or ""
+        self._random = random.Random()
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise TokenRatioError(
+                "asking an endpoint needs the openai package: pip install 'openai>=2'"
+            ) from None
+
+    def ask(self, requests: Sequence[Request]) -> Answers:
+        """Send all requests; yield each with its choices as soon as it is there, in any order.
+
+        The next request is sent only when the consumer comes back for more: a consumer that first
+        writes down what it got loses, if it is killed, at most what is under way just then.
+
+        Raises:
+            TokenRatioError: the server refuses the key, the model or the address; the budget is
+                used up; or `max_failures` requests failed. What is under way by then is still
+                awaited and yielded, for it may have been paid for.
+        """
+        stream = self._stream(requests)
+        _STREAMS.add(stream)
+        return stream
+
+    def _stream(self, requests: Sequence[Request]) -> Answers:
+        from anyio.from_thread import start_blocking_portal
+
+        if not requests:
+            return
+        for request in requests:
+            self._check(request)
+        self._report(self._estimate(requests))
+        waiting = deque(requests)
+        stop: TokenRatioError | None = None
+        failures = 0
+        started = time.perf_counter()
+        with (
+            # a loop in a thread of its own: it goes on while the consumer writes, and it runs in a
+            # notebook, which has a loop already
+            start_blocking_portal() as portal,
+            tqdm(total=len(requests), unit="request", disable=not self._progress) as bar,
+        ):
+            client = portal.call(self._connect)
+            under_way: dict[concurrent.futures.Future[tuple[Choice, ...]], Request] = {}
+            try:
+                while under_way or (waiting and stop is None):
+                    while waiting and stop is None and len(under_way) < self.settings.concurrency:
+                        request = waiting.popleft()
+                        future = portal.start_task_soon(self._answer, client, request)
+                        under_way[future] = request
+                    done, _ = concurrent.futures.wait(
+                        under_way, return_when=concurrent.futures.FIRST_COMPLETED
+                    )
+                    for future in done:
+                        request = under_way.pop(future)
+                        try:
+                            answer: tuple[Choice, ...] | Failure = future.result()
+                        except (BudgetError, _RefusedError) as error:
+                            stop = stop or TokenRatioError(str(error))
+                            continue
+                        except _FailedError as error:
+                            answer = Failure(str(error), error.is_final)
+                            failures += 1
+                            if failures == self.settings.max_failures:
+                                said = f"{failures} requests failed, the last ({request.name})"
+                                stop = stop or TokenRatioError(f"{said}: {error}")
+                        else:
+                            failures = 0
+                        bar.update()
+                        bar.set_postfix(self.ledger.rates(time.perf_counter() - started))
+                        yield request, answer
+            finally:
+                for future in under_way:
+                    future.cancel()
+                portal.call(client.close)
+        self._report(self.ledger.totals(time.perf_counter() - started))
+        if stop is not None:
+            raise stop
+
+    def _estimate(self, requests: Sequence[Request]) -> str:
+        where = f"{self.settings.model} at {self.settings.base_url}"
+        return self.ledger.estimate(
+            (self.ledger.demand(r.prompt, r.max_tokens, r.num_choices) for r in requests), where
+        )
+
+    def _check(self, request: Request) -> None:
+        if self.settings.api == "completions" and not isinstance(request.prompt, str):
+            raise TokenRatioError(
+                f"{request.name} is a conversation, which api=completions cannot send: use api=chat"
+            )
+
+    async def _connect(self) -> "AsyncOpenAI":
+        from openai import AsyncOpenAI
+
+        # Retries and the time limit are ours. Without a key one is made up: the client wants one.
+        return AsyncOpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=None,
+        )
+
+    async def _answer(self, client: "AsyncOpenAI", request: Request) -> tuple[Choice, ...]:
+        """All choices of a request; servers that give fewer at a time are asked for the rest."""
+        choices: tuple[Choice, ...] = ()
+        while len(choices) < request.num_choices:
+            choices += await self._some_choices(client, request, len(choices))
+        return choices
+
+    async def _some_choices(
+        self, client: "AsyncOpenAI", request: Request, have: int
+    ) -> tuple[Choice, ...]:
+        wanted = request.num_choices - have
+        demand = self.ledger.demand(request.prompt, request.max_tokens, wanted)
+        said, pause = "", 0.0
+        for attempt in range(self.settings.max_retries + 1):
+            if attempt:
+                wait = min(self.settings.backoff * 2 ** (attempt - 1), self.settings.max_backoff)
+                await asyncio.sleep(max(pause, wait * self._random.uniform(0.5, 1.0)))
+            self.ledger.reserve(demand)
+            answer, maybe_paid = None, False
+            try:
+                answer = read_reply(await self._send(client, request, have), wanted)
+                return answer.choices
+            except Exception as error:
+                maybe_paid = may_have_cost(error)
+                said, pause = self._judge_error(error)
+            finally:
+                self.ledger.settle(demand, answer, maybe_paid=maybe_paid)
+            if pause > _SECONDS_TO_GIVE_UP:
+                raise _FailedError(f"{said}; the server asks to wait for {pause:.0f} s")
+        raise _FailedError(f"{said}; tried {self.settings.max_retries + 1} times")
+
+    async def _send(self, client: "AsyncOpenAI", request: Request, have: int) -> str:
+        arguments = self._arguments(request, have)
+        resource = client.chat.completions if self.settings.api == "chat" else client.completions
+        async with asyncio.timeout(self.settings.timeout):
+            raw = await resource.with_raw_response.create(**arguments)
+            return raw.http_response.text
+
+    def _arguments(self, request: Request, have: int) -> dict[str, Any]:
+        prompt = request.prompt
+        if self.settings.api == "completions":
+            arguments: dict[str, Any] = {"prompt": prompt}
+        elif isinstance(prompt, str):
+            arguments = {"messages": [{"role": "user", "content": prompt}]}
+        else:
+            arguments = {"messages": [dict(message) for message in prompt]}
+        arguments["model"] = self.settings.model
+        arguments[self.settings.max_tokens_name] = request.max_tokens
+        for name in ("temperature", "top_p"):
+            if getattr(request, name) is not None:
+                arguments[name] = getattr(request, name)
+        if request.num_choices - have > 1:
+            arguments["n"] = request.num_choices - have
+        if request.seed is not None:
+            arguments["seed"] = request.seed + have  # or the second answer would be the first again
+        return arguments | {"extra_body": dict(self.settings.extra_body)}
+
+    def _judge_error(self, error: Exception) -> tuple[str, float]:
+        """What to say of an error worth another attempt, and seconds that the server asks to wait.
+
+        Raises:
+            _RefusedError, _FailedError: it is not worth one.
+        """
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            said = self._clean(f"HTTP {error.status_code}: {reason_of(error)}")
+            if error.status_code in (401, 403, 404):
+                self._refuse(error.status_code, said)
+            if error.status_code in (408, 409, 429) or error.status_code >= 500:
+                return said, retry_after(error.response.headers)
+            raise _FailedError(said, is_final=True) from None
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return f"no answer within {self.settings.timeout:g} s", 0.0
+        if isinstance(error, openai.APIConnectionError):
+            cause = error.__cause__ or error
+            return self._clean(f"the connection failed: {type(cause).__name__}: {cause}"), 0.0
+        if isinstance(error, ReplyError):
+            return self._clean(str(error)), 0.0
+        raise error
+
+    def _refuse(self, status: int, said: str) -> NoReturn:
+        settings = self.settings
+        hint = f"is {settings.model!r} a model it has, and {settings.base_url} its address?"
+        if status != 404:
+            known = "holds no key it accepts" if self._key else "is not set"
+            hint = f"the environment variable {settings.api_key_env} {known}"
+        raise _RefusedError(f"{settings.base_url} refuses to answer ({said}): {hint}")
+
+    def _clean(self, text: str) -> str:
+        """A server's own words, shortened, and without the key, which some repeat."""
+        if self._key:
+            text = text.replace(self._key, "<key>")
+        text = " ".join(text.split())
+        return text if len(text) <= 300 else text[:300] + " …"
+
+
+class _RefusedError(Exception):
+    """No request will be answered."""
+
+
+class _FailedError(Exception):
+    """This request will not be answered; `is_final` if asking again would not help."""
+
+    def __init__(self, said: str, *, is_final: bool = False) -> None:
+        super().__init__(said)
+        self.is_final = is_final

@@ -1,0 +1,82 @@
+"""Answers of paid judges, kept on disk by content, so that no run pays for what another has."""
+
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+
+from tokenratio.errors import TokenRatioError
+
+_SECONDS_TO_WAIT = 60.0  # for another process's write, which takes milliseconds
+
+
+class VerdictCache:
+    """A SQLite file that any number of runs read and write at once.
+
+    Each answer is a transaction of its own and on the disk when `put` returns: a process killed in
+    the middle loses the one it was writing, and harms no other.
+
+    Args:
+        path: of the file; made with its folder if it does not exist.
+
+    Raises:
+        TokenRatioError: it cannot be opened, or is something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(
+                self.path, timeout=_SECONDS_TO_WAIT, isolation_level=None
+            )
+            # A rollback journal rather than a write-ahead log: it also holds on network folders.
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS answers "
+                "(key TEXT PRIMARY KEY, text TEXT NOT NULL, finish_reason TEXT NOT NULL) "
+                "WITHOUT ROWID"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from None
+
+    def get(self, key: str) -> tuple[str, str] | None:
+        """The answer's text and finish reason; None where there is no answer."""
+        query = "SELECT text, finish_reason FROM answers WHERE key = ?"
+        try:
+            return self._database.execute(query, (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def put(self, key: str, text: str, finish_reason: str) -> None:
+        """Keep an answer; where another run was quicker, its answer stands."""
+        try:
+            # UTF-8 has no half surrogate pairs, which a server's escapes can hold
+            text = text.encode("utf-8", "replace").decode()
+            self._database.execute(
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, text, finish_reason)
+            )
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def __len__(self) -> int:
+        return self._database.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> "VerdictCache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _unusable(self, error: Exception) -> TokenRatioError:
+        return TokenRatioError(
+            f"the verdict cache {self.path} cannot be used ({error}): choose another file, or "
+            "delete it and pay again"
+        )

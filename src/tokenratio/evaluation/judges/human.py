@@ -1,0 +1,98 @@
+"""People as the judge: a sheet to fill in, blinded, and what they filled in."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.journal import read_whole, replace_durably, to_line
+from tokenratio.evaluation.judges.protocol import Comparison, Verdict, digest_of
+
+_VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
+
+
+def write_sheet(comparisons: Sequence[Comparison], path: str | Path, *, seed: int) -> None:
+    """Write the sheet: JSON lines with `item`, `prompt`, `response_1`, `response_2`, `verdict`.
+
+    Which response is which is drawn for every comparison, and so is the order of the lines; nothing
+    in the sheet tells. Whoever fills it in sets `verdict` to "1", "2" or "tie". `HumanJudge` with
+    the same seed knows what stands for what.
+
+    Raises:
+        TokenRatioError: the file exists: somebody may have filled it in.
+    """
+    path = Path(path)
+    if path.exists():
+        raise TokenRatioError(f"{path} exists, and may be filled in: choose another file")
+    lines = {}
+    for comparison in comparisons:
+        item, is_swapped = _item(comparison, seed)
+        shown = comparison.swapped() if is_swapped else comparison
+        lines[item] = {
+            "item": item,
+            "prompt": shown.content()[0],
+            "response_1": shown.response_a,
+            "response_2": shown.response_b,
+            "verdict": None,
+        }
+    replace_durably(path, b"".join(to_line(lines[item]) for item in sorted(lines)))
+
+
+class HumanJudge:
+    """Reads a sheet that somebody filled in.
+
+    Each pair was seen in one order, drawn by the seed; over many, the position cancels.
+
+    Args:
+        path: the sheet; its lines may stand in any order.
+        seed: the one it was written with.
+
+    Raises:
+        TokenRatioError: a verdict that is none of "1", "2", "tie" and null, or a line without or
+            with another's item.
+    """
+
+    order_matters = False
+
+    def __init__(self, path: str | Path, *, seed: int) -> None:
+        self._path, self._seed = Path(path), seed
+        self._verdicts: dict[str, str | None] = {}
+        for number, line in enumerate(read_whole(self._path), start=1):
+            origin = f"{self._path}:{number}"
+            item, verdict = line.get("item"), line.get("verdict")
+            if not isinstance(item, str):
+                raise TokenRatioError(f"{origin}: no item: this is no sheet for judges")
+            if item in self._verdicts:
+                raise TokenRatioError(f"{origin}: a second line for item {item}: keep one")
+            text = None if verdict is None else str(verdict).strip().lower()
+            if text and text not in _VERDICTS:
+                raise TokenRatioError(
+                    f'{origin}: verdict {verdict!r}: it must be "1", "2", "tie", or null for none'
+                )
+            self._verdicts[item] = text or None
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "judge": "human",
+            "seed": self._seed,
+            "verdicts": digest_of(sorted(self._verdicts.items()))[:16],
+        }
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+        for comparison in comparisons:
+            item, is_swapped = _item(comparison, self._seed)
+            verdict = self._verdicts.get(item)
+            if verdict is None:
+                known = item in self._verdicts
+                yield Verdict(None, "not filled in" if known else f"not in {self._path.name}")
+            else:
+                first = _VERDICTS[verdict]
+                yield Verdict(1 - first if is_swapped else first, raw=verdict)
+
+
+def _item(comparison: Comparison, seed: int) -> tuple[str, bool]:
+    """What the sheet calls a comparison, and whether its second response is shown first."""
+    about = [seed, comparison.id, comparison.sample, comparison.content()]
+    digest = hashlib.sha256(digest_of(about).encode()).digest()
+    return digest[:8].hex(), bool(digest[-1] & 1)

@@ -1,0 +1,164 @@
+"""A reward model: a sequence classifier with one output, from the hub or a folder."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generation import eval_mode
+from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.evaluation.judges.scores import (
+    Response,
+    batches_by_length,
+    bradley_terry,
+    weights_digest,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RewardModelJudge:
+    """σ(r_a − r_b), the Bradley–Terry model that reward models are trained with.
+
+    How prompt and response become one input: through the chat template where the tokenizer has one
+    (a text prompt is then one user turn); as a pair of sequences where the tokenizer is an
+    encoder's, with [CLS] and [SEP]; else as one text that ends with EOS, as TRL's RewardTrainer
+    joins them.
+
+    Args:
+        model: `AutoModelForSequenceClassification` with one label.
+        name: for digests; the model's own name or folder if None.
+        batch_size: rows at once.
+        max_length: in tokens; a longer row has no reward, and its comparison no verdict. None for
+            what the model has positions for.
+        as_chat: False leaves the chat template aside.
+
+    Raises:
+        TokenRatioError: another number of labels.
+    """
+
+    order_matters = False
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        name: str | None = None,
+        batch_size: int = 16,
+        max_length: int | None = None,
+        as_chat: bool = True,
+    ) -> None:
+        self._name = str(name or model.config.name_or_path)
+        if model.config.num_labels != 1:
+            raise TokenRatioError(
+                f"{self._name} has {model.config.num_labels} outputs; a reward model has one"
+            )
+        if batch_size < 1:
+            raise TokenRatioError(f"batch_size must be at least 1, not {batch_size}")
+        self._model, self._tokenizer = model, tokenizer
+        self._as_chat = as_chat and tokenizer.chat_template is not None
+        self._as_pair = not self._as_chat and _is_encoders(tokenizer)
+        self._pad_id = model.config.get_text_config().pad_token_id
+        # Where the model knows no padding it takes the last token of a row for its end.
+        self._batch_size = 1 if self._pad_id is None else batch_size
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_length = max_length or positions
+
+    @classmethod
+    def load(
+        cls, name: str | Path, init_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> "RewardModelJudge":
+        """By hub name or folder, in float32 unless `init_kwargs` say else.
+
+        Args:
+            init_kwargs: for `from_pretrained`.
+            options: of the judge.
+        Raises:
+            TokenRatioError: it cannot be loaded, or would get a head with random weights.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        from tokenratio.training.models import load_tokenizer
+
+        tokenizer = load_tokenizer(name, init_kwargs)
+        arguments = {"dtype": "float32", **(init_kwargs or {}), "output_loading_info": True}
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
+        except Exception as error:  # whatever is wrong with the files or the arguments
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TokenRatioError(f"cannot load reward model {str(name)!r}: {said}") from None
+        if info["missing_keys"]:
+            raise TokenRatioError(
+                f"{name} is no reward model: it has no weights for "
+                f"{', '.join(sorted(info['missing_keys'])[:3])}"
+            )
+        config = model.config.get_text_config()
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        return cls(model, tokenizer, name=str(name), **options)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "judge": "reward-model",
+            "model": self._name,
+            "weights": weights_digest(self._model),
+            "input": "chat" if self._as_chat else "pair" if self._as_pair else "text",
+            "max_length": self._max_length,
+        }
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+        return bradley_terry(comparisons, self.rewards, at_once=8 * self._batch_size)
+
+    def rewards(self, responses: Sequence[Response]) -> list[float | str]:
+        """The model's output for each response; in words, why a response has none."""
+        encoded = [self._encode(response.prompt, response.text) for response in responses]
+        lengths = [len(row["input_ids"]) for row in encoded]
+        rewards: list[float | str] = [
+            f"{length} tokens, more than max_length {self._max_length}" for length in lengths
+        ]
+        fit = [i for i, n in enumerate(lengths) if not self._max_length or n <= self._max_length]
+        device = next(self._model.parameters()).device
+        for batch in batches_by_length([lengths[index] for index in fit], self._batch_size):
+            rows = [fit[index] for index in batch]
+            inputs = self._pad([encoded[row] for row in rows])
+            with torch.no_grad(), eval_mode(self._model):
+                logits = self._model(**{k: v.to(device) for k, v in inputs.items()}).logits
+            for row, reward in zip(rows, logits[:, 0].double().tolist(), strict=True):
+                rewards[row] = reward
+        return rewards
+
+    def _encode(self, prompt: Any, text: str) -> dict[str, list[int]]:
+        tokenizer = self._tokenizer
+        if self._as_chat:
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            turns = [*turns, {"role": "assistant", "content": text}]
+            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+            encoded = tokenizer(whole, add_special_tokens=False, verbose=False)
+        elif not isinstance(prompt, str):
+            raise TokenRatioError(
+                f"A prompt is a conversation, and {self._name} has no chat template."
+            )
+        elif self._as_pair:
+            encoded = tokenizer(prompt, text, verbose=False)
+        else:
+            whole, eos = prompt + text, tokenizer.eos_token or ""
+            encoded = tokenizer(whole if whole.endswith(eos) else whole + eos, verbose=False)
+        return {name: list(encoded[name]) for name in encoded}
+
+    def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": self._pad_id or 0}
+        return {
+            name: torch.tensor(
+                [row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows]
+            )
+            for name in rows[0]
+        }
+
+
+def _is_encoders(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    return tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None

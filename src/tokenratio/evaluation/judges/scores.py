@@ -1,0 +1,88 @@
+"""From a score for each response to verdicts: the Bradley–Terry model."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tokenratio.evaluation.generation import Prompt
+from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+
+
+class Response(NamedTuple):
+    """What is scored; `token_ids` where they are known, EOS included."""
+
+    prompt: Prompt
+    text: str
+    token_ids: tuple[int, ...] | None = None
+
+
+# For each response its score, or in words why it has none.
+Scorer = Callable[[Sequence[Response]], Sequence[float | str]]
+
+
+def bradley_terry(
+    comparisons: Sequence[Comparison], scorer: Scorer, *, at_once: int
+) -> Iterator[Verdict]:
+    """σ(score of A − score of B) for each comparison.
+
+    Args:
+        at_once: comparisons whose responses are scored together, each different one once. More can
+            be sorted better by length; fewer are sooner on the disk.
+    """
+    for begin in range(0, len(comparisons), at_once):
+        chunk = comparisons[begin : begin + at_once]
+        sides = [side for comparison in chunk for side in _responses(comparison)]
+        different = {_key(response): response for response in sides}
+        scores = dict(zip(different, scorer(list(different.values())), strict=True))
+        found = [scores[_key(response)] for response in sides]
+        for a, b in zip(found[::2], found[1::2], strict=True):
+            yield _verdict(a, b)
+
+
+def _verdict(a: float | str, b: float | str) -> Verdict:
+    for name, score in (("A", a), ("B", b)):
+        if isinstance(score, str):
+            return Verdict(None, f"response {name}: {score}")
+        if not math.isfinite(score):
+            return Verdict(None, f"response {name}: its score is {score}")
+    margin = a - b
+    # exp of a positive number can overflow, exp of a negative one cannot
+    tail = math.exp(-abs(margin)) / (1 + math.exp(-abs(margin)))
+    return Verdict(1 - tail if margin >= 0 else tail)
+
+
+def _responses(comparison: Comparison) -> tuple[Response, Response]:
+    return (
+        Response(comparison.prompt, comparison.response_a, comparison.token_ids_a),
+        Response(comparison.prompt, comparison.response_b, comparison.token_ids_b),
+    )
+
+
+def _key(response: Response) -> str:
+    return json.dumps(response, default=dict)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a model's weights, its adapter's included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, the longest first: if memory is short, it shows at once.
+
+    >>> list(batches_by_length([3, 9, 4], 2))
+    [[1, 2], [0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]

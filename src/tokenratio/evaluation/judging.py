@@ -1,0 +1,299 @@
+"""A judge run over comparisons: both orders, resumed, with what it said in a file.
+
+`judgements.jsonl` has a line per comparison; what settings their digest stands for is in
+`judgements.settings.json` beside it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generations import (
+    Generation,
+    differences,
+    read_settings,
+    settings_digest,
+    settings_path,
+)
+from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
+from tokenratio.evaluation.judges.protocol import Comparison, Judge, Verdict, digest_of
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of a comparison, asked in both orders; a line of the file.
+
+    A judge for which the order cannot matter is asked once; both probabilities are then the same.
+
+    Attributes:
+        id, sample: which comparison.
+        prob_a_first, prob_a_second: that response A is better, A shown first or second; None where
+            there was no verdict.
+        probability: their mean; None unless both are there, for one alone has the position in it.
+        flipped: whether the preference followed the position: one order prefers A, the other B.
+            An even verdict prefers neither. None unless both are there.
+        unparsed: orders without a verdict.
+        reasons: why, one for each.
+        characters_a, characters_b, words_a, words_b: lengths of the responses; words are what
+            whitespace separates.
+        content: digest of prompt and responses.
+        settings: digest of judge and settings.
+    """
+
+    id: str
+    sample: int
+    prob_a_first: float | None
+    prob_a_second: float | None
+    probability: float | None
+    flipped: bool | None
+    unparsed: int
+    reasons: tuple[str, ...]
+    characters_a: int
+    characters_b: int
+    words_a: int
+    words_b: int
+    content: str
+    settings: str
+
+
+def pair_up(ours: Sequence[Generation], theirs: Sequence[Generation]) -> list[Comparison]:
+    """Every response of ours (A) against theirs (B) to the same prompt.
+
+    Sample i meets sample i; where they have one response to a prompt, all of ours meet it.
+
+    Raises:
+        TokenRatioError: the prompts are not the same, or the numbers of samples do not match.
+    """
+    others = {generation.id: generation for generation in theirs}
+    lone = [g.id for g in ours if g.id not in others]
+    lone += sorted(others.keys() - {generation.id for generation in ours})
+    if lone:
+        raise TokenRatioError(
+            f"{len(lone)} of the prompts are answered on one side only, first {lone[0]}: both "
+            "sides must come from the same prompts"
+        )
+    comparisons = []
+    for generation in ours:
+        other = others[generation.id]
+        if generation.prompt != other.prompt:
+            raise TokenRatioError(f"the two sides have different prompts under id {generation.id}")
+        a, b = generation.samples, other.samples
+        if len(b) == 1:
+            b = b * len(a)
+        if len(a) != len(b):
+            raise TokenRatioError(
+                f"{generation.id}: {len(a)} samples against {len(b)}; it must be as many, or one"
+            )
+        for number, (first, second) in enumerate(zip(a, b, strict=True)):
+            comparisons.append(
+                Comparison(
+                    generation.id,
+                    number,
+                    generation.prompt,
+                    first.text,
+                    second.text,
+                    first.token_ids,
+                    second.token_ids,
+                )
+            )
+    return comparisons
+
+
+def judge_all(
+    comparisons: Sequence[Comparison],
+    judge: Judge,
+    path: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    report: Callable[[str], None] = print,
+) -> list[Judgement]:
+    """Write a judgement of every comparison, asking the judge only for what the file lacks.
+
+    Args:
+        path: the file; what an interrupted run left of it is kept.
+        settings: what else is to be told apart, such as the names of both sides. JSON.
+        report: where it is said what was kept and dropped, and how the judging went.
+
+    Returns:
+        The judgements in the order of the comparisons, as they then stand in the file.
+
+    Raises:
+        TokenRatioError: the file is of other comparisons or another judge, another process writes
+            it, or the judge gave up: what it said until then is in the file.
+    """
+    path = Path(path)
+    settings = {**judge.identity(), **(settings or {})}
+    digest = settings_digest(settings)
+    wanted = _by_place(comparisons)
+    with Journal(path) as journal:
+        if journal.dropped:
+            report(f"{path}: the last line was cut off and is dropped")
+        done = _kept(journal.lines, path, wanted, digest, settings)
+        if done:
+            report(f"{path}: {len(done)} of {len(wanted)} comparisons are already judged")
+        replace_durably(
+            settings_path(path), (json.dumps({digest: settings}, indent=2) + "\n").encode()
+        )
+        missing = [comparison for place, comparison in wanted.items() if place not in done]
+        failed: list[tuple[Comparison, str]] = []
+        try:
+            for comparison, verdicts in _ask(judge, missing):
+                unasked = [v.reason for v in verdicts if not v.is_final]
+                if unasked:
+                    failed.append((comparison, str(unasked[0])))
+                    continue
+                judgement = _judgement(comparison, verdicts, digest)
+                # No wait for the disk: a judge that is paid has a cache that waits.
+                journal.append(asdict(judgement), sync=False)
+                done[comparison.id, comparison.sample] = judgement
+            if failed:
+                comparison, reason = failed[0]
+                raise TokenRatioError(
+                    f"{len(failed)} comparisons could not be judged, first {comparison.id}, sample "
+                    f"{comparison.sample}: {reason}"
+                )
+        except TokenRatioError as error:
+            raise TokenRatioError(
+                f"{error}\n{path} has {len(done)} of {len(wanted)} comparisons judged: run the "
+                "same again to go on from there"
+            ) from error
+        judgements = [done[place] for place in wanted]
+        if list(done) != list(wanted):
+            journal.finish(map(asdict, judgements))
+    report(describe(judgements))
+    return judgements
+
+
+def read_judgements(path: str | Path) -> list[Judgement]:
+    """The judgements of a finished file, in its order.
+
+    Raises:
+        TokenRatioError: it cannot be read; names the line and what is wrong with it.
+    """
+    path = Path(path)
+    lines = enumerate(read_whole(path), start=1)
+    judgements = [_read_judgement(line, f"{path}:{number}") for number, line in lines]
+    if not judgements:
+        raise TokenRatioError(f"{path} holds no judgements")
+    return judgements
+
+
+def describe(judgements: Sequence[Judgement]) -> str:
+    """How the judging went, in words: verdicts that are missing and why, flips."""
+    whole = [judgement for judgement in judgements if judgement.probability is not None]
+    said = f"{len(judgements)} comparisons, {len(judgements) - len(whole)} without a full verdict"
+    reasons = Counter(reason for judgement in judgements for reason in judgement.reasons)
+    if reasons:
+        said += f" ({', '.join(f'{reason}: {num}' for reason, num in reasons.most_common())})"
+    flips = sum(bool(judgement.flipped) for judgement in whole)
+    return f"{said}; the position decided {flips} of {len(whole)}"
+
+
+def _by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, int], Comparison]:
+    places: dict[tuple[str, int], Comparison] = {}
+    for comparison in comparisons:
+        place = (comparison.id, comparison.sample)
+        if place in places:
+            raise TokenRatioError(f"two comparisons are sample {place[1]} of {place[0]}")
+        places[place] = comparison
+    if not places:
+        raise TokenRatioError("there is nothing to compare")
+    return places
+
+
+def _kept(
+    lines: Iterable[Mapping[str, Any]],
+    path: Path,
+    wanted: Mapping[tuple[str, int], Comparison],
+    digest: str,
+    settings: Mapping[str, Any],
+) -> dict[tuple[str, int], Judgement]:
+    done: dict[tuple[str, int], Judgement] = {}
+    other = "delete the file, or choose another"
+    for number, line in enumerate(lines, start=1):
+        origin = f"{path}:{number}"
+        judgement = _read_judgement(line, origin)
+        place = (judgement.id, judgement.sample)
+        if judgement.settings != digest:
+            old = read_settings(path).get(judgement.settings)
+            now = json.loads(json.dumps(settings))
+            said = "" if old is None else f" ({differences(old, now)})"
+            raise TokenRatioError(f"{path} was begun with another judge or settings{said}: {other}")
+        if place not in wanted or judgement.content != _content(wanted[place]):
+            raise TokenRatioError(
+                f"{origin}: sample {judgement.sample} of {judgement.id} is not what is to be "
+                f"compared now: {other}"
+            )
+        if place in done:
+            raise TokenRatioError(f"{origin}: a second line for sample {place[1]} of {place[0]}")
+        done[place] = judgement
+    return done
+
+
+def _ask(
+    judge: Judge, comparisons: Sequence[Comparison]
+) -> Iterator[tuple[Comparison, list[Verdict]]]:
+    """The verdicts on each comparison, in its own order and, where that can matter, swapped."""
+    if not comparisons:
+        return
+    times = 2 if judge.order_matters else 1
+    asked = [c for each in comparisons for c in (each, each.swapped())[:times]]
+    with closing(iter(_strictly(judge(asked), len(asked)))) as verdicts:
+        for comparison in comparisons:
+            yield comparison, [next(verdicts) for _ in range(times)]
+        for _ in verdicts:
+            pass
+
+
+def _strictly(verdicts: Iterable[Verdict], num: int) -> Iterator[Verdict]:
+    said = 0
+    for verdict in verdicts:
+        said += 1
+        yield verdict
+    if said != num:
+        raise ValueError(f"the judge gave {said} verdicts on {num} comparisons")
+
+
+def _judgement(comparison: Comparison, verdicts: Sequence[Verdict], digest: str) -> Judgement:
+    first = verdicts[0].probability
+    second = first
+    if len(verdicts) == 2:
+        second = None if verdicts[1].probability is None else 1 - verdicts[1].probability
+    both = first is not None and second is not None
+    return Judgement(
+        id=comparison.id,
+        sample=comparison.sample,
+        prob_a_first=first,
+        prob_a_second=second,
+        probability=(first + second) / 2 if both else None,
+        flipped=(first - 0.5) * (second - 0.5) < 0 if both else None,
+        unparsed=sum(verdict.probability is None for verdict in verdicts),
+        reasons=tuple(v.reason or "no reason given" for v in verdicts if v.probability is None),
+        characters_a=len(comparison.response_a),
+        characters_b=len(comparison.response_b),
+        words_a=len(comparison.response_a.split()),
+        words_b=len(comparison.response_b.split()),
+        content=_content(comparison),
+        settings=digest,
+    )
+
+
+def _content(comparison: Comparison) -> str:
+    return digest_of(comparison.content())[:16]
+
+
+def _read_judgement(line: Mapping[str, Any], origin: str) -> Judgement:
+    missing = [field.name for field in fields(Judgement) if field.name not in line]
+    if missing:
+        raise TokenRatioError(f"{origin}: no {missing[0]}: this is no file of judgements")
+    for name in ("prob_a_first", "prob_a_second", "probability"):
+        value = line[name]
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise TokenRatioError(f"{origin}: {name} is {value!r}, no probability")
+    values = {field.name: line[field.name] for field in fields(Judgement)}
+    return Judgement(**values | {"reasons": tuple(values["reasons"])})

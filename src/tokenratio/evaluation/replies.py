@@ -1,0 +1,120 @@
+"""What comes back from an OpenAI-compatible server, believed only as far as it can be read."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+
+class ReplyError(Exception):
+    """A reply with status 200 that holds no answer."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer.
+
+    Attributes:
+        finish_reason: "eos" where the server says "stop"; else its own word ("length").
+        token_ids: where the server gives them (vLLM, asked with `return_token_ids`).
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The choices of a request, and the tokens they cost; None where the server does not say."""
+
+    choices: tuple[Choice, ...]
+    tokens_in: int | None
+    tokens_out: int | None
+
+
+def read_reply(text: str, num_choices: int) -> Answer:
+    """The answer in a reply's body, of `chat/completions` or `completions`.
+
+    Args:
+        num_choices: asked for; of more, the first are taken.
+    Raises:
+        ReplyError: no JSON, or no choices with text in it.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ReplyError(f"the answer is no JSON: {text[:100]!r}") from None
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    if not isinstance(choices, list) or not choices:
+        # some gateways wrap an error of the server behind them like this
+        raise ReplyError(f"the answer has no choices: {text[:200]}")
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    return Answer(
+        tuple(_choice(choice) for choice in choices[:num_choices]),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+    )
+
+
+def _choice(choice: Any) -> Choice:
+    if not isinstance(choice, Mapping):
+        raise ReplyError("a choice is no object")
+    message = choice.get("message")
+    if isinstance(message, Mapping):
+        # content is null where a filter stepped in or the model refused
+        text = message.get("content") or message.get("refusal") or ""
+    else:
+        text = choice.get("text")
+    if not isinstance(text, str):
+        raise ReplyError("a choice holds no text")
+    reason = choice.get("finish_reason")
+    ids = choice.get("token_ids")
+    if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+        ids = None
+    return Choice(
+        text,
+        "eos" if reason == "stop" else str(reason or "unknown"),
+        None if ids is None else tuple(ids),
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a reply asks to wait: a number or a date; 0 if it does not say."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return 0.0
+
+
+def may_have_cost(error: Exception) -> bool:
+    """Whether the server may have worked, and charged, to the end: it got the question."""
+    if isinstance(error, TimeoutError | ReplyError):
+        return True
+    broken = type(error).__name__ == "APIConnectionError"
+    return broken and type(error.__cause__).__name__ != "ConnectError"
+
+
+def reason_of(error: Any) -> str:
+    body = error.body
+    if isinstance(body, Mapping):
+        return str(body.get("message") or body.get("detail") or body)
+    return str(body or error.message)

@@ -1,0 +1,69 @@
+"""Sampling with a random stream of its own for every row, so that its neighbours have no say."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Numbers drawn at once for a row, where the vocabulary is smaller: a call for each row and step
+# would cost more than the numbers. What is drawn does not depend on the batch.
+_DRAWN_AT_ONCE = 8192
+
+
+class RowSampler:
+    """A logits processor for greedy decoding: the largest of its scores is a draw from softmax.
+
+    With E_v standard exponential, argmax p_v / E_v has the distribution p (the Gumbel-max trick).
+    A change of p in its last bits, as another padding makes, changes the token only where the two
+    largest are that close; an inverse of the cumulative distribution would not be as forgiving.
+
+    Args:
+        seeds: one for each row of the batch, non-negative, below 2^63.
+        temperature: positive; divides the logits.
+        top_p: keep the smallest set of tokens with this probability.
+    """
+
+    def __init__(self, seeds: Sequence[int], *, temperature: float, top_p: float) -> None:
+        from transformers import TopPLogitsWarper
+
+        self._seeds, self._temperature = list(seeds), temperature
+        self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self._generators: list[torch.Generator] = []
+        self._block: Tensor | None = None
+        self._step = 0
+
+    def __call__(
+        self, input_ids: Tensor, scores: Float[Tensor, "rows vocabulary"]
+    ) -> Float[Tensor, "rows vocabulary"]:
+        if self._temperature != 1:
+            # the largest first: at the smallest temperatures the quotient alone would overflow
+            scores = (scores - scores.amax(-1, keepdim=True)) / self._temperature
+        if self._warper is not None:
+            scores = self._warper(input_ids, scores)
+        return scores.softmax(-1).div_(self._exponential(scores))
+
+    def _exponential(self, like: Tensor) -> Tensor:
+        rows, vocabulary = like.shape
+        steps = max(1, _DRAWN_AT_ONCE // vocabulary)
+        if self._block is None:
+            # float32 has 2^24 values: a large vocabulary would draw some twice. MPS has no other.
+            dtype = torch.float32 if like.device.type == "mps" else torch.float64
+            self._block = torch.empty(rows, steps, vocabulary, dtype=dtype, device=like.device)
+            self._generators = [torch.Generator(like.device).manual_seed(s) for s in self._seeds]
+        if self._step % steps == 0:
+            for row, generator in zip(self._block, self._generators, strict=True):
+                row.uniform_(generator=generator)
+            self._block.neg_().log1p_().neg_()
+            # a uniform number may be 0, and 0 / 0 would win every comparison
+            self._block.clamp_min_(torch.finfo(self._block.dtype).eps / 4)
+        drawn = self._block[:, self._step % steps]
+        self._step += 1
+        return drawn.to(like.dtype)
+
+
+def stream_seed(seed: int, key: str, number: int) -> int:
+    """The seed of a sample's stream: 63 bits of a SHA-256 of the run's seed, key and number."""
+    digest = hashlib.sha256(f"{seed} {number} {key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) >> 1

@@ -1,0 +1,397 @@
+"""General ability, on the tasks of EleutherAI's lm-evaluation-harness (the extra `lm-eval`)."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.training.run_folder import replace_text, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+_LIBRARY_FILES = ("json", "csv", "parquet", "text")
+# Of resampled standard errors; means, as all of the suites' are, have one in closed form.
+_BOOTSTRAP_DRAWS = 1000
+_HUB = ". They come from the Hugging Face hub: is it within reach, or its data in the cache?"
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One row of a suite.
+
+    Attributes:
+        task: its name in the harness, a group's too.
+        shots: solved examples in front of each question.
+        metric: the harness's name; `filter`: which of its readings of the model's answer counts.
+    """
+
+    task: str
+    shots: int
+    metric: str
+    filter: str = "none"
+
+
+SUITES: dict[str, tuple[SuiteTask, ...]] = {
+    # Open LLM Leaderboard, version 1: METHOD §8. The harness weighs MMLU's 57 subjects by their
+    # questions; the leaderboard took their plain mean.
+    "open-llm-v1": (
+        SuiteTask("arc_challenge", 25, "acc_norm"),
+        SuiteTask("hellaswag", 10, "acc_norm"),
+        SuiteTask("mmlu", 5, "acc"),
+        SuiteTask("truthfulqa_mc2", 0, "acc"),
+        SuiteTask("winogrande", 5, "acc"),
+        SuiteTask("gsm8k", 5, "exact_match", "strict-match"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model scored on one task.
+
+    Attributes:
+        value: in the metric's unit, a share of questions for all of `SUITES`.
+        stderr: standard error over questions, as the harness gives it; None where it has none.
+        n: questions asked.
+    """
+
+    task: str
+    shots: int
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """What a model scored on a suite.
+
+    Attributes:
+        suite: its name, or the task file.
+        scores: one for each task.
+        mean: over tasks, each counting alike; `stderr` of it, the tasks' questions being
+            independent draws; None where a task has none.
+        settings: what the scores depend on, model weights included, and versions.
+    """
+
+    suite: str
+    scores: tuple[TaskScore, ...]
+    mean: float
+    stderr: float | None
+    settings: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_suite(
+    model: str | Path,
+    suite: str | Path = "open-llm-v1",
+    *,
+    output: str | Path | None = None,
+    peft: str | Path | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> SuiteScores:
+    """Ask a model the questions of a suite.
+
+    All data are fetched before the first question is asked. What does not fit the model's positions
+    the harness cuts on the left, and warns of it.
+
+    Args:
+        model: a hub name or folder, an adapter's too. Code that comes with a model is never run.
+        suite: a name of `SUITES`, or one YAML task file of the harness; its `data_files` are
+            relative to it, its first metric and filter count. It may not hold `!function`, nor ask
+            for code to be run; its templates are Jinja's, not sandboxed: use files you trust.
+        output: JSON to write, after every task; an interrupted run goes on from it if its settings
+            are the same.
+        peft: an adapter to put on the model.
+        init_kwargs: for `from_pretrained`, such as `dtype`.
+        device: default: the accelerator if there is one.
+        limit: only the first so many questions of each task: for trying things out.
+    Raises:
+        TokenRatioError: the extra is missing; an unknown suite; a file that cannot be used; data
+            that cannot be fetched; a model that cannot be loaded.
+    """
+    check_installed()
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise TokenRatioError(f"batch_size and limit must be at least 1: {batch_size}, {limit}")
+    tasks = _load_tasks(suite)
+    lm, weights = _load_lm(model, peft, dict(init_kwargs or {}), device, batch_size)
+    settings = {
+        "suite": str(suite),
+        "tasks": [asdict(spec) for spec, _ in tasks],
+        "model": str(model),
+        "peft": None if peft is None else str(peft),
+        "weights": weights,
+        "init_kwargs": {k: str(v) for k, v in (init_kwargs or {}).items()},
+        "limit": limit,
+        "questions": _questions_digest(task for _, task in tasks),
+        "versions": {**versions(), "lm_eval": version("lm_eval")},
+    }
+    scores = _known(output, settings)
+    for spec, task in tasks[len(scores) :]:
+        scores.append(_score(lm, spec, task, limit))
+        result = _summary(str(suite), scores, settings)
+        if output is not None:
+            text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+            replace_text(Path(output), text + "\n")
+    return _summary(str(suite), scores, settings)
+
+
+def check_installed() -> None:
+    """Refuse to go on without the harness.
+
+    Raises:
+        TokenRatioError: it is not installed, or broken.
+    """
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise TokenRatioError(
+            "the suite needs lm-evaluation-harness: pip install 'tokenratio[lm-eval]' "
+            f"({_first_line(error)})"
+        ) from None
+
+
+def _load_tasks(suite: str | Path) -> list[tuple[SuiteTask, Any]]:
+    """Each row with the harness's task or group, its data read."""
+    if isinstance(suite, str) and suite in SUITES:
+        manager = _task_manager(include_defaults=True)
+        loaded = []
+        for spec in SUITES[suite]:
+            with _loading(spec.task, _HUB):
+                loaded.append((spec, _load_task(manager, spec.task)))
+        return loaded
+    path = Path(suite)
+    if path.suffix not in (".yaml", ".yml"):
+        raise TokenRatioError(
+            f"unknown suite {str(suite)!r}; known: {', '.join(SUITES)}, or a YAML task file"
+        )
+    spec, config = _read_task_file(path)
+    is_local = config.get("dataset_path") in _LIBRARY_FILES
+    with _loading(str(path), _HUB if not is_local else ""):
+        return [(spec, _load_task(_task_manager(include_defaults=False), config))]
+
+
+def _task_manager(*, include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=include_defaults)
+
+
+def _load_task(manager: Any, spec: str | dict[str, Any]) -> Any:
+    loaded = manager.load([spec])
+    name = spec if isinstance(spec, str) else spec["task"]
+    return loaded.get("groups", {}).get(name) or loaded["tasks"][name]
+
+
+@contextmanager
+def _loading(name: str, hint: str) -> "Iterator[None]":
+    """Say in words that a task's data could not be had.
+
+    Raises:
+        TokenRatioError: for any exception inside.
+    """
+    try:
+        yield
+    except Exception as error:  # of datasets, huggingface_hub, httpx, Jinja or the harness itself
+        raise TokenRatioError(
+            f"the questions of {name} cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)}{hint}"
+        ) from error
+
+
+def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
+    """A task of the harness from one YAML file, read without running anything it names."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenRatioError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        why = "it holds !function, which would run code" if "!function" in said else said
+        raise TokenRatioError(f"{path} cannot be used as a task: {why}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+        raise TokenRatioError(f"{path} must hold one task: a mapping with task: NAME")
+    for key in ("unsafe_code", "class", "include", "custom_dataset"):
+        if config.get(key):
+            raise TokenRatioError(f"{path}: {key} is not supported, a task file must be data alone")
+    metrics = config.get("metric_list")
+    if not isinstance(metrics, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("metric"), str) for each in metrics or [None]
+    ):
+        raise TokenRatioError(f"{path} needs metric_list: [{{metric: NAME}}, ...]")
+    import lm_eval.api.metrics  # noqa: F401 - fills the registry
+    from lm_eval.api.registry import METRIC_REGISTRY
+
+    for each in metrics:
+        # The harness would fetch any other from the hub as code.
+        if each["metric"] not in METRIC_REGISTRY or each.get("hf_evaluate"):
+            raise TokenRatioError(f"{path}: {each['metric']!r} is no metric of the harness's own")
+    filters = config.get("filter_list") or [{"name": "none"}]
+    shots = config.get("num_fewshot") or 0
+    config["dataset_kwargs"] = _beside(path, config)
+    return SuiteTask(config["task"], shots, metrics[0]["metric"], filters[0]["name"]), config
+
+
+def _beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_dataset`, its `data_files` taken relative to the task file."""
+    arguments = dict(config.get("dataset_kwargs") or {})
+    if config.get("dataset_path") not in _LIBRARY_FILES:
+        return arguments
+
+    def resolved(files: Any) -> Any:
+        if isinstance(files, Mapping):
+            return {split: resolved(each) for split, each in files.items()}
+        if isinstance(files, str) and "://" not in files:
+            found = path.parent / files
+            if not found.is_file():
+                raise TokenRatioError(f"{path}: no data file {found}")
+            return str(found.resolve())
+        return [resolved(each) for each in files] if isinstance(files, list) else files
+
+    if not arguments.get("data_files"):
+        raise TokenRatioError(f"{path} needs dataset_kwargs: {{data_files: {{test: FILE}}}}")
+    return arguments | {"data_files": resolved(arguments["data_files"])}
+
+
+def _load_lm(
+    model: str | Path,
+    peft: str | Path | None,
+    init_kwargs: dict[str, Any],
+    device: str | None,
+    batch_size: int,
+) -> tuple[Any, str]:
+    """The model as the harness wants it, and a digest of its weights."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from tokenratio.evaluation.judges.scores import weights_digest
+
+    if init_kwargs.get("trust_remote_code"):
+        raise TokenRatioError("trust_remote_code is not supported: a model must be data alone")
+    policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
+    tokenizer = load_tokenizer(model, init_kwargs)
+    if peft is not None:
+        policy = _with_adapter(policy, peft)
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = "cpu" if accelerator is None else str(accelerator)
+    policy.to(device)
+    lm = HFLM(
+        pretrained=policy,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        trust_remote_code=False,
+    )
+    return lm, weights_digest(policy)
+
+
+def _with_adapter(policy: "PreTrainedModel", peft: str | Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(policy, str(peft))
+    except Exception as error:  # whatever is wrong with the files
+        raise TokenRatioError(f"cannot load adapter {str(peft)!r}: {_first_line(error)}") from None
+
+
+def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:
+    from lm_eval import simple_evaluate
+
+    try:
+        results = simple_evaluate(
+            model=lm,
+            tasks=[task],
+            num_fewshot=spec.shots,
+            limit=limit,
+            bootstrap_iters=_BOOTSTRAP_DRAWS,
+            log_samples=False,
+            task_manager=_task_manager(include_defaults=False),
+            confirm_run_unsafe_code=False,
+        )
+    except Exception as error:  # a task that does not fit its data, or the device's memory
+        raise TokenRatioError(
+            f"{spec.task} cannot be asked: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    leaves = _leaves(spec.task, results.get("group_subtasks", {}))
+    shots = {results["n-shot"][leaf] for leaf in leaves}
+    if shots != {spec.shots}:
+        raise TokenRatioError(f"{spec.task} was asked {shots} shots, not {spec.shots}")
+    found = results["results"][spec.task]
+    value = found.get(f"{spec.metric},{spec.filter}")
+    if value is None:
+        raise TokenRatioError(
+            f"{spec.task} gave no {spec.metric} by filter {spec.filter}, but {', '.join(found)}"
+        )
+    stderr = found.get(f"{spec.metric}_stderr,{spec.filter}")
+    return TaskScore(
+        task=spec.task,
+        shots=spec.shots,
+        metric=spec.metric,
+        value=float(value),
+        # "N/A" where the harness has none; NaN for one question
+        stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
+        n=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
+    )
+
+
+def _leaves(task: str, children: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tasks a group is made of, or the task itself."""
+    below = children.get(task) or []
+    return [leaf for child in below for leaf in _leaves(child, children)] if below else [task]
+
+
+def _summary(suite: str, scores: Sequence[TaskScore], settings: Mapping[str, Any]) -> SuiteScores:
+    num = len(scores)
+    errors = [score.stderr for score in scores if score.stderr is not None]
+    stderr = math.sqrt(math.fsum(e**2 for e in errors)) / num if len(errors) == num else None
+    mean = math.fsum(score.value for score in scores) / num
+    return SuiteScores(suite, tuple(scores), mean, stderr, settings)
+
+
+def _known(output: str | Path | None, settings: Mapping[str, Any]) -> list[TaskScore]:
+    """The scores that an interrupted run with these settings has left."""
+    if output is None or not Path(output).exists():
+        return []
+    try:
+        document = json.loads(Path(output).read_text(encoding="utf-8"))
+        if document["settings"] != settings:
+            raise TokenRatioError(
+                f"{output} holds scores of another model, suite or setting: choose another file"
+            )
+        return [TaskScore(**score) for score in document["scores"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TokenRatioError(f"{output} does not hold a suite's scores: {error}") from None
+
+
+def _questions_digest(tasks: Iterable[Any]) -> str:
+    """16 hex digits of a SHA-256 over how the questions are asked and what they are."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        for leaf in task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]:
+            config = leaf.dump_config()
+            for document in (config, *leaf.eval_docs):
+                digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
