@@ -1,0 +1,156 @@
+"""`tokenratio train-reward RECIPE.yaml`: a reward model from the pairs that a policy trains on."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.cli.arguments import Field, build, check_known, fields_of, read_command, read_yaml
+from tokenratio.cli.folders import EVAL_FILE, claim_folder
+from tokenratio.cli.recipe import Recipe
+from tokenratio.cli.starting import config_of, source_of, tokenizer_of
+from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal, user_mistakes
+from tokenratio.data.batching import token_counts
+from tokenratio.evaluation.pairs import PairScores, held_out_pairs
+from tokenratio.training.reward_model import (
+    RewardConfig,
+    RewardTrainer,
+    build_reward_model,
+    load_reward_model,
+)
+from tokenratio.training.run_folder import replace_text
+
+HELP = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
+
+A recipe's keys and the flags are the same; flags win. See recipes/reward_*.yaml for examples.
+"""
+# What a reward model has of a policy's recipe: no reference, no adapter, no stage before.
+_RECIPE_KEYS = {
+    "model": "Where the body's weights come from: a hub name or a folder, a policy's too.",
+    "model_config": "Or a model from a transformers config: {model_type: llama, ...}.",
+    "tokenizer": None,
+    "train_dataset": None,
+    "eval_dataset": None,
+    "overwrite": None,
+}
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    command = read_command(argv, HELP, reward_fields(), argument="one recipe")
+    if command is None:
+        return 0
+    quiet_libraries()
+    train_reward(*resolve(*command))
+    return 0
+
+
+def reward_fields() -> dict[str, Field]:
+    """Every key a recipe or a flag of `train-reward` may name."""
+    recipe = fields_of(Recipe)
+    chosen = {
+        name: recipe[name] if text is None else replace(recipe[name], help=text)
+        for name, text in _RECIPE_KEYS.items()
+    }
+    return fields_of(RewardConfig) | chosen
+
+
+def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, RewardConfig]:
+    """Read a recipe; flags win over it.
+
+    Raises:
+        TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
+    """
+    values = read_yaml(path)
+    check_known(values, reward_fields(), f"key in {path}")
+    values |= flags
+    recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
+    settings = {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+    if settings.get("output_dir") is None:
+        settings["output_dir"] = str(Path("runs") / Path(path).stem)
+    return recipe, build(RewardConfig, {"disable_tqdm": not is_terminal(), **settings}, path)
+
+
+def train_reward(recipe: Recipe, args: RewardConfig) -> PairScores | None:
+    """Train, save, and measure on the held-out pairs, if there are any."""
+    resume = args.resume_from_checkpoint
+    if resume is not None and resume.lower() in ("true", "false"):
+        resume = resume.lower() == "true"
+    if not resume:
+        with args.main_process_first():
+            if args.should_save:
+                folder = Path(args.output_dir)
+                claim_folder(folder, overwrite=recipe.overwrite, inputs=(recipe.model,))
+    tokenizer = tokenizer_of(recipe, args.model_init_kwargs)
+    model = _starting_model(recipe, args, tokenizer)
+    with user_mistakes("the run cannot be set up"):
+        trainer = RewardTrainer(
+            model,
+            args,
+            source_of(str(recipe.train_dataset)),
+            recipe.eval_dataset and source_of(recipe.eval_dataset),
+            processing_class=tokenizer,
+        )
+    use_terminal(trainer)
+    size = sum(p.numel() for p in model.parameters())
+    _say(args, f"reward model of {size:,} parameters: {recipe.train_dataset}")
+    _say(args, trainer.train_data.report.summary())
+    try:
+        result = trainer.train(resume_from_checkpoint=resume)
+    except Exception:
+        if trainer.state.global_step > 0:
+            raise
+        # Optimizers, schedules and samplers are only built now.
+        with user_mistakes("the run cannot be started"):
+            raise
+    trainer.save_model()
+    _say(args, f"{result.global_step} steps, saved in {args.output_dir}")
+    scores = None if trainer.eval_data is None else _held_out(trainer, args)
+    # Or a process that ends first may be aborted by the threads of its process group.
+    args.distributed_state.wait_for_everyone()
+    args.distributed_state.destroy_process_group()
+    return scores
+
+
+def _starting_model(
+    recipe: Recipe, args: RewardConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    if recipe.model is not None:
+        return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)
+    config = config_of(recipe, tokenizer)
+    with user_mistakes("cannot build the model"):
+        return build_reward_model(config, seed=args.seed)
+
+
+def _held_out(trainer: RewardTrainer, args: RewardConfig) -> PairScores:
+    """Accuracy on the held-out pairs, printed and written to `eval.json`."""
+    dataset = trainer.eval_data.dataset
+    output = trainer.predict(dataset, metric_key_prefix="eval")
+    rewards = np.empty_like(output.predictions)
+    rewards[output.label_ids] = output.predictions
+    tokens = token_counts(dataset)
+    scores = held_out_pairs(
+        *rewards.T,
+        tokens["chosen_ids"],
+        tokens["rejected_ids"],
+        prompts=[tuple(ids) for ids in dataset["prompt_ids"]],
+    ).overall
+    if args.should_save:
+        document = {**output.metrics, "held_out": asdict(scores)}
+        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
+    accuracy, rule = scores.accuracy, scores.over_length
+    _say(
+        args,
+        f"held out: accuracy {accuracy.mean:.3f} ± {accuracy.standard_error:.3f} (standard error, "
+        f"{accuracy.num} pairs), {rule.mean:+.3f} ± {rule.standard_error:.3f} over "
+        f"'the {scores.better_rule} one'; loss {output.metrics['eval_loss']:.4f}",
+    )
+    return scores
+
+
+def _say(args: RewardConfig, text: str) -> None:
+    if args.process_index == 0:
+        print(text, flush=True)
