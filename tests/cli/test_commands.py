@@ -287,8 +287,9 @@ def test_quickstart_small(tmp_path, capsys):
     argv = ["quickstart", "--num_sft", "500", "--num_pairs", "64", "--num_prompts", "16"]
     assert main([*argv, "--output_dir", str(tmp_path / "q")]) == 0
     printed = capsys.readouterr().out
-    assert "gold reward" in printed
-    for name in ("pairs.jsonl", "before.jsonl", "after.jsonl", "table.md", "tbpo_a/metrics.jsonl"):
+    shown = {line.split("|")[1].split()[0] for line in printed.splitlines() if line[:1] == "|"}
+    assert {"gold_reward", "win_rate/gold", "kl_policy_ref", "pairs/accuracy"} <= shown
+    for name in ("pairs.jsonl", "table.md", "tbpo_a/metrics.jsonl", "evaluation/table.md"):
         assert (tmp_path / "q" / name).is_file(), name
     (tmp_path / "q" / "mine.txt").write_text("keep")
     assert main([*argv, "--output_dir", str(tmp_path / "q")]) == 2

@@ -1,32 +1,61 @@
 """`tokenratio generate MODEL --prompts SOURCE`: sampled responses as JSON lines."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.endpoint_options import (
+    ENDPOINT_FLAGS,
+    EndpointOptions,
+    refuse_idle,
+    split_flags,
+)
+from tokenratio.cli.outputs import check_output, claim_output
 from tokenratio.cli.terminal import is_terminal, quiet_libraries
 from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import sample_responses
+from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
+from tokenratio.evaluation.generation import Prompt
+from tokenratio.evaluation.generations import (
+    Backend,
+    GeneratedSample,
+    Generation,
+    generate_all,
+)
+from tokenratio.evaluation.judges.scores import weights_digest
 from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.run_folder import replace_text
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
-MODEL is a hub name or a folder (an adapter's too). SOURCE is a file, a folder, a hub name or a
-world (world:reviews?prompts=100&split=test) with a column `prompt`.
+MODEL is a hub name or a folder (an adapter's too); with --endpoint, the name that the server there
+knows it by. SOURCE is a file, a folder, a hub name or a world
+(world:reviews?prompts=100&split=test) with a column `prompt`.
+
+Responses are written as they come. The same call goes on where an interrupted one stopped, and
+asks for nothing that the output holds; what an endpoint would cost is said before the first
+request.
 """
+
+_LOCAL_FLAGS = ("batch_size", "dtype")
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What `generate` can be told."""
+    """What `generate` can be told, the endpoint apart."""
 
     prompts: str = field(default="", metadata={"help": "Where the prompts come from."})
     output: str = field(
-        default="generations.jsonl", metadata={"help": "File to write; replaced when complete."}
+        default="generations.jsonl",
+        metadata={"help": "File to write; one of the same settings is gone on with."},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an output that is there, whatever its settings."}
     )
     num_prompts: int | None = field(default=None, metadata={"help": "Only the first so many."})
     num_samples: int = field(default=1, metadata={"help": "Responses per prompt."})
@@ -34,7 +63,11 @@ class GenerateOptions:
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest response, EOS included."})
     batch_size: int = field(default=64, metadata={"help": "Rows generated at once."})
-    seed: int = field(default=0, metadata={"help": "The same call gives the same samples."})
+    dtype: str = field(default="float32", metadata={"help": "What the model is loaded in."})
+    seed: int | None = field(
+        default=0,
+        metadata={"help": "The same call gives the same samples; null: an endpoint is sent none."},
+    )
     split: str | None = field(default=None, metadata={"help": "Split of a folder or hub name."})
 
     def __post_init__(self) -> None:
@@ -49,54 +82,84 @@ class GenerateOptions:
 
 def run(argv: list[str]) -> int:
     """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(GenerateOptions), argument="one model")
+    fields = fields_of(GenerateOptions, EndpointOptions)
+    command = read_command(argv, HELP, fields, argument="one model")
     if command is None:
         return 0
     name, flags = command
-    options = build(GenerateOptions, flags, "generate")
+    own, remote = split_flags(flags)
+    options = build(GenerateOptions, own, "generate")
+    endpoint = build(EndpointOptions, remote, "generate")
+    if endpoint.endpoint is None:
+        refuse_idle(flags, ENDPOINT_FLAGS, "is of an endpoint: give --endpoint")
+    else:
+        refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
     quiet_libraries()
+    path = Path(options.output)
+    check_output(path)
     prompts = read_prompts(options.prompts, split=options.split)[: options.num_prompts]
-    model, tokenizer = load_model(name), load_tokenizer(name)
-    settings = asdict(options) | {"model": name}
-    del settings["output"]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    samples = sample_responses(
+    backend, settings = _backend(name, options, endpoint)
+    settings |= {"prompts": options.prompts, "split": options.split}
+    claim_output(path, settings, overwrite=options.overwrite)
+    timed = _Timed(backend)
+    generations = generate_all(prompts, timed, path, settings)
+    print(_describe(generations, path) + timed.rate())
+    return 0
+
+
+def _backend(
+    name: str, options: GenerateOptions, endpoint: EndpointOptions
+) -> tuple[TransformersBackend | EndpointBackend, dict[str, Any]]:
+    """What answers, and all that its answers depend on but the prompts."""
+    names = ("num_samples", "temperature", "top_p", "max_new_tokens")
+    sampling: dict[str, Any] = {each: getattr(options, each) for each in names}
+    if endpoint.endpoint is not None:
+        server = EndpointBackend(endpoint.connect(name), **sampling, seed=options.seed)
+        return server, server.settings()
+    if options.seed is None:
+        raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
+    model = load_model(name, {"dtype": options.dtype})
+    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))
+    backend = TransformersBackend(
         model,
-        tokenizer,
-        [prompt for _, prompt in prompts],
-        num_samples=options.num_samples,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
+        load_tokenizer(name),
+        **sampling,
         seed=options.seed,
+        batch_size=options.batch_size,
         progress=is_terminal(),
     )
-    lines = [
-        json.dumps(
-            {
-                "id": origin,
-                "prompt": prompt,
-                "samples": [
-                    {
-                        "text": sample.text,
-                        "token_ids": list(sample.response_ids),
-                        "finish_reason": sample.finish_reason,
-                    }
-                    for sample in row
-                ],
-                "settings": digest,
-            },
-            ensure_ascii=False,
-        )
-        for (origin, prompt), row in zip(prompts, samples, strict=True)
-    ]
-    path = Path(options.output)
-    replace_text(path, "\n".join(lines) + "\n")
-    replace_text(
-        path.with_suffix(".settings.json"), json.dumps({digest: settings}, indent=2) + "\n"
-    )
-    cut = sum(s.finish_reason == "length" for row in samples for s in row)
-    total = sum(map(len, samples))
-    print(f"{total} responses to {len(prompts)} prompts in {path}; {cut} cut at max_new_tokens")
-    return 0
+    # The weights too: a folder may have been trained again since.
+    return backend, {"model": name, "weights": weights_digest(model), **backend.settings()}
+
+
+class _Timed:
+    """A backend, and how many tokens it wrote in how many seconds, where it tells the tokens."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._num_tokens, self._seconds = 0, 0.0
+
+    def __call__(
+        self, prompts: Sequence[tuple[str, Prompt]]
+    ) -> Iterator[tuple[str, Sequence[GeneratedSample]]]:
+        started = time.perf_counter()
+        for id, samples in self._backend(prompts):
+            self._num_tokens += sum(len(sample.token_ids or ()) for sample in samples)
+            self._seconds = time.perf_counter() - started
+            yield id, samples
+
+    def rate(self) -> str:
+        """In words; empty where nothing was written, or only the server knows how much."""
+        if not self._num_tokens:
+            return ""
+        rate = self._num_tokens / max(self._seconds, 1e-9)
+        return f"; {self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
+
+
+def _describe(generations: Sequence[Generation], path: Path) -> str:
+    ends = Counter(s.finish_reason for generation in generations for s in generation.samples)
+    said = f"{ends.total()} responses to {len(generations)} prompts in {path}; "
+    said += f"{ends.pop('length', 0)} cut at max_new_tokens"
+    ends.pop("eos", None)
+    others = [f", {num} ended by {reason}" for reason, num in ends.most_common()]
+    return said + "".join(others)

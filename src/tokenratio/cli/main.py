@@ -10,7 +10,12 @@ from tokenratio.errors import TokenRatioError
 # Each module has HELP, one line, and run(argv) -> exit code. Imported only when called for.
 COMMANDS = {
     "train": ("tokenratio.cli.train", "train a policy from a recipe"),
-    "generate": ("tokenratio.cli.generate", "sample responses from a model"),
+    "train-reward": ("tokenratio.cli.train_reward", "train a reward model, to judge with"),
+    "generate": ("tokenratio.cli.generate", "sample responses from a model or an endpoint"),
+    "judge": ("tokenratio.cli.judge", "compare responses with a judge"),
+    "evaluate": ("tokenratio.cli.evaluate", "generate, judge and measure policies"),
+    "compare": ("tokenratio.cli.compare", "tell differences between policies from chance"),
+    "convert": ("tokenratio.cli.convert", "generations from and for AlpacaEval and MT-Bench"),
     "inspect-data": ("tokenratio.cli.inspect_data", "show what training would see of a data set"),
     "methods": ("tokenratio.cli.methods", "list the methods that train, their needs and costs"),
     "score-tokens": (

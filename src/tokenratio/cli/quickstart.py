@@ -2,19 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokenratio.cli.arguments import build, check_known, fields_of, read_command
+from tokenratio.cli.evaluate_options import EvaluateOptions
+from tokenratio.cli.evaluating import evaluate
 from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import Sample, policy_sampler, sample_responses
-from tokenratio.evaluation.gold import Estimate, summarize_policy
+from tokenratio.evaluation.generation import policy_sampler
+from tokenratio.evaluation.measures import PolicyMeasures, table
 from tokenratio.losses import LOSSES
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.run_folder import replace_text
@@ -23,9 +24,14 @@ from tokenratio.training.trainer import TokenRatioTrainer
 HELP = """usage: tokenratio quickstart [--flag value ...]
 
 Trains a small policy on the review world by SFT, draws preference pairs from it, aligns it with
-TBPO-A, and compares before and after on held-out prompts. A few minutes on two cores.
+TBPO-A, and evaluates both on held-out prompts and pairs. A few minutes on two cores.
 """
 _LONGEST_RESPONSE = 64
+_SHOWN = (
+    *("gold_reward", "win_rate/gold", "lc_win_rate/gold", "insults", "kl_policy_ref"),
+    *("diversity/entropy", "diversity/self_bleu", "length/tokens", "pairs/accuracy"),
+    "credit/log_ratio+kl/spearman",
+)
 # Only a folder that holds this is a quickstart's to replace.
 _MARK = "quickstart.json"
 
@@ -66,8 +72,8 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def quickstart(options: QuickstartOptions) -> dict[str, dict[str, Estimate]]:
-    """SFT, pairs, alignment, comparison; returns the table's figures, before and after."""
+def quickstart(options: QuickstartOptions) -> dict[str, PolicyMeasures]:
+    """SFT, pairs, alignment, evaluation; returns what was measured of both policies, by name."""
     world = WORLDS["reviews"]
     folder = Path(options.output_dir)
     _clear(folder)
@@ -105,11 +111,8 @@ def quickstart(options: QuickstartOptions) -> dict[str, dict[str, Estimate]]:
     )
     lines = "".join(json.dumps(row) + "\n" for row in pairs)
     replace_text(folder / "pairs.jsonl", lines)
-    prompts = world.prompts(options.num_prompts, seed=options.seed, split="test")
-    before = _sample(policy, tokenizer, prompts, options.seed)
-
     print(f"3. {options.loss}: the same policy learns from the pairs")
-    trainer = _train(
+    _train(
         policy,
         tokenizer,
         str(folder / "pairs.jsonl"),
@@ -125,41 +128,31 @@ def quickstart(options: QuickstartOptions) -> dict[str, dict[str, Estimate]]:
             disable_tqdm=not is_terminal(),
         ),
     )
-    print("4. before and after, on held-out prompts")
-    assert trainer.reference is not None
-    reference = trainer.reference.model
-    after = _sample(policy, tokenizer, prompts, options.seed)
-    table = {}
-    for name, model, samples in (("before", reference, before), ("after", policy, after)):
-        _write_samples(folder / f"{name}.jsonl", prompts, samples, world.gold_reward)
-        table[name] = summarize_policy(
-            model, reference, samples, world.gold_reward, has_insult=world.has_insult
-        )
-    text = format_table(table)
+    print("4. evaluation, on held-out prompts and pairs")
+    held_out = f"seed={options.seed}&split=test"
+    policies = evaluate(
+        [f"{options.loss}={folder / options.loss}"],
+        EvaluateOptions(
+            output_dir=str(folder / "evaluation"),
+            reference=str(folder / "sft"),
+            prompts=f"world:reviews?prompts={options.num_prompts}&{held_out}",
+            pairs=f"world:reviews?pairs={options.num_prompts}&{held_out}",
+            num_samples=4,
+            max_new_tokens=_LONGEST_RESPONSE,
+            batch_size=64,
+            seed=options.seed,
+        ),
+        report=lambda line: print(line) if "ALARM" in line else None,
+    )
+    shown = [
+        replace(policy, measures=tuple(filter(None, map(policy.named, _SHOWN))))
+        for policy in policies
+    ]
+    text = table(shown)
     replace_text(folder / "table.md", text + "\n")
     print(text)
-    print(f"\nall files are in {folder}")
-    return table
-
-
-def format_table(table: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """A Markdown table: a row per measure, a column per policy, mean ± standard error."""
-    labels = {
-        "gold_reward": "gold reward",
-        "kl_policy_ref": "KL to the reference (nats per response)",
-        "entropy": "entropy (nats per token)",
-        "length": "length (tokens)",
-        "insult_share": "responses with an insult",
-    }
-    rows = [["", *table]]
-    for key, label in labels.items():
-        cells = [f"{t[key].mean:.3f} ± {t[key].standard_error:.3f}" for t in table.values()]
-        rows.append([label, *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in padded]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+    print(f"\nall files are in {folder}; every measure in {folder / 'evaluation' / 'table.md'}")
+    return {policy.policy: policy for policy in policies}
 
 
 def _train(
@@ -172,36 +165,11 @@ def _train(
     return trainer
 
 
-def _sample(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
-) -> list[list[Sample]]:
-    return sample_responses(
-        policy,
-        tokenizer,
-        prompts,
-        num_samples=4,
-        max_new_tokens=_LONGEST_RESPONSE,
-        batch_size=256,
-        seed=seed,
-    )
-
-
-def _write_samples(
-    path: Path, prompts: list[str], samples: list[list[Sample]], reward: Any
-) -> None:
-    lines = [
-        json.dumps({"prompt": prompt, "text": sample.text, "gold_reward": reward(sample.text)})
-        for prompt, row in zip(prompts, samples, strict=True)
-        for sample in row
-    ]
-    replace_text(path, "\n".join(lines) + "\n")
-
-
 def _clear(folder: Path) -> None:
     """Replace an earlier quickstart; anything else in the folder is left alone and named."""
     if not folder.exists():
         return
-    ours = {_MARK, "sft", "pairs.jsonl", "before.jsonl", "after.jsonl", "table.md", *LOSSES}
+    ours = {_MARK, "sft", "pairs.jsonl", "evaluation", "table.md", *LOSSES}
     for path in folder.iterdir():
         if path.name not in ours or not (folder / _MARK).is_file():
             raise TokenRatioError(

@@ -1,0 +1,108 @@
+"""The flags of commands that ask an OpenAI-compatible endpoint: where, how, and for how much."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from tokenratio.cli.terminal import is_terminal
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.budget import Budget
+from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKENS_NAMES = ("max_tokens", "max_completion_tokens")
+
+
+def _setting(name: str, text: str) -> Any:
+    return field(default=getattr(EndpointSettings, name), metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """The fields of `EndpointSettings`, the model apart, and of `Budget`, as flags."""
+
+    endpoint: str | None = field(
+        default=None,
+        metadata={"help": "Address of a server, such as http://localhost:8000/v1, asked instead."},
+    )
+    api: Literal["chat", "completions"] = _setting(
+        "api", "chat sends conversations, a text as one user turn; completions a text as it is."
+    )
+    api_key_env: str = _setting(
+        "api_key_env", "Environment variable that holds the key; unset, none is sent."
+    )
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = _setting(
+        "max_tokens_name", "max_completion_tokens for models that refuse the older name."
+    )
+    extra_body: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Further fields of every request, such as '{top_k: 20}'."},
+    )
+    concurrency: int = _setting("concurrency", "Requests under way at once.")
+    timeout: float = _setting("timeout", "Seconds for one request.")
+    max_retries: int = _setting("max_retries", "Attempts beyond the first, of each request.")
+    backoff: float = _setting("backoff", "Seconds before the first retry; doubles with each.")
+    max_backoff: float = _setting("max_backoff", "The most it doubles to.")
+    max_failures: int = _setting(
+        "max_failures", "Requests that may fail for good before the rest is given up."
+    )
+    max_requests: int | None = field(
+        default=None, metadata={"help": "Stop after so many requests, retries included."}
+    )
+    max_cost: float | None = field(
+        default=None, metadata={"help": "Stop before it costs more, in the prices' currency."}
+    )
+    price_in: float | None = field(
+        default=None, metadata={"help": "Of a million tokens read; for the estimate too."}
+    )
+    price_out: float | None = field(default=None, metadata={"help": "Of a million tokens written."})
+
+    def __post_init__(self) -> None:
+        if not _VARIABLE.fullmatch(self.api_key_env):
+            # Most keys have a dash. Whoever gives one here must not read it again in a log.
+            raise TokenRatioError(
+                "api_key_env must be the name of an environment variable, not the key itself"
+            )
+        if self.max_tokens_name not in _TOKENS_NAMES:
+            raise TokenRatioError(
+                f"max_tokens_name must be {' or '.join(_TOKENS_NAMES)}, not "
+                f"{self.max_tokens_name!r}"
+            )
+
+    def connect(self, model: str) -> Endpoint:
+        """The server, to be asked for this model within the budget.
+
+        Raises:
+            TokenRatioError: a setting is out of range.
+        """
+        limits = {limit.name: getattr(self, limit.name) for limit in fields(Budget)}
+        how = {
+            setting.name: getattr(self, setting.name)
+            for setting in fields(EndpointSettings)
+            if setting.name not in ("base_url", "model")
+        }
+        settings = EndpointSettings(base_url=self.endpoint or "", model=model, **how)
+        return Endpoint(settings, budget=Budget(**limits), progress=is_terminal())
+
+
+ENDPOINT_FLAGS = tuple(option.name for option in fields(EndpointOptions))
+
+
+def refuse_idle(flags: Iterable[str], idle: Iterable[str], why: str) -> None:
+    """Refuse flags that would do nothing.
+
+    Raises:
+        TokenRatioError: the first of them.
+    """
+    found = [flag for flag in flags if flag in tuple(idle)]
+    if found:
+        raise TokenRatioError(f"--{found[0]} {why}")
+
+
+def split_flags(
+    flags: Mapping[str, str | bool],
+) -> tuple[dict[str, str | bool], dict[str, str | bool]]:
+    """A command's own flags, and the endpoint's."""
+    own = {name: value for name, value in flags.items() if name not in ENDPOINT_FLAGS}
+    return own, {name: value for name, value in flags.items() if name in ENDPOINT_FLAGS}

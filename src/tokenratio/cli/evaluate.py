@@ -1,0 +1,35 @@
+"""`tokenratio evaluate RECIPE|RUN ...`: generate, judge, measure; every figure with its error."""
+
+from tokenratio.cli.arguments import build, describe, fields_of, read_flags, read_yaml
+from tokenratio.cli.evaluate_options import EvaluateOptions
+from tokenratio.cli.evaluating import evaluate
+from tokenratio.cli.terminal import quiet_libraries
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.measures import table
+
+HELP = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
+
+RUN is a folder of a run, another model's folder or hub name, a file of generations, or NAME=one of
+these. A recipe's keys and the flags are the same; flags win. Every stage leaves a file and is gone
+on with: OUTPUT/NAME/generations.jsonl, judgements-JUDGE.jsonl, measures.json; OUTPUT/table.md.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    if "--help" in argv or "-h" in argv:
+        print(f"{HELP}\n{describe(fields_of(EvaluateOptions))}")
+        return 0
+    positional, values = read_flags(argv, fields_of(EvaluateOptions))
+    where = "evaluate"
+    if len(positional) == 1 and positional[0].endswith((".yaml", ".yml")):
+        where = positional.pop()
+        values = {**read_yaml(where), **values}
+    options = build(EvaluateOptions, values, where)
+    runs = positional or options.runs
+    if not runs:
+        raise TokenRatioError(f"needs a recipe with runs, or runs: {HELP.splitlines()[0]}")
+    quiet_libraries()
+    policies = evaluate(runs, options)
+    print(table(policies))
+    return 0

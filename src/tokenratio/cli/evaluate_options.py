@@ -1,0 +1,210 @@
+"""What an evaluation is told, and the policies it is of."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenratio.cli.arguments import check_known
+from tokenratio.cli.judges import JUDGES, judge_settings
+from tokenratio.data.worlds import is_world_source
+from tokenratio.errors import TokenRatioError
+from tokenratio.losses import METHODS
+from tokenratio.training.run_folder import RUN_FILE
+
+REFERENCE = "reference"
+# Of a policy: also its folder's.
+_NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `evaluate` can be told."""
+
+    output_dir: str = field(default="evaluation", metadata={"help": "Where all files go."})
+    runs: list[str] | None = field(
+        default=None, metadata={"help": "In a recipe: the runs, as on the command line."}
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "The policy that KL and implicit rewards are relative to; it is evaluated too. "
+            "Default: what the first run started from."
+        },
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "Prompts to answer: a file, folder, hub name or world."}
+    )
+    split: str | None = field(default="test", metadata={"help": "Split of a folder or hub name."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Only the first so many."})
+    num_samples: int = field(default=5, metadata={"help": "Responses per prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest response, EOS included."})
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
+    pairs: str | None = field(
+        default=None, metadata={"help": "Held-out pairs, for the implicit reward's accuracy."}
+    )
+    subset_column: str | None = field(
+        default=None, metadata={"help": "Column of the pairs that names their subset."}
+    )
+    max_length: int | None = field(default=2048, metadata={"help": "Of a pair's rows, in tokens."})
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Of prompts, in tokens; cut on the left. As in the policies' training."},
+    )
+    beta: float | None = field(
+        default=None, metadata={"help": "Of the implicit reward; default: each run's own, or 0.1."}
+    )
+    against: str = field(
+        default=REFERENCE,
+        metadata={
+            "help": "Whom judges compare with: reference, another run's name, a file of "
+            "generations, or column:NAME of the prompts' source, such as column:chosen."
+        },
+    )
+    suite: str | None = field(
+        default=None,
+        metadata={"help": "General ability: open-llm-v1, or a local task file of lm-eval."},
+    )
+    judges: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": f"By name ({', '.join(JUDGES)}), each with its settings; default: gold on a "
+            "world's prompts. See docs/evaluation.md."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.prompts or self.pairs or self.suite):
+            raise TokenRatioError("evaluate needs --prompts, --pairs or --suite")
+        for name in ("num_samples", "max_new_tokens", "batch_size", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TokenRatioError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.temperature < math.inf:
+            raise TokenRatioError(f"temperature must be 0 or positive, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise TokenRatioError(f"top_p must lie above 0 and at most at 1, not {self.top_p}")
+        folder = Path(self.output_dir)
+        first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not first.is_dir():
+            raise TokenRatioError(f"output_dir {folder}: {first} is a file")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
+        if self.beta is not None and not self.beta > 0:
+            raise TokenRatioError(f"beta must be positive, not {self.beta}")
+        check_known(self.judges or {}, JUDGES, "judge")
+        for name, settings in (self.judges or {}).items():
+            judge_settings(name, settings or {})
+        if self.judges and self.prompts is None:
+            raise TokenRatioError("judges compare responses: give --prompts")
+        is_judged = self.judges or (self.judges is None and is_world_source(self.prompts or ""))
+        if self.against != REFERENCE and not is_judged:
+            raise TokenRatioError(f"nobody compares with {self.against}: give --judges")
+
+    def check_runs(self, names: Sequence[str]) -> None:
+        """Refuse, before anything is computed, what these policies leave without a counterpart.
+
+        Args:
+            names: of all policies, the reference's if there is one.
+        Raises:
+            TokenRatioError: what is missing.
+        """
+        has_reference = REFERENCE in names
+        missing = "no run says what it started from: give --reference"
+        if self.pairs is not None and not has_reference:
+            raise TokenRatioError(f"pairs need a reference, and {missing}")
+        if self.against == REFERENCE:
+            if self.judges and not has_reference:
+                raise TokenRatioError(
+                    f"judges compare with the reference, and {missing}, or another --against"
+                )
+        elif not self.against.startswith("column:") and not self.against.endswith(".jsonl"):
+            check_known([self.against], names, "run in --against")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One policy to be evaluated.
+
+    Attributes:
+        name: what tables call it, and its folder.
+        path: a model's folder or hub name, or a file of generations.
+        record: the run's `run.json`; empty for another model.
+    """
+
+    name: str
+    path: str
+    record: Mapping[str, Any]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether only its generations are known."""
+        return self.path.endswith(".jsonl")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config = self.record.get("config")
+        return config if isinstance(config, Mapping) else {}
+
+    @property
+    def start(self) -> str | None:
+        """What the run says it is measured from: its `ref_model`, or the model it started from."""
+        reference = self.record.get("reference")
+        said = reference.get("description") if isinstance(reference, Mapping) else None
+        name = self.record.get("model")
+        if isinstance(said, str) and said.startswith("ref_model "):
+            name = said.removeprefix("ref_model ")
+        if not isinstance(name, str) or not name:
+            return None
+        # Named relative to where the run was started, which is mostly a folder above it.
+        places = [Path(), *Path(self.path).resolve().parents]
+        return next((str(place / name) for place in places if (place / name).is_dir()), name)
+
+    @property
+    def loss(self) -> str | None:
+        """What it was trained with, if a run of ours says so."""
+        loss = self.config.get("loss")
+        return loss if loss in METHODS else None
+
+
+def subjects_of(runs: Sequence[str]) -> list[Subject]:
+    """The policies that runs name, as `FOLDER`, `NAME=FOLDER` or a file of generations.
+
+    Raises:
+        TokenRatioError: a name that cannot be one, or two that are alike.
+    """
+    subjects = []
+    for given in runs:
+        name, named, path = str(given).partition("=")
+        if not named or Path(str(given)).exists():
+            named, path = "", str(given)
+        # The two last parts, without the root: runs/a and /runs/a are both runs-a.
+        parts = [part for part in Path(path.removesuffix(".jsonl")).parts if part != "/"]
+        name = name if named else "-".join(parts[-2:])
+        if not path or not _NAME.fullmatch(name) or name == REFERENCE:
+            raise TokenRatioError(
+                f"{given!r}: {name!r} cannot be a policy's name (letters, digits, . _ + = -, at "
+                "most 100); give one, as in NAME=FOLDER"
+            )
+        subjects.append(Subject(name, path, _record(path)))
+    names = [subject.name for subject in subjects]
+    for name in names:
+        if names.count(name) > 1:
+            raise TokenRatioError(
+                f"two runs are called {name}: give names, as in a=FOLDER b=FOLDER"
+            )
+    return subjects
+
+
+def _record(path: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads((Path(path) / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,235 @@
+"""`tokenratio judge OURS --against THEIRS --judge NAME`: whose responses are better."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.endpoint_options import (
+    ENDPOINT_FLAGS,
+    EndpointOptions,
+    refuse_idle,
+    split_flags,
+)
+from tokenratio.cli.judge_summary import describe, summarize
+from tokenratio.cli.judges import (
+    JUDGES,
+    ImplicitSettings,
+    JudgeContext,
+    LLMSettings,
+    RewardModelSettings,
+    make_judge,
+)
+from tokenratio.cli.outputs import check_output, claim_output
+from tokenratio.cli.terminal import quiet_libraries
+from tokenratio.data.worlds import is_world_source
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generations import (
+    Generation,
+    read_generations,
+    read_settings,
+    reference_generations,
+)
+from tokenratio.evaluation.judges import TEMPLATES
+from tokenratio.evaluation.judging import judge_all, pair_up
+from tokenratio.training.run_folder import replace_text
+
+HELP = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
+
+OURS is a file of generations. THEIRS is another of the same prompts, or the source that the prompts
+came from, whose --column then holds the opponent's responses. Each judge has its own flags:
+
+  gold          --world WORLD: its true reward
+  reward-model  --reward_model MODEL: a sequence classifier with one output, hub name or folder
+  implicit      --policy MODEL --reference MODEL --beta NUMBER: β times the policy's log-ratio
+  llm           --endpoint URL --model NAME --template NAME: a model behind an endpoint, both orders
+                asked; what it would cost is said before the first request
+  human         --sheet FILE: written to be filled in; run the same again to read it
+
+Writes a line per comparison to --output and all figures to the .summary.json beside it. The same
+call goes on where an interrupted one stopped; nothing is asked, or paid, twice.
+"""
+
+# The flags that only some judges heed, each with what it is called among that judge's settings.
+_SETTINGS: dict[str, dict[str, str]] = {
+    "gold": {"world": "world"},
+    "reward-model": {
+        "reward_model": "model",
+        "batch_size": "batch_size",
+        "max_length": "max_length",
+    },
+    "implicit": {name: name for name in ("policy", "reference", "beta", "batch_size")},
+    "llm": {
+        **{name: name for name in ("model", "template", "temperature", *ENDPOINT_FLAGS)},
+        "endpoint": "base_url",
+    },
+    "human": {"sheet": "sheet"},
+}
+_NEEDED = {
+    "reward-model": ("reward_model",),
+    "implicit": ("policy", "reference"),
+    "llm": ("endpoint", "model"),
+    "human": ("sheet",),
+}
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What `judge` can be told, the endpoint apart."""
+
+    against: str = field(default="", metadata={"help": "The other side: a file or a data source."})
+    judge: str = field(default="", metadata={"help": f"One of {', '.join(JUDGES)}."})
+    output: str = field(
+        default="judgements.jsonl",
+        metadata={"help": "File to write; one of the same judge and sides is gone on with."},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an output that is there, whatever its settings."}
+    )
+    column: str | None = field(
+        default=None, metadata={"help": "Of a data source: the opponent's responses. [chosen]"}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Of a data source: as it was for the prompts."}
+    )
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Only the first so many, of both sides."}
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Of the interval, and of who stands first on a sheet."}
+    )
+    world: str | None = field(
+        default=None, metadata={"help": "gold: such as reviews; by default that of --against."}
+    )
+    reward_model: str | None = field(default=None, metadata={"help": "reward-model: which."})
+    policy: str | None = field(default=None, metadata={"help": "implicit: hub name or folder."})
+    reference: str | None = field(default=None, metadata={"help": "implicit: likewise."})
+    beta: float = field(
+        default=ImplicitSettings.beta, metadata={"help": "implicit: changes no verdict's side."}
+    )
+    batch_size: int = field(
+        default=RewardModelSettings.batch_size, metadata={"help": "Of a model loaded here: rows."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "reward-model: longer rows, in tokens, have no verdict."}
+    )
+    model: str | None = field(default=None, metadata={"help": "llm: the name the server has."})
+    template: str = field(
+        default=LLMSettings.template,
+        metadata={"help": f"llm: the question, one of {', '.join(TEMPLATES)}."},
+    )
+    temperature: float | None = field(
+        default=LLMSettings.temperature, metadata={"help": "llm: null leaves it to the server."}
+    )
+    cache: str = field(
+        default="~/.cache/tokenratio/verdicts.sqlite",
+        metadata={"help": "llm: where answers are kept by content, for all runs."},
+    )
+    sheet: str | None = field(default=None, metadata={"help": "human: the file to fill in."})
+
+    def __post_init__(self) -> None:
+        for name in ("against", "judge"):
+            if not getattr(self, name):
+                raise TokenRatioError(f"judge needs --{name}")
+        if self.judge not in JUDGES:
+            raise TokenRatioError(f"no judge {self.judge!r}; there are: {', '.join(JUDGES)}")
+        for name in ("num_prompts", "batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TokenRatioError(f"{name} must be at least 1, not {value}")
+        if self.seed < 0:
+            raise TokenRatioError(f"seed must be at least 0, not {self.seed}")
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    fields = fields_of(JudgeOptions, EndpointOptions)
+    command = read_command(argv, HELP, fields, argument="one file of generations")
+    if command is None:
+        return 0
+    ours_path, flags = command
+    own, remote = split_flags(flags)
+    options = build(JudgeOptions, own, "judge")
+    build(EndpointOptions, remote, "judge")  # refuses what the judge's settings would let pass
+    _check_flags(options.judge, flags)
+    quiet_libraries()
+    path = Path(options.output)
+    given = (ours_path, options.against, options.sheet)
+    check_output(path, [Path(name) for name in given if name is not None])
+    ours = read_generations(ours_path)[: options.num_prompts]
+    theirs, opponent = _read_theirs(options)
+    comparisons = pair_up(ours, theirs)
+    names = _SETTINGS[options.judge]
+    settings = {names[flag]: value for flag, value in flags.items() if flag in names}
+    if options.judge == "human":
+        settings["seed"] = str(options.seed)
+    context = JudgeContext(
+        world=options.against if is_world_source(options.against) else None,
+        reference=None,
+        folder=path.parent,
+        cache=Path(options.cache).expanduser(),
+        comparisons=comparisons,
+    )
+    judge = make_judge(options.judge, settings, context)
+    if judge is None:  # people are asked; their sheet is written
+        return 0
+    # By the settings' digests rather than paths: a file may be moved, and texts are checked anyway.
+    sides = {"ours": _made_by(ours), "theirs": opponent or _made_by(theirs)}
+    if path.exists():  # a judge's identity may be a digest of all of its weights
+        claim_output(path, {**judge.identity(), **sides}, overwrite=options.overwrite)
+    judgements = judge_all(comparisons, judge, path, sides)
+    summary = {
+        "ours": ours_path,
+        "theirs": options.against,
+        **({} if opponent is None else {"column": opponent["column"]}),
+        "judge": options.judge,
+        "settings": next(iter(read_settings(path).values())),
+        **summarize(judgements, order_matters=judge.order_matters, seed=options.seed),
+    }
+    replace_text(
+        path.with_suffix(".summary.json"),
+        json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+    print(describe(summary))
+    return 0
+
+
+def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:
+    """Refuse flags that this judge would not heed, and the lack of those that it needs."""
+    for flag in flags:
+        heeding = [name for name, settings in _SETTINGS.items() if flag in settings]
+        heeding += ["llm"] if flag == "cache" else []
+        if heeding and judge not in heeding:
+            refuse_idle([flag], [flag], f"is of judge {' and '.join(heeding)}, not of {judge}")
+    missing = [name for name in _NEEDED.get(judge, ()) if name not in flags]
+    if missing:
+        raise TokenRatioError(f"judge {judge} needs --{missing[0]}")
+
+
+def _read_theirs(options: JudgeOptions) -> tuple[list[Generation], dict[str, Any] | None]:
+    """The opponent's responses; what is said of a data source, None for a file of generations."""
+    name = options.against
+    if options.column is None and _holds_generations(Path(name)):
+        if options.split is not None:
+            raise TokenRatioError(f"--split is of a data source; {name} is a file of generations")
+        return read_generations(name)[: options.num_prompts], None
+    column = options.column or "chosen"
+    theirs = reference_generations(name, column=column, split=options.split)
+    said = {"source": name, "split": options.split, "column": column}
+    return theirs[: options.num_prompts], said
+
+
+def _holds_generations(path: Path) -> bool:
+    """Whether the first line says so: a data set has no samples with texts."""
+    try:
+        with path.open("rb") as file:
+            samples = json.loads(file.readline())["samples"]
+        return isinstance(samples[0]["text"], str)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _made_by(generations: list[Generation]) -> str:
+    return " ".join(sorted({generation.settings for generation in generations}))

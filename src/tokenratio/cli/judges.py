@@ -1,0 +1,197 @@
+"""The judges of `evaluate` and `judge`, made from what a recipe or flags say of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenratio.cli.arguments import build
+from tokenratio.cli.terminal import is_terminal
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.budget import Budget
+from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
+from tokenratio.evaluation.judges import (
+    Comparison,
+    GoldJudge,
+    HumanJudge,
+    ImplicitRewardJudge,
+    Judge,
+    LLMJudge,
+    RewardModelJudge,
+    VerdictCache,
+    write_sheet,
+)
+from tokenratio.training.models import load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class JudgeContext:
+    """What a judge may be made from beside its settings.
+
+    Attributes:
+        world: the prompts' source, if it is a world's.
+        reference: of implicit rewards, if their judge names none.
+        folder: where a sheet to be filled in goes.
+        cache: the file of paid answers.
+        comparisons: what will be asked.
+    """
+
+    world: str | None
+    reference: str | None
+    folder: Path
+    cache: Path
+    comparisons: Sequence[Comparison]
+
+
+@dataclass(frozen=True)
+class GoldSettings:
+    """The reward a world knows."""
+
+    world: str | None = field(default=None, metadata={"help": "Default: that of the prompts."})
+
+
+@dataclass(frozen=True)
+class RewardModelSettings:
+    """A sequence classifier with one output."""
+
+    model: str = field(default="", metadata={"help": "Its folder or hub name."})
+    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens; default: the model's."})
+    as_chat: bool = field(default=True, metadata={"help": "Through its chat template, if any."})
+
+
+@dataclass(frozen=True)
+class ImplicitSettings:
+    """What a policy itself prefers: β times its log-ratio to a reference."""
+
+    policy: str = field(default="", metadata={"help": "Its folder or hub name."})
+    reference: str | None = field(
+        default=None, metadata={"help": "Likewise; default: the evaluation's."}
+    )
+    beta: float = field(default=0.1, metadata={"help": "Scale; it changes no verdict's side."})
+    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a row; responses are cut on the right."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a prompt, cut on the left."}
+    )
+
+
+@dataclass(frozen=True)
+class LLMSettings(EndpointSettings, Budget):
+    """A language model behind an OpenAI-compatible endpoint."""
+
+    base_url: str = field(default="", metadata={"help": "Its address, version included."})
+    model: str = field(default="", metadata={"help": "Its name there."})
+    template: str = field(
+        default="mt-bench", metadata={"help": "The question: see docs/evaluation.md."}
+    )
+    temperature: float | None = field(default=0.0, metadata={"help": "null leaves it out."})
+
+    def __post_init__(self) -> None:
+        EndpointSettings.__post_init__(self)
+        Budget.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class HumanSettings:
+    """A sheet that people fill in."""
+
+    sheet: str | None = field(
+        default=None, metadata={"help": "Default: sheet.jsonl in the policy's folder."}
+    )
+    seed: int = field(default=0, metadata={"help": "Which response is which, and the order."})
+
+
+def make_judge(name: str, settings: Mapping[str, Any], context: JudgeContext) -> Judge | None:
+    """The judge of that name; None for people who have not judged yet: their sheet is written.
+
+    Raises:
+        TokenRatioError: settings it does not have or needs, or what the judge itself refuses.
+    """
+    return JUDGES[name][1](judge_settings(name, settings), context)
+
+
+def judge_settings(name: str, settings: Mapping[str, Any]) -> Any:
+    """What a judge is told, checked without loading anything.
+
+    Raises:
+        TokenRatioError: settings it does not have or needs.
+    """
+    if not isinstance(settings, Mapping):
+        raise TokenRatioError(f"judge {name} must hold `key: value` lines")
+    built = build(JUDGES[name][0], settings, f"judge {name}")
+    for needed in _NEEDED.get(name, ()):
+        if not getattr(built, needed):
+            raise TokenRatioError(f"judge {name} needs {needed}")
+    return built
+
+
+def _gold(settings: GoldSettings, context: JudgeContext) -> Judge:
+    world = settings.world
+    if world is None:
+        if context.world is None or not context.world.startswith("world:"):
+            raise TokenRatioError("judge gold needs world: the prompts are of none")
+        world = context.world.removeprefix("world:").partition("?")[0]
+    return GoldJudge.of_world(world)
+
+
+def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> Judge:
+    options = {"batch_size": settings.batch_size, "max_length": settings.max_length}
+    accelerator = torch.accelerator.current_accelerator()
+    where = {} if accelerator is None else {"device_map": str(accelerator)}
+    return RewardModelJudge.load(settings.model, where, as_chat=settings.as_chat, **options)
+
+
+def _implicit(settings: ImplicitSettings, context: JudgeContext) -> Judge:
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    name = settings.reference or context.reference
+    if name is None:
+        raise TokenRatioError("judge implicit needs reference")
+    policy, reference = load_model(settings.policy), load_model(name)
+    return ImplicitRewardJudge(
+        policy.to(device),
+        load_tokenizer(settings.policy),
+        ref_model=reference.to(device),
+        beta=settings.beta,
+        name=settings.policy,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        max_prompt_length=settings.max_prompt_length,
+    )
+
+
+def _llm(settings: LLMSettings, context: JudgeContext) -> Judge:
+    def part(of: type) -> Any:
+        return of(**{f.name: getattr(settings, f.name) for f in fields(of)})
+
+    endpoint = Endpoint(part(EndpointSettings), budget=part(Budget), progress=is_terminal())
+    cache = VerdictCache(context.cache)
+    return LLMJudge(endpoint, settings.template, cache, temperature=settings.temperature)
+
+
+def _human(settings: HumanSettings, context: JudgeContext) -> Judge | None:
+    sheet = Path(settings.sheet) if settings.sheet else context.folder / "sheet.jsonl"
+    if sheet.exists():
+        return HumanJudge(sheet, seed=settings.seed)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    write_sheet(context.comparisons, sheet, seed=settings.seed)
+    print(f'{sheet}: fill in verdict with "1", "2" or "tie", then run the same again')
+    return None
+
+
+_NEEDED = {
+    "reward-model": ("model",),
+    "implicit": ("policy",),
+    "llm": ("base_url", "model"),
+}
+JUDGES: dict[str, tuple[type, Callable[[Any, JudgeContext], Judge | None]]] = {
+    "gold": (GoldSettings, _gold),
+    "reward-model": (RewardModelSettings, _reward_model),
+    "implicit": (ImplicitSettings, _implicit),
+    "llm": (LLMSettings, _llm),
+    "human": (HumanSettings, _human),
+}
