@@ -638,3 +638,15 @@ def test_help(capsys):
     said = evaluate(capsys, "--help")
     assert "--against" in said
     assert "reward-model" in said
+
+
+def test_two_judges_of_one_kind_have_names_of_their_own(house, capsys):
+    settings = "{first: {judge: gold}, second: {judge: gold, world: reviews}}"
+    argv = ["free", "--reference", "base", "--prompts", PROMPTS, "--judges", settings]
+    assert evaluate(capsys, *argv) is not None
+    found = measures("free")
+    figures = [found.named(f"win_rate/{name}").mean for name in ("first", "second")]
+    assert figures[0] == figures[1]
+    assert Path("evaluation/free/judgements-second.jsonl").is_file()
+    said = evaluate(capsys, *argv[:-1], "{'../x': {judge: gold}}", code=2)
+    assert "cannot be a judge's name" in said

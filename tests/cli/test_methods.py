@@ -1,6 +1,8 @@
 """`methods`, `score-tokens`, and the reviews recipe with every method."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,10 @@ def test_a_dry_run_shows_the_stage(scored, capsys):
     assert "positive: dpo" in printed
     assert "negative: reference" in printed
     assert folders(scored) == set()
+
+
+def test_a_pipe_that_closes_early_is_no_traceback(tmp_path):
+    command = f"{sys.executable} -m tokenratio.cli.main methods | head -c 10; echo"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tbpo_a")
+    assert done.stderr == ""

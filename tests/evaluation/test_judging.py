@@ -138,13 +138,15 @@ def test_generations_are_paired_by_prompt_and_sample():
     ]
     one = pair_up([side("a", "b")], [side("c")])
     assert [(c.sample, c.response_a, c.response_b) for c in one] == [(0, "a", "c"), (1, "b", "c")]
+    other = pair_up([side("c")], [side("a", "b")])
+    assert [(c.sample, c.response_a, c.response_b) for c in other] == [(0, "c", "a"), (1, "c", "b")]
     mixed = pair_up([side("a"), side("b", id="y")], [side("c", id="y"), side("d")])
     assert [(c.id, c.response_a, c.response_b) for c in mixed] == [("x", "a", "d"), ("y", "b", "c")]
     for ours, theirs, said in (
         ([side("a")], [side("b", id="y")], "2 of the prompts are answered on one side only"),
         ([side("a")], [side("b"), side("b", id="y")], "1 of the prompts .* first y"),
         ([side("a")], [side("b", prompt="q")], "different prompts under id x"),
-        ([side("a")], [side("b", "c")], "x: 1 samples against 2"),
+        ([side("a", "b", "c")], [side("b", "c")], "x: 3 samples against 2"),
     ):
         with pytest.raises(TokenRatioError, match=said):
             pair_up(ours, theirs)

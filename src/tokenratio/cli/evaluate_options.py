@@ -98,7 +98,6 @@ class EvaluateOptions:
             raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
         if self.beta is not None and not self.beta > 0:
             raise TokenRatioError(f"beta must be positive, not {self.beta}")
-        check_known(self.judges or {}, JUDGES, "judge")
         for name, settings in (self.judges or {}).items():
             judge_settings(name, settings or {})
         if self.judges and self.prompts is None:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
-from tokenratio.cli.judges import JudgeContext, make_judge
+from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
 from tokenratio.cli.starting import source_of
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
@@ -250,10 +250,11 @@ class _Room:
             judge = self._judges.get(name) or make_judge(name, settings or {}, context)
             if judge is None:
                 continue
-            if name != "human":  # whose sheets are the policies' own
+            is_human = kind_of(name, settings or {}) == "human"
+            if not is_human:  # whose sheets are the policies' own
                 self._judges[name] = judge
             path = self.folder / subject.name / f"judgements-{name}.jsonl"
-            if name == "human":  # what is kept is the sheet, and it may be filled in further
+            if is_human:  # what is kept is the sheet, and it may be filled in further
                 path.unlink(missing_ok=True)
             found = judge_all(
                 comparisons, judge, path, {"against": self.options.against}, report=self.report

@@ -1,5 +1,6 @@
 """The judges of `evaluate` and `judge`, made from what a recipe or flags say of them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokenratio.cli.arguments import build
+from tokenratio.cli.arguments import build, check_known
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
@@ -24,6 +25,8 @@ from tokenratio.evaluation.judges import (
     write_sheet,
 )
 from tokenratio.training.models import load_model, load_tokenizer
+
+_NAME = re.compile(r"(?!\.)[\w.-]{1,60}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,22 @@ def make_judge(name: str, settings: Mapping[str, Any], context: JudgeContext) ->
     Raises:
         TokenRatioError: settings it does not have or needs, or what the judge itself refuses.
     """
-    return JUDGES[name][1](judge_settings(name, settings), context)
+    return JUDGES[kind_of(name, settings)][1](judge_settings(name, settings), context)
+
+
+def kind_of(name: str, settings: Mapping[str, Any]) -> str:
+    """What kind of judge a name stands for: itself, or what its settings say under `judge`.
+
+    Raises:
+        TokenRatioError: there is no such kind, or the name cannot be a file's.
+    """
+    if not isinstance(settings, Mapping):
+        raise TokenRatioError(f"judge {name} must hold `key: value` lines")
+    kind = str(settings.get("judge", name))
+    check_known([kind], JUDGES, "judge")
+    if not _NAME.fullmatch(name):
+        raise TokenRatioError(f"{name!r} cannot be a judge's name: letters, digits, . _ -")
+    return kind
 
 
 def judge_settings(name: str, settings: Mapping[str, Any]) -> Any:
@@ -121,10 +139,10 @@ def judge_settings(name: str, settings: Mapping[str, Any]) -> Any:
     Raises:
         TokenRatioError: settings it does not have or needs.
     """
-    if not isinstance(settings, Mapping):
-        raise TokenRatioError(f"judge {name} must hold `key: value` lines")
-    built = build(JUDGES[name][0], settings, f"judge {name}")
-    for needed in _NEEDED.get(name, ()):
+    kind = kind_of(name, settings)
+    own = {key: value for key, value in settings.items() if key != "judge"}
+    built = build(JUDGES[kind][0], own, f"judge {name}")
+    for needed in _NEEDED.get(kind, ()):
         if not getattr(built, needed):
             raise TokenRatioError(f"judge {name} needs {needed}")
     return built

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 
         check_known(argv[:1], COMMANDS, "command")
         module = import_module(COMMANDS[argv[0]][0])
-        return int(module.run(argv[1:]))
+        code = int(module.run(argv[1:]))
+        sys.stdout.flush()
+        return code
     except TokenRatioError as error:
         if os.environ.get("TOKENRATIO_DEBUG"):
             raise
@@ -58,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         message = "".join(c if c.isprintable() else " " for c in str(error))
         print(f"tokenratio: {' '.join(message.split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # such as `| head`: what is left unsaid goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("tokenratio: interrupted", file=sys.stderr)
         return 130

@@ -64,7 +64,8 @@ class Judgement:
 def pair_up(ours: Sequence[Generation], theirs: Sequence[Generation]) -> list[Comparison]:
     """Every response of ours (A) against theirs (B) to the same prompt.
 
-    Sample i meets sample i; where they have one response to a prompt, all of ours meet it.
+    Sample i meets sample i; where one side has a single response to a prompt, all of the other's
+    meet it.
 
     Raises:
         TokenRatioError: the prompts are not the same, or the numbers of samples do not match.
@@ -85,6 +86,8 @@ def pair_up(ours: Sequence[Generation], theirs: Sequence[Generation]) -> list[Co
         a, b = generation.samples, other.samples
         if len(b) == 1:
             b = b * len(a)
+        elif len(a) == 1:
+            a = a * len(b)
         if len(a) != len(b):
             raise TokenRatioError(
                 f"{generation.id}: {len(a)} samples against {len(b)}; it must be as many, or one"
@@ -165,7 +168,7 @@ def judge_all(
         judgements = [done[place] for place in wanted]
         if list(done) != list(wanted):
             journal.finish(map(asdict, judgements))
-    report(describe(judgements))
+    report(describe(judgements, order_matters=judge.order_matters))
     return judgements
 
 
@@ -183,13 +186,19 @@ def read_judgements(path: str | Path) -> list[Judgement]:
     return judgements
 
 
-def describe(judgements: Sequence[Judgement]) -> str:
-    """How the judging went, in words: verdicts that are missing and why, flips."""
+def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> str:
+    """How the judging went, in words: verdicts that are missing and why, flips.
+
+    Args:
+        order_matters: whether both orders were asked.
+    """
     whole = [judgement for judgement in judgements if judgement.probability is not None]
     said = f"{len(judgements)} comparisons, {len(judgements) - len(whole)} without a full verdict"
     reasons = Counter(reason for judgement in judgements for reason in judgement.reasons)
     if reasons:
         said += f" ({', '.join(f'{reason}: {num}' for reason, num in reasons.most_common())})"
+    if not order_matters:
+        return said
     flips = sum(bool(judgement.flipped) for judgement in whole)
     return f"{said}; the position decided {flips} of {len(whole)}"
 
