@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(make_trainer):
         ({"lerning_rate": 1}, "did you mean 'learning_rate'"),
         ({"loss": "dpo"}, "unknown key"),
         ({"model": "x"}, "either model or model_config"),
-        ({"model": "none", "model_config": None, "tokenizer": "world:reviews"}, "cannot load"),
+        ({"model": ".", "model_config": None, "tokenizer": "world:reviews"}, "cannot load"),
         ({"train_dataset": None}, "needs train_dataset"),
         ({"train_dataset": "none.jsonl"}, "none.jsonl"),
         ({"model_config": {"model_type": "vit"}}, "cannot build the model"),
