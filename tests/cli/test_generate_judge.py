@@ -475,3 +475,38 @@ def test_help_lists_every_judge_and_template(capsys):
     said = run(capsys, "judge", "--help")
     for name in ("gold", "reward-model", "implicit", "llm", "human", *TEMPLATES):
         assert name in said
+
+
+def test_another_template_or_end_is_another_way_of_reading(pairs, policy, capsys):
+    run(capsys, *generate(policy))
+    path = Path(policy) / "generation_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token_id": [2, 5]}))
+    assert "made with other settings (reading" in run(capsys, *generate(policy), code=2)
+    path.write_text(json.dumps(config))
+    run(capsys, *generate(policy))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(policy)
+    assert "made with other settings (reading" in run(capsys, *generate(policy), code=2)
+
+
+def test_rows_with_one_prompt_are_one_draw(pairs, capsys):
+    """Judged as often as they stand, but their errors are not independent."""
+    rows = [{**row, "prompt": pairs[i % 3]["prompt"]} for i, row in enumerate(pairs)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_generations("ours.jsonl", lambda row: [row["chosen"]], "a" * 16)
+    write_generations("theirs.jsonl", lambda row: [row["rejected"]], "b" * 16)
+    argv = ["judge", "ours.jsonl", "--against", "theirs.jsonl", "--judge", "gold"]
+    assert "6 comparisons of 3 prompts" in run(capsys, *argv, "--world", "reviews")
+
+
+def test_lines_of_a_sheet_that_nobody_asked_for_are_said(sides, capsys):
+    argv = ["judge", "ours.jsonl", "--against", "theirs.jsonl", "--judge", "human"]
+    argv += ["--sheet", "sheet.jsonl"]
+    run(capsys, *argv)
+    lines = [json.loads(line) for line in Path("sheet.jsonl").read_text().splitlines()]
+    lines = [{**line, "verdict": "1"} for line in lines]
+    lines.append({**lines[0], "item": "0" * 16})
+    Path("sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "sheet.jsonl: 1 lines are of other comparisons" in run(capsys, *argv)

@@ -33,6 +33,7 @@ from tokenratio.evaluation.generations import (
     reference_generations,
 )
 from tokenratio.evaluation.judges import TEMPLATES
+from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.judging import judge_all, pair_up
 from tokenratio.training.run_folder import replace_text
 
@@ -186,7 +187,12 @@ def run(argv: list[str]) -> int:
         **({} if opponent is None else {"column": opponent["column"]}),
         "judge": options.judge,
         "settings": next(iter(read_settings(path).values())),
-        **summarize(judgements, order_matters=judge.order_matters, seed=options.seed),
+        **summarize(
+            judgements,
+            prompts=[digest_of(comparison.content()[0]) for comparison in comparisons],
+            order_matters=judge.order_matters,
+            seed=options.seed,
+        ),
     }
     replace_text(
         path.with_suffix(".summary.json"),

@@ -14,7 +14,11 @@ from tokenratio.evaluation.win_rate import win_rate
 
 
 def summarize(
-    judgements: Sequence[Judgement], *, order_matters: bool, seed: int = 0
+    judgements: Sequence[Judgement],
+    *,
+    prompts: Sequence[str] | None = None,
+    order_matters: bool,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All figures, ours being A, as JSON: shares in [0, 1], null where there is no figure.
 
@@ -22,12 +26,14 @@ def summarize(
     counted.
 
     Args:
+        prompts: what tells the prompts of the judgements apart; their ids if None. Two ids may have
+            one prompt, and are then not independent draws.
         order_matters: whether the judge was asked in both orders; else there is no flip rate.
         seed: of the interval.
     Raises:
         TokenRatioError: no comparison has a full verdict.
     """
-    prompts = [judgement.id for judgement in judgements]
+    prompts = [judgement.id for judgement in judgements] if prompts is None else list(prompts)
     rate = asdict(
         win_rate(
             [_number(judgement.prob_a_first) for judgement in judgements],

@@ -194,7 +194,13 @@ def _llm(settings: LLMSettings, context: JudgeContext) -> Judge:
 def _human(settings: HumanSettings, context: JudgeContext) -> Judge | None:
     sheet = Path(settings.sheet) if settings.sheet else context.folder / "sheet.jsonl"
     if sheet.exists():
-        return HumanJudge(sheet, seed=settings.seed)
+        judge = HumanJudge(sheet, seed=settings.seed)
+        strangers = judge.strangers(context.comparisons)
+        if strangers:
+            print(
+                f"{sheet}: {strangers} lines are of other comparisons than these, and not counted"
+            )
+        return judge
     sheet.parent.mkdir(parents=True, exist_ok=True)
     write_sheet(context.comparisons, sheet, seed=settings.seed)
     print(f'{sheet}: fill in verdict with "1", "2" or "tie", then run the same again')

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
-from tokenratio.evaluation.generation import Prompt, iterate_samples
+from tokenratio.evaluation.generation import Prompt, eos_ids, iterate_samples
 from tokenratio.evaluation.generations import GeneratedSample
+from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.sampling import stream_seed
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ class TransformersBackend:
     progress: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """What the responses depend on, the model apart; `batch_size` is not among it."""
-        cut = {"max_prompt_length": self.max_prompt_length}
+        """What the responses depend on, the model's weights apart; `batch_size` is not among it."""
+        cut: dict[str, Any] = {"max_prompt_length": self.max_prompt_length}
+        # A prompt read through another template, or an end that is another token, is other text.
+        tokenizer = self.tokenizer
+        reads = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+        cut["reading"] = digest_of([*reads, eos_ids(self.model, tokenizer)])[:16]
         return {"backend": "transformers", **_sampling(self), **cut, "seed": self.seed}
 
     def __call__(

@@ -125,9 +125,9 @@ def iterate_samples(
         raise TokenRatioError(f"{len(set(keys))} different keys for {len(prompts)} prompts")
     encoded = encode_prompts(tokenizer, prompts, max_prompt_length=max_prompt_length)
     keys = _content_keys(prompts) if keys is None else keys
-    eos_ids = _eos_ids(model, tokenizer)
+    ends = eos_ids(model, tokenizer)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": eos_ids, "pad_token_id": pad_id}
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": pad_id}
     settings["do_sample"] = False  # the sampling is RowSampler's
 
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
@@ -144,7 +144,7 @@ def iterate_samples(
             inputs = _pad_left([encoded[index] for index, _ in batch], pad_id)
             responses = _generate(model, *inputs, settings, sampler)
             for (index, _), response in zip(batch, responses, strict=True):
-                sample = _sample(tokenizer, encoded[index], response, eos_ids)
+                sample = _sample(tokenizer, encoded[index], response, ends)
                 samples[index].append(sample)
                 num_tokens += len(sample.response_ids)
             bar.update(len(batch))
@@ -282,7 +282,8 @@ def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator
         base.generation_config = own
 
 
-def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that end a response."""
     # A chat model may end its turn with another token than the one that ends a text.
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]

@@ -79,6 +79,10 @@ class HumanJudge:
             "verdicts": digest_of(sorted(self._verdicts.items()))[:16],
         }
 
+    def strangers(self, comparisons: Sequence[Comparison]) -> int:
+        """How many lines of the sheet are of none of these comparisons, and go unheard."""
+        return len(self._verdicts.keys() - {_item(each, self._seed)[0] for each in comparisons})
+
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
         for comparison in comparisons:
             item, is_swapped = _item(comparison, self._seed)
