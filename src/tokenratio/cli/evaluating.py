@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
@@ -41,6 +40,7 @@ from tokenratio.evaluation.measuring import (
 )
 from tokenratio.evaluation.suite import run_suite
 from tokenratio.training.baseline import read_baseline
+from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.policy import language_model, own_head
 from tokenratio.training.reference import model_digest
@@ -134,7 +134,7 @@ class _Room:
                 raise TokenRatioError(
                     f"{error}: what the runs say they started from; give --reference"
                 ) from None
-            model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))
+            model.to(default_device())
             self._models[path] = (model, load_tokenizer(path))
         return self._models[path]
 

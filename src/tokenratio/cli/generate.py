@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.endpoint_options import (
     ENDPOINT_FLAGS,
@@ -29,6 +27,7 @@ from tokenratio.evaluation.generations import (
     generate_all,
 )
 from tokenratio.evaluation.judges.scores import weights_digest
+from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
@@ -119,7 +118,7 @@ def _backend(
     if options.seed is None:
         raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
     model = load_model(name, {"dtype": options.dtype})
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))
+    model.to(default_device())
     backend = TransformersBackend(
         model,
         load_tokenizer(name),

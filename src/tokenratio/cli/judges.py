@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tokenratio.cli.arguments import build, check_known
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.errors import TokenRatioError
@@ -24,6 +22,7 @@ from tokenratio.evaluation.judges import (
     VerdictCache,
     write_sheet,
 )
+from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
 
 _NAME = re.compile(r"(?!\.)[\w.-]{1,60}")
@@ -159,13 +158,12 @@ def _gold(settings: GoldSettings, context: JudgeContext) -> Judge:
 
 def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> Judge:
     options = {"batch_size": settings.batch_size, "max_length": settings.max_length}
-    accelerator = torch.accelerator.current_accelerator()
-    where = {} if accelerator is None else {"device_map": str(accelerator)}
+    where = {"device_map": str(default_device())}
     return RewardModelJudge.load(settings.model, where, as_chat=settings.as_chat, **options)
 
 
 def _implicit(settings: ImplicitSettings, context: JudgeContext) -> Judge:
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = default_device()
     name = settings.reference or context.reference
     if name is None:
         raise TokenRatioError("judge implicit needs reference")

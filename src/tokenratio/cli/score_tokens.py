@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.starting import source_of
 from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
 from tokenratio.data import OnBadRow, padding_id, prepare_pairs
 from tokenratio.data.contrast import PLACE, check_prompt_template, with_prompt_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.token_scores import (
     TokenScores,
@@ -120,13 +119,12 @@ def run(argv: list[str]) -> int:
         before.require_same(ingredients_of(*voices))
     with user_mistakes(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     scores = score_tokens(
         data,
         *voices,
         root=options.cache_dir,
         batch_size=options.batch_size,
-        device=device,
+        device=default_device(),
         padding_id=padding_id(tokenizer),
         progress=is_terminal(),
     )

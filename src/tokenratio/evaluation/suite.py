@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.run_folder import replace_text, versions
 
@@ -279,7 +280,6 @@ def _load_lm(
     batch_size: int,
 ) -> tuple[Any, str]:
     """The model as the harness wants it, and a digest of its weights."""
-    import torch
     from lm_eval.models.huggingface import HFLM
 
     from tokenratio.evaluation.judges.scores import weights_digest
@@ -290,10 +290,7 @@ def _load_lm(
     tokenizer = load_tokenizer(model, init_kwargs)
     if peft is not None:
         policy = _with_adapter(policy, peft)
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = "cpu" if accelerator is None else str(accelerator)
-    policy.to(device)
+    policy.to(device or default_device())
     lm = HFLM(
         pretrained=policy,
         tokenizer=tokenizer,

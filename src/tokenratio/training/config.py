@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.device import can_pin_memory
 from tokenratio.training.method_settings import MethodSettings, require
 
 
@@ -199,8 +199,7 @@ class TokenRatioConfig(MethodSettings, TrainingArguments):
             value = getattr(self, name)
             require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
         super().__post_init__()
-        # Nothing to pin for, and torch warns of it.
-        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        self.dataloader_pin_memory &= can_pin_memory()
         require(
             not self.center_baseline or self.aggregation != "sequence",
             "center_baseline",

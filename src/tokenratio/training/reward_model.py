@@ -38,6 +38,7 @@ from tokenratio.data import (
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
+from tokenratio.training.device import can_pin_memory
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits
 from tokenratio.training.policy import disable_dropout
@@ -115,8 +116,7 @@ class RewardConfig(TrainingArguments):
             if value is not None and not 0 <= value < 2**32:
                 raise TokenRatioError(f"{name} must be from 0 to 2**32 - 1, not {value}")
         super().__post_init__()
-        # Nothing to pin for, and torch warns of it.
-        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        self.dataloader_pin_memory &= can_pin_memory()
 
 
 def load_reward_model(

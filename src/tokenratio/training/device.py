@@ -1,0 +1,17 @@
+"""Where models run when nobody says: the only place that asks torch for an accelerator."""
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The accelerator if one can be used, else the CPU.
+
+    A build of torch for CUDA names its accelerator on a machine without a GPU too, so whether the
+    device can be used is checked.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def can_pin_memory() -> bool:
+    """Whether pinned host memory speeds up copies to `default_device`; elsewhere torch warns."""
+    return default_device().type not in ("cpu", "mps")
