@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,7 @@ def test_what_has_no_verdict_is_counted():
         ([0.5, 1.0], [1, 2], [2, 1], ["p"], "1 prompts for 2 comparisons"),
         ([math.nan] * 2, [1, 2], [2, 1], None, "none of 2 comparisons"),
         ([0.5, 1.0], [11, 12], [1, 2], None, "longer by 10 than B's"),
+        ([0.5, 1.0], [1, 2], [4, 5], None, "shorter by 3 than B's"),
     ],
 )
 def test_mistakes_are_named(prob, lengths_a, lengths_b, prompts, message):
@@ -346,6 +348,91 @@ def test_a_small_leaderboard(small, tmp_path, capfd):
     draws = alpaca_eval_leaderboard(write_csv(tmp_path / "drawn.csv", drawn), eval_set)
     assert {entry["win_rate"] for entry in draws} == {50.0}
     assert all(abs(entry["length_controlled_win_rate"] - 50) < 1e-6 for entry in draws)
+
+
+def rows_of(model, lengths, preferences):
+    """A model's judgements; `lengths` are (the baseline's, the model's)."""
+    columns = ("model", "file_pos", "len_baseline", "len_model", "preference")
+    return [
+        dict(zip(columns, (model, position, *length, preference), strict=True))
+        for position, (length, preference) in enumerate(zip(lengths, preferences, strict=True))
+    ]
+
+
+LIKE = [(100 + i, 100 + i) for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "preferences", "figure"),
+    [
+        (LIKE, [1.5] * 40, 50),  # the baseline itself, as AlpacaEval annotates it
+        (LIKE, [0] * 40, 50),  # the same, the draws as zeros
+        (LIKE, [1, 2] * 20, 50),  # and judged by the position alone
+        (LIKE, [2, 2, 2, 1] * 10, 75),
+        (LIKE[:3], [1.5] * 3, 50),  # too few to fit, and nothing to fit
+        (LIKE[:1], [2], 100),
+        ([(0, 0)] * 40, [1.5] * 40, 50),
+    ],
+)
+@pytest.mark.parametrize("with_extra", [True, False])
+def test_at_equal_lengths_the_figure_is_the_raw_one(
+    small, tmp_path, lengths, preferences, figure, with_extra
+):
+    """Also with the published extra rows, whose own difficulty effect is not the model's."""
+    rows, eval_set = small
+    extra = None
+    if with_extra:
+        names = ("preference", "std_delta_len", "instruction_difficulty")
+        given = [(0.9, 1.5, -1.0), (0.2, -1.0, 2.0), (0.7, 0.3, 1.0), (0.4, -0.2, -2.0)]
+        lines = [dict(zip(names, each, strict=True)) for each in given]
+        extra = write_csv(tmp_path / "extra.csv", lines)
+    alone = alpaca_eval_leaderboard(write_csv(tmp_path / "alone.csv", rows), eval_set, extra)
+    path = write_csv(tmp_path / "with.csv", rows + rows_of("itself", lengths, preferences))
+    table = alpaca_eval_leaderboard(path, eval_set, extra)
+    itself = next(entry for entry in table if entry["model"] == "itself")
+    assert itself["length_controlled_win_rate"] == itself["win_rate"] == figure
+    assert math.isnan(itself["standard_error"]) == (len(lengths) == 1)
+    assert [entry for entry in table if entry is not itself] == alone
+    figures = [entry["length_controlled_win_rate"] for entry in table]
+    assert figures == sorted(figures, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "reason"),
+    [
+        ([(100, 130)] * 40, "every response is longer by 30 than the baseline's"),
+        ([(100 + i, 95 + i) for i in range(40)], "every response is shorter by 5 than"),
+        ([(100, 130), (200, 90), (50, 60), (70, 20)], "4 judgements; .* at least 5"),
+        ([(100, 130)], "1 judgements"),
+    ],
+)
+def test_a_model_that_cannot_be_fitted_leaves_the_others_alone(small, tmp_path, lengths, reason):
+    rows, eval_set = small
+    alone = alpaca_eval_leaderboard(write_csv(tmp_path / "alone.csv", rows), eval_set)
+    odd = rows_of("odd", lengths, [2.0] * len(lengths))
+    worse = rows_of("worse", lengths, [1.0] * len(lengths))
+    table = alpaca_eval_leaderboard(write_csv(tmp_path / "with.csv", worse + rows + odd), eval_set)
+    assert table[:-2] == alone
+    assert [entry["model"] for entry in table[-2:]] == ["odd", "worse"]
+    for entry, win_rate in zip(table[-2:], (100, 0), strict=True):
+        assert entry["length_controlled_win_rate"] is None
+        assert entry["win_rate"] == win_rate
+        assert re.search(reason, entry["reason"])
+    with pytest.raises(TokenRatioError, match=f"no model can be fitted: odd: {reason}"):
+        alpaca_eval_leaderboard(write_csv(tmp_path / "odd.csv", odd), eval_set)
+
+
+@pytest.mark.parametrize("prompts", [None, [i // 2 for i in range(40)]])
+@pytest.mark.parametrize(
+    ("prob", "expected"), [([0.5] * 40, 0.5), ([0, 1] * 20, 0.5), ([1] * 40, 1), ([0] * 40, 0)]
+)
+def test_against_itself_our_own_fit_is_the_raw_rate_up_to_the_prior(prob, prompts, expected):
+    lengths = [100 + i for i in range(40)]
+    found = length_controlled_win_rate(prob, lengths, lengths, prompts)
+    assert found.length_effect == pytest.approx(0, abs=1e-9)
+    assert found.win_rate == pytest.approx(expected, abs=0.5 / 40)
+    low, high = found.interval
+    assert 0 < low < found.win_rate < high < 1
 
 
 @pytest.mark.parametrize(

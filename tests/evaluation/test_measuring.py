@@ -224,14 +224,19 @@ def test_judgements_by_hand():
 
 def test_no_length_control_where_the_lengths_differ_by_one_number():
     alike = [judgement(str(i), 0, 0.9, 0.9, 10 + i, 12 + i) for i in range(4)]
-    found = named(measure_judgements(alike, "gold", order_matters=True))
+    notes = []
+    found = named(measure_judgements(alike, "gold", order_matters=True, report=notes.append))
     assert "lc_win_rate/gold" not in found
+    (note,) = notes
+    assert note.startswith("no lc_win_rate/gold: every response of A is shorter by 2 than B's")
     assert found["win_rate/gold"].mean == 1
 
 
 def test_a_judge_that_never_gave_a_verdict():
     unjudged = [judgement("a", i, None, 0.5) for i in range(3)]
-    found = named(measure_judgements(unjudged, "llm", order_matters=True))
+    notes = []
+    found = named(measure_judgements(unjudged, "llm", order_matters=True, report=notes.append))
+    assert notes == ["no lc_win_rate/llm: none of 3 comparisons has a verdict."]
     assert found["not_judged/llm"].mean == 1
     for name in ("win_rate", "win", "tie", "lose", "position_flips"):
         assert math.isnan(found[f"{name}/llm"].mean)

@@ -202,7 +202,7 @@ class _Room:
             if self.world is not None:
                 measures += measure_world(generations, self.world)
             if subject.name != options.against and opponents is not None:
-                measures += self._judged(subject, generations, opponents)
+                measures += self._judged(subject, generations, opponents, notes.append)
             measures += measure_responses(generations)
         if not subject.is_file:
             found, said = self._of_model(subject, generations)
@@ -233,6 +233,7 @@ class _Room:
         subject: Subject,
         generations: list[Generation],
         opponents: list[Generation],
+        note: Callable[[str], None],
     ) -> list[Measure]:
         judges = self.options.judges
         if judges is None:
@@ -259,7 +260,9 @@ class _Room:
             found = judge_all(
                 comparisons, judge, path, {"against": self.options.against}, report=self.report
             )
-            measures += measure_judgements(found, name, order_matters=judge.order_matters)
+            measures += measure_judgements(
+                found, name, order_matters=judge.order_matters, report=note
+            )
         return measures
 
     def _of_model(

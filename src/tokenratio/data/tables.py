@@ -1,14 +1,51 @@
-"""An account of rows that are no training data: benchmark questions, judgements, leaderboards."""
+"""Rows that are not training data: benchmark questions, judgements, leaderboards."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenratio.data.display import printable
-from tokenratio.data.files import SourceRow
+from tokenratio.data.files import SourceRow, read_file
+from tokenratio.errors import TokenRatioError
 
 # A column with fewer values than this names groups (models, categories); others hold texts.
 _MAX_GROUPS = 64
 _NUM_NAMED = 8
+
+
+def read_table(path: str | Path) -> list[SourceRow]:
+    """The rows of a file.
+
+    Raises:
+        TokenRatioError: it cannot be read, or is empty.
+    """
+    rows = read_file(Path(path), Path(path).name)
+    if not rows:
+        raise TokenRatioError(f"{Path(path).name}: it holds no rows.")
+    return rows
+
+
+def number_of(
+    row: SourceRow, column: str, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """The finite number in a row's cell.
+
+    Raises:
+        TokenRatioError: the row cannot be read, has no such column, or holds no number there that
+            is at least `least` and at most `most`.
+    """
+    if row.problem is not None:
+        raise TokenRatioError(f"{row.origin}: {row.problem}.")
+    if column not in row.fields:
+        raise TokenRatioError(f"{row.origin}: it has no column {column}.")
+    number = _number(row.fields[column])
+    if number is None or not (math.isfinite(number) and least <= number <= most):
+        raise TokenRatioError(
+            f"{row.origin}: {column} is {row.fields[column]!r}, not a number"
+            + (f" between {least:g} and {most:g}." if most < math.inf else ".")
+        )
+    return number
 
 
 def describe_table(rows: Sequence[SourceRow]) -> str:

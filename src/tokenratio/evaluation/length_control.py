@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from scipy.special import expit, logit, logsumexp
 
-from tokenratio.data.files import SourceRow, read_file
+from tokenratio.data.tables import number_of, read_table
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.comparison import LEVEL, cluster_codes
 from tokenratio.evaluation.win_rate import probabilities
@@ -183,10 +183,14 @@ def _length_feature(difference: Float[np.ndarray, "rows"]) -> Float[np.ndarray, 
     sd = difference.std(ddof=1) if len(difference) > 1 else 0.0
     if not sd > 0:
         raise TokenRatioError(
-            f"every response of A is longer by {difference[0]:g} than B's: what length does and "
+            f"every response of A is {_by_how_much(difference[0])} than B's: what length does and "
             "what quality does cannot be told apart. Report the raw win rate."
         )
     return np.tanh(difference / sd)
+
+
+def _by_how_much(difference: float) -> str:
+    return f"{'longer' if difference > 0 else 'shorter'} by {abs(difference):g}"
 
 
 def _log_prior(
@@ -262,6 +266,11 @@ def alpaca_eval_leaderboard(
     Where a model lacks rows, the published code takes the difficulty of the instruction at the
     row's position in the model's file, not that of the row's own instruction; so does this.
 
+    Where all of a model's responses are as long as the baseline's there is no length to control
+    for, and the figure is the raw win rate: 50 for the baseline against itself, as published. A
+    model that cannot be fitted (fewer than 5 judgements, or lengths that all differ by the same
+    amount) keeps its row, without the figure and with the reason.
+
     Args:
         judgements_csv: columns `model`, `file_pos` (from 0), `len_baseline`, `len_model`,
             `preference` (1: the baseline wins, 2: the model; 0 a draw, as 1.5). May be gzipped.
@@ -271,25 +280,27 @@ def alpaca_eval_leaderboard(
             to 3 points.
 
     Returns:
-        Best first: `model`; `win_rate`, its `standard_error` and `length_controlled_win_rate`, in
-        percent.
+        Best first: `model`; `win_rate`, its `standard_error` (nan for one judgement) and
+        `length_controlled_win_rate`, in percent. Models that cannot be fitted come last, by raw
+        win rate: their `length_controlled_win_rate` is None, and `reason` says why.
 
     Raises:
-        TokenRatioError: a file cannot be read, or a value is missing or out of range.
+        TokenRatioError: a file cannot be read, a value is missing or out of range, or no model can
+            be fitted.
     """
     difficulties = np.array(
-        [_number(row, "instruction_difficulty") for row in _rows(eval_set_jsonl)]
+        [number_of(row, "instruction_difficulty") for row in read_table(eval_set_jsonl)]
     )
     columns = ("std_delta_len", "instruction_difficulty")
     extra = [
-        (*(_number(row, column) for column in columns), _number(row, "preference", 0.0, 1.0))
-        for row in ([] if extra_rows_csv is None else _rows(extra_rows_csv))
+        (*(number_of(row, column) for column in columns), number_of(row, "preference", 0.0, 1.0))
+        for row in ([] if extra_rows_csv is None else read_table(extra_rows_csv))
     ]
     models: dict[str, dict[int, tuple[float, ...]]] = {}
-    for row in _rows(judgements_csv):
-        position = int(_number(row, "file_pos", 0.0, len(difficulties) - 1.0))
-        shorter = _number(row, "len_baseline", 0.0) - _number(row, "len_model", 0.0)
-        preference = _number(row, "preference", 0.0, 2.0) or 1.5
+    for row in read_table(judgements_csv):
+        position = int(number_of(row, "file_pos", 0.0, len(difficulties) - 1.0))
+        shorter = number_of(row, "len_baseline", 0.0) - number_of(row, "len_model", 0.0)
+        preference = number_of(row, "preference", 0.0, 2.0) or 1.5
         model = models.setdefault(row.fields.get("model", ""), {})
         if preference < 1 or position in model:
             raise TokenRatioError(
@@ -300,34 +311,48 @@ def alpaca_eval_leaderboard(
         model[position] = (shorter, difficulties[position], preference - 1)
     given = np.array(extra).reshape(-1, 3)
     table = [
-        {"model": model, **_alpaca_eval_row(model, np.array(list(rows.values())), given)}
+        {"model": model, **_alpaca_eval_row(np.array(list(rows.values())), given)}
         for model, rows in models.items()
     ]
-    return sorted(table, key=lambda entry: -entry["length_controlled_win_rate"])
+    fitted = [entry for entry in table if "reason" not in entry]
+    others = [entry for entry in table if "reason" in entry]
+    if not fitted:
+        reasons = "; ".join(f"{entry['model']}: {entry['reason']}" for entry in others)
+        raise TokenRatioError(f"no model can be fitted: {reasons}")
+    fitted.sort(key=lambda entry: -entry["length_controlled_win_rate"])
+    return fitted + sorted(others, key=lambda entry: -entry["win_rate"])
 
 
 def _alpaca_eval_row(
-    model: str, rows: Float[np.ndarray, "rows 3"], extra: Float[np.ndarray, "extra 3"]
-) -> dict[str, float]:
-    num, wins = len(rows), rows[:, 2]
-    sd = rows[:, 0].std(ddof=1) if num >= _NUM_FOLDS else 0.0
-    if not sd > 0:
-        raise TokenRatioError(
-            f"{model}: {num} judgements, their lengths' differences alike; there must be at least "
-            f"{_NUM_FOLDS}, of different lengths."
+    rows: Float[np.ndarray, "rows 3"], extra: Float[np.ndarray, "extra 3"]
+) -> dict[str, Any]:
+    num, shorter, wins = len(rows), rows[:, 0], rows[:, 2]
+    figures = {
+        "win_rate": 100 * float(wins.mean()),
+        "standard_error": 100 * float(wins.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan,
+    }
+    if not shorter.any():
+        return {**figures, "length_controlled_win_rate": figures["win_rate"]}
+    reason = None
+    if num < _NUM_FOLDS:
+        reason = f"{num} judgements; cross-validation needs at least {_NUM_FOLDS}"
+    elif not np.ptp(shorter):
+        reason = (
+            f"every response is {_by_how_much(-shorter[0])} than the baseline's: what length does "
+            "and what quality does cannot be told apart"
         )
+    if reason is not None:
+        return {**figures, "length_controlled_win_rate": None, "reason": reason}
+    sd = shorter.std(ddof=1)
     extra_features = np.column_stack([np.tanh(extra[:, 0]), extra[:, 1], np.zeros(len(extra))])
-    features = np.column_stack([np.tanh(rows[:, 0] / sd), rows[:, 1], np.ones(num)])
+    features = np.column_stack([np.tanh(shorter / sd), rows[:, 1], np.ones(num)])
     coefficients = _select_and_fit(
         np.concatenate([extra_features, features]),
         np.concatenate([extra[:, 2], wins]),
         np.concatenate([np.full(len(extra), _EXTRA_WEIGHT), np.ones(num)]),
     )
-    return {
-        "win_rate": 100 * float(wins.mean()),
-        "standard_error": 100 * float(wins.std(ddof=1)) / math.sqrt(num),
-        "length_controlled_win_rate": 100 * float(expit(features[:, 1:] @ coefficients[1:]).mean()),
-    }
+    at_equal_length = expit(features[:, 1:] @ coefficients[1:])
+    return {**figures, "length_controlled_win_rate": 100 * float(at_equal_length.mean())}
 
 
 def _select_and_fit(
@@ -370,27 +395,3 @@ def _l1_fit(
         sample_weight=np.concatenate([wins * weights, (1 - wins) * weights]),
     )
     return model.coef_[0]
-
-
-def _rows(path: str | Path) -> list[SourceRow]:
-    rows = read_file(Path(path), Path(path).name)
-    if not rows:
-        raise TokenRatioError(f"{Path(path).name}: it holds no rows.")
-    return rows
-
-
-def _number(row: SourceRow, column: str, least: float = -math.inf, most: float = math.inf) -> float:
-    if row.problem is not None:
-        raise TokenRatioError(f"{row.origin}: {row.problem}.")
-    if column not in row.fields:
-        raise TokenRatioError(f"{row.origin}: it has no column {column}.")
-    try:
-        number = float(row.fields[column])
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        raise TokenRatioError(
-            f"{row.origin}: {column} is {row.fields[column]!r}, not a number"
-            + (f" between {least:g} and {most:g}." if most < math.inf else ".")
-        )
-    return number

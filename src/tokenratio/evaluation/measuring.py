@@ -108,12 +108,17 @@ def measure_policy(
 
 
 def measure_judgements(
-    judgements: Sequence[Judgement], judge: str, *, order_matters: bool
+    judgements: Sequence[Judgement],
+    judge: str,
+    *,
+    order_matters: bool,
+    report: Callable[[str], None] = print,
 ) -> list[Measure]:
     """Win rate, the same at equal length, position flips, and what was not judged.
 
     Args:
         order_matters: whether the judge was asked in both orders.
+        report: where it is said that the win rate at equal length cannot be had, and why.
     """
     places = [(judgement.id, judgement.sample) for judgement in judgements]
     prompts = [judgement.id for judgement in judgements]
@@ -132,8 +137,8 @@ def measure_judgements(
             [judgement.characters_b for judgement in judgements],
             prompts,
         )
-    except TokenRatioError:
-        pass  # nothing judged; or all differ by one length, which then cannot be told from quality
+    except TokenRatioError as error:
+        report(f"no lc_win_rate/{judge}: {error}")
     else:
         measures.append(
             Measure(
