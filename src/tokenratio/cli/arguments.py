@@ -119,8 +119,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenRatioError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise TokenRatioError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TokenRatioError(f"cannot read {path}: it is not UTF-8 text") from None
     try:
         values = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:

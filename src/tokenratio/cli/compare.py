@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, describe, fields_of, read_flags
-from tokenratio.data.worlds import is_world_source
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.comparison import Comparison, PolicyValues, holm, paired_comparison
 from tokenratio.evaluation.measures import Measure, PolicyMeasures
 from tokenratio.training.run_folder import replace_text
+
+if TYPE_CHECKING:  # scipy is imported by who compares
+    from tokenratio.evaluation.comparison import Comparison, PolicyValues
 
 HELP = """usage: tokenratio compare A B ... [--flag value ...]
 
@@ -66,8 +67,10 @@ class Entry:
     name: str
     runs: tuple[PolicyMeasures, ...]
 
-    def values(self, name: str) -> PolicyValues:
+    def values(self, name: str) -> "PolicyValues":
         """Of all seeds, told apart by their place in the list."""
+        from tokenratio.evaluation.comparison import PolicyValues
+
         prompts: list[str] = []
         values: list[float] = []
         seeds: list[int] = []
@@ -120,8 +123,10 @@ def run(argv: list[str]) -> int:
 
 def compare(
     entries: Sequence[Entry], measures: Sequence[Measure], options: CompareOptions
-) -> list[tuple[Measure, Comparison]]:
+) -> list[tuple[Measure, "Comparison"]]:
     """Every measure for every two policies asked for, corrected together."""
+    from tokenratio.evaluation.comparison import holm, paired_comparison
+
     pairs = list(combinations(entries, 2)) if options.all_pairs else []
     pairs = pairs or [(entries[0], other) for other in entries[1:]]
     made = [
@@ -166,6 +171,8 @@ def _setting_notes(entries: Sequence[Entry]) -> list[str]:
     Raises:
         TokenRatioError: they are of two worlds' prompts, whose ids are mere numbers.
     """
+    from tokenratio.data.worlds import is_world_source
+
     notes = []
     for name in _SETTINGS:
         found = [run.settings.get(name) for entry in entries for run in entry.runs]
@@ -207,7 +214,7 @@ def _has(entry: Entry, name: str) -> bool:
     return all(measure is not None and measure.values for measure in found)
 
 
-def _line(measure: Measure, comparison: Comparison) -> str:
+def _line(measure: Measure, comparison: "Comparison") -> str:
     is_share = measure.unit == "share"
     unit = "points" if is_share else measure.unit
     higher = measure.better != "lower"
@@ -215,12 +222,12 @@ def _line(measure: Measure, comparison: Comparison) -> str:
     return said.replace("  (", " (")  # a measure without a unit
 
 
-def _is_better(measure: Measure, comparison: Comparison) -> bool:
+def _is_better(measure: Measure, comparison: "Comparison") -> bool:
     sign = -1 if measure.better == "lower" else 1
     return comparison.significant and sign * comparison.difference > 0
 
 
-def _figures(comparison: Comparison) -> dict[str, Any]:
+def _figures(comparison: "Comparison") -> dict[str, Any]:
     names = ("name_a", "name_b", "difference", "p_value", "adjusted_p", "num_prompts")
     low, high = comparison.interval
     figures = {name: getattr(comparison, name) for name in names}

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from tokenratio.cli.terminal import is_terminal
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
@@ -76,6 +75,8 @@ class EndpointOptions:
         Raises:
             TokenRatioError: a setting is out of range.
         """
+        from tokenratio.cli.terminal import is_terminal
+
         limits = {limit.name: getattr(self, limit.name) for limit in fields(Budget)}
         how = {
             setting.name: getattr(self, setting.name)

@@ -2,10 +2,7 @@
 
 from tokenratio.cli.arguments import build, describe, fields_of, read_flags, read_yaml
 from tokenratio.cli.evaluate_options import EvaluateOptions
-from tokenratio.cli.evaluating import evaluate
-from tokenratio.cli.terminal import quiet_libraries
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.measures import table
 
 HELP = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
 
@@ -29,6 +26,10 @@ def run(argv: list[str]) -> int:
     runs = positional or options.runs
     if not runs:
         raise TokenRatioError(f"needs a recipe with runs, or runs: {HELP.splitlines()[0]}")
+    from tokenratio.cli.evaluating import evaluate
+    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.evaluation.measures import table
+
     quiet_libraries()
     policies = evaluate(runs, options)
     print(table(policies))

@@ -10,9 +10,7 @@ from typing import Any
 
 from tokenratio.cli.arguments import check_known
 from tokenratio.cli.judges import JUDGES, judge_settings
-from tokenratio.data.worlds import is_world_source
 from tokenratio.errors import TokenRatioError
-from tokenratio.losses import METHODS
 from tokenratio.training.run_folder import RUN_FILE
 
 REFERENCE = "reference"
@@ -80,6 +78,8 @@ class EvaluateOptions:
     )
 
     def __post_init__(self) -> None:
+        from tokenratio.data.worlds import is_world_source
+
         if not (self.prompts or self.pairs or self.suite):
             raise TokenRatioError("evaluate needs --prompts, --pairs or --suite")
         for name in ("num_samples", "max_new_tokens", "batch_size", "max_prompt_length"):
@@ -168,6 +168,8 @@ class Subject:
     @property
     def loss(self) -> str | None:
         """What it was trained with, if a run of ours says so."""
+        from tokenratio.losses import METHODS
+
         loss = self.config.get("loss")
         return loss if loss in METHODS else None
 

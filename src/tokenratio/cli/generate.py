@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.endpoint_options import (
@@ -14,21 +14,12 @@ from tokenratio.cli.endpoint_options import (
     refuse_idle,
     split_flags,
 )
-from tokenratio.cli.outputs import check_output, claim_output
-from tokenratio.cli.terminal import is_terminal, quiet_libraries
-from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-from tokenratio.evaluation.generation import Prompt
-from tokenratio.evaluation.generations import (
-    Backend,
-    GeneratedSample,
-    Generation,
-    generate_all,
-)
-from tokenratio.evaluation.judges.scores import weights_digest
-from tokenratio.training.device import default_device
-from tokenratio.training.models import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
+    from tokenratio.evaluation.generation import Prompt
+    from tokenratio.evaluation.generations import Backend, GeneratedSample, Generation
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
@@ -93,6 +84,11 @@ def run(argv: list[str]) -> int:
         refuse_idle(flags, ENDPOINT_FLAGS, "is of an endpoint: give --endpoint")
     else:
         refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
+    from tokenratio.cli.outputs import check_output, claim_output
+    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.data.prompts import read_prompts
+    from tokenratio.evaluation.generations import generate_all
+
     quiet_libraries()
     path = Path(options.output)
     check_output(path)
@@ -108,8 +104,14 @@ def run(argv: list[str]) -> int:
 
 def _backend(
     name: str, options: GenerateOptions, endpoint: EndpointOptions
-) -> tuple[TransformersBackend | EndpointBackend, dict[str, Any]]:
+) -> tuple["TransformersBackend | EndpointBackend", dict[str, Any]]:
     """What answers, and all that its answers depend on but the prompts."""
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
+    from tokenratio.evaluation.judges.scores import weights_digest
+    from tokenratio.training.device import default_device
+    from tokenratio.training.models import load_model, load_tokenizer
+
     names = ("num_samples", "temperature", "top_p", "max_new_tokens")
     sampling: dict[str, Any] = {each: getattr(options, each) for each in names}
     if endpoint.endpoint is not None:
@@ -134,13 +136,13 @@ def _backend(
 class _Timed:
     """A backend, and how many tokens it wrote in how many seconds, where it tells the tokens."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: "Backend") -> None:
         self._backend = backend
         self._num_tokens, self._seconds = 0, 0.0
 
     def __call__(
-        self, prompts: Sequence[tuple[str, Prompt]]
-    ) -> Iterator[tuple[str, Sequence[GeneratedSample]]]:
+        self, prompts: "Sequence[tuple[str, Prompt]]"
+    ) -> "Iterator[tuple[str, Sequence[GeneratedSample]]]":
         started = time.perf_counter()
         for id, samples in self._backend(prompts):
             self._num_tokens += sum(len(sample.token_ids or ()) for sample in samples)
@@ -155,7 +157,7 @@ class _Timed:
         return f"; {self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
 
 
-def _describe(generations: Sequence[Generation], path: Path) -> str:
+def _describe(generations: "Sequence[Generation]", path: Path) -> str:
     ends = Counter(s.finish_reason for generation in generations for s in generation.samples)
     said = f"{ends.total()} responses to {len(generations)} prompts in {path}; "
     said += f"{ends.pop('length', 0)} cut at max_new_tokens"

@@ -3,9 +3,6 @@
 from dataclasses import dataclass, field
 
 from tokenratio.cli.arguments import build, fields_of, read_command
-from tokenratio.cli.terminal import quiet_libraries
-from tokenratio.data import inspect_source
-from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
 
 HELP = """usage: tokenratio inspect-data SOURCE [--flag value ...]
@@ -40,6 +37,10 @@ def run(argv: list[str]) -> int:
         return 0
     source, flags = command
     options = build(InspectOptions, flags, "inspect-data")
+    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.data import inspect_source
+    from tokenratio.data.worlds import is_world_source, world_rows
+
     quiet_libraries()
     rows = world_rows(source) if is_world_source(source) else source
     tokenizer = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.endpoint_options import (
@@ -13,7 +13,6 @@ from tokenratio.cli.endpoint_options import (
     refuse_idle,
     split_flags,
 )
-from tokenratio.cli.judge_summary import describe, summarize
 from tokenratio.cli.judges import (
     JUDGES,
     ImplicitSettings,
@@ -22,20 +21,10 @@ from tokenratio.cli.judges import (
     RewardModelSettings,
     make_judge,
 )
-from tokenratio.cli.outputs import check_output, claim_output
-from tokenratio.cli.terminal import quiet_libraries
-from tokenratio.data.worlds import is_world_source
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generations import (
-    Generation,
-    read_generations,
-    read_settings,
-    reference_generations,
-)
-from tokenratio.evaluation.judges import TEMPLATES
-from tokenratio.evaluation.judges.protocol import digest_of
-from tokenratio.evaluation.judging import judge_all, pair_up
-from tokenratio.training.run_folder import replace_text
+
+if TYPE_CHECKING:
+    from tokenratio.evaluation.generations import Generation
 
 HELP = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
@@ -68,6 +57,8 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
     "human": {"sheet": "sheet"},
 }
+# The names of `TEMPLATES`, of evaluation.judges, which imports torch.
+_TEMPLATES = ("mt-bench", "hh-helpful", "hh-harmless", "tldr")
 _NEEDED = {
     "reward-model": ("reward_model",),
     "implicit": ("policy", "reference"),
@@ -119,7 +110,7 @@ class JudgeOptions:
     model: str | None = field(default=None, metadata={"help": "llm: the name the server has."})
     template: str = field(
         default=LLMSettings.template,
-        metadata={"help": f"llm: the question, one of {', '.join(TEMPLATES)}."},
+        metadata={"help": f"llm: the question, one of {', '.join(_TEMPLATES)}."},
     )
     temperature: float | None = field(
         default=LLMSettings.temperature, metadata={"help": "llm: null leaves it to the server."}
@@ -155,6 +146,15 @@ def run(argv: list[str]) -> int:
     options = build(JudgeOptions, own, "judge")
     build(EndpointOptions, remote, "judge")  # refuses what the judge's settings would let pass
     _check_flags(options.judge, flags)
+    from tokenratio.cli.judge_summary import describe, summarize
+    from tokenratio.cli.outputs import check_output, claim_output
+    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.data.worlds import is_world_source
+    from tokenratio.evaluation.generations import read_generations, read_settings
+    from tokenratio.evaluation.judges.protocol import digest_of
+    from tokenratio.evaluation.judging import judge_all, pair_up
+    from tokenratio.training.run_folder import replace_text
+
     quiet_libraries()
     path = Path(options.output)
     given = (ours_path, options.against, options.sheet)
@@ -214,8 +214,10 @@ def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:
         raise TokenRatioError(f"judge {judge} needs --{missing[0]}")
 
 
-def _read_theirs(options: JudgeOptions) -> tuple[list[Generation], dict[str, Any] | None]:
+def _read_theirs(options: JudgeOptions) -> "tuple[list[Generation], dict[str, Any] | None]":
     """The opponent's responses; what is said of a data source, None for a file of generations."""
+    from tokenratio.evaluation.generations import read_generations, reference_generations
+
     name = options.against
     if options.column is None and _holds_generations(Path(name)):
         if options.split is not None:
@@ -237,5 +239,5 @@ def _holds_generations(path: Path) -> bool:
         return False
 
 
-def _made_by(generations: list[Generation]) -> str:
+def _made_by(generations: "list[Generation]") -> str:
     return " ".join(sorted({generation.settings for generation in generations}))

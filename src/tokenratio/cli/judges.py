@@ -4,26 +4,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, check_known
-from tokenratio.cli.terminal import is_terminal
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
-from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.judges import (
-    Comparison,
-    GoldJudge,
-    HumanJudge,
-    ImplicitRewardJudge,
-    Judge,
-    LLMJudge,
-    RewardModelJudge,
-    VerdictCache,
-    write_sheet,
-)
-from tokenratio.training.device import default_device
-from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.evaluation.endpoint import EndpointSettings
+
+if TYPE_CHECKING:
+    from tokenratio.evaluation.judges import Comparison, Judge
 
 _NAME = re.compile(r"(?!\.)[\w.-]{1,60}")
 
@@ -44,7 +33,7 @@ class JudgeContext:
     reference: str | None
     folder: Path
     cache: Path
-    comparisons: Sequence[Comparison]
+    comparisons: "Sequence[Comparison]"
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class HumanSettings:
     seed: int = field(default=0, metadata={"help": "Which response is which, and the order."})
 
 
-def make_judge(name: str, settings: Mapping[str, Any], context: JudgeContext) -> Judge | None:
+def make_judge(name: str, settings: Mapping[str, Any], context: JudgeContext) -> "Judge | None":
     """The judge of that name; None for people who have not judged yet: their sheet is written.
 
     Raises:
@@ -147,7 +136,9 @@ def judge_settings(name: str, settings: Mapping[str, Any]) -> Any:
     return built
 
 
-def _gold(settings: GoldSettings, context: JudgeContext) -> Judge:
+def _gold(settings: GoldSettings, context: JudgeContext) -> "Judge":
+    from tokenratio.evaluation.judges import GoldJudge
+
     world = settings.world
     if world is None:
         if context.world is None or not context.world.startswith("world:"):
@@ -156,13 +147,20 @@ def _gold(settings: GoldSettings, context: JudgeContext) -> Judge:
     return GoldJudge.of_world(world)
 
 
-def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> Judge:
+def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> "Judge":
+    from tokenratio.evaluation.judges import RewardModelJudge
+    from tokenratio.training.device import default_device
+
     options = {"batch_size": settings.batch_size, "max_length": settings.max_length}
     where = {"device_map": str(default_device())}
     return RewardModelJudge.load(settings.model, where, as_chat=settings.as_chat, **options)
 
 
-def _implicit(settings: ImplicitSettings, context: JudgeContext) -> Judge:
+def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
+    from tokenratio.evaluation.judges import ImplicitRewardJudge
+    from tokenratio.training.device import default_device
+    from tokenratio.training.models import load_model, load_tokenizer
+
     device = default_device()
     name = settings.reference or context.reference
     if name is None:
@@ -180,7 +178,11 @@ def _implicit(settings: ImplicitSettings, context: JudgeContext) -> Judge:
     )
 
 
-def _llm(settings: LLMSettings, context: JudgeContext) -> Judge:
+def _llm(settings: LLMSettings, context: JudgeContext) -> "Judge":
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.evaluation.endpoint import Endpoint
+    from tokenratio.evaluation.judges import LLMJudge, VerdictCache
+
     def part(of: type) -> Any:
         return of(**{f.name: getattr(settings, f.name) for f in fields(of)})
 
@@ -189,7 +191,9 @@ def _llm(settings: LLMSettings, context: JudgeContext) -> Judge:
     return LLMJudge(endpoint, settings.template, cache, temperature=settings.temperature)
 
 
-def _human(settings: HumanSettings, context: JudgeContext) -> Judge | None:
+def _human(settings: HumanSettings, context: JudgeContext) -> "Judge | None":
+    from tokenratio.evaluation.judges import HumanJudge, write_sheet
+
     sheet = Path(settings.sheet) if settings.sheet else context.folder / "sheet.jsonl"
     if sheet.exists():
         judge = HumanJudge(sheet, seed=settings.seed)
@@ -210,7 +214,7 @@ _NEEDED = {
     "implicit": ("policy",),
     "llm": ("base_url", "model"),
 }
-JUDGES: dict[str, tuple[type, Callable[[Any, JudgeContext], Judge | None]]] = {
+JUDGES: dict[str, tuple[type, Callable[[Any, JudgeContext], "Judge | None"]]] = {
     "gold": (GoldSettings, _gold),
     "reward-model": (RewardModelSettings, _reward_model),
     "implicit": (ImplicitSettings, _implicit),

@@ -3,13 +3,15 @@
 import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from tokenratio import __version__
 from tokenratio.errors import TokenRatioError
 
-# Each module has HELP, one line, and run(argv) -> exit code. Imported only when called for.
+# Each module has HELP and run(argv) -> exit code. Modules are imported when called for, and import
+# torch only after the command line has been checked.
 COMMANDS = {
-    "train": ("tokenratio.cli.train", "train a policy from a recipe"),
+    "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
     "train-reward": ("tokenratio.cli.train_reward", "train a reward model, to judge with"),
     "generate": ("tokenratio.cli.generate", "sample responses from a model or an endpoint"),
     "judge": ("tokenratio.cli.judge", "compare responses with a judge"),
@@ -39,7 +41,7 @@ USAGE = "\n".join(
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 2 for a mistake the user can put right."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
     if argv[0] == "--version":
@@ -68,10 +70,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-if __name__ == "__main__":
+def run_as_process() -> NoReturn:
+    """Run `main` and end the process with its exit code, as `python -m` and launchers start it."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # This is how launchers start it. Threads that gloo leaves behind can abort a process while the
-    # interpreter shuts down, after all work is done; so it does not shut down, it stops.
+    # Threads that gloo leaves behind can abort a process while the interpreter shuts down, after
+    # all work is done; so it does not shut down, it stops.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run_as_process()

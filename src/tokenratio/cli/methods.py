@@ -1,11 +1,12 @@
 """`tokenratio methods`: every method, what it compares, what it needs, what it costs."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenratio.bregman import GENERATORS, BregmanGenerator
 from tokenratio.cli.arguments import build, fields_of, read_command
-from tokenratio.losses import METHODS, Method, RatioMatching
+
+if TYPE_CHECKING:
+    from tokenratio.losses import Method
 
 HELP = """usage: tokenratio methods [--markdown true]
 
@@ -56,6 +57,8 @@ def listing() -> str:
 
 
 def _rows() -> list[tuple[str, ...]]:
+    from tokenratio.losses import METHODS
+
     return [
         (
             name,
@@ -70,8 +73,10 @@ def _rows() -> list[tuple[str, ...]]:
     ]
 
 
-def _compared(method: Method) -> str:
+def _compared(method: "Method") -> str:
     """The point of the space: generator × state weight × aggregation."""
+    from tokenratio.losses import RatioMatching
+
     if not isinstance(method, RatioMatching):
         return "its own loss"
     generator = "any generator" if method.generator is None else _text(method.generator)
@@ -84,6 +89,8 @@ def _compared(method: Method) -> str:
 
 
 def _text(value: Any) -> str:
+    from tokenratio.bregman import GENERATORS, BregmanGenerator
+
     if not isinstance(value, BregmanGenerator):
         return f"{value:g}"
     name = next(name for name, made in GENERATORS.items() if type(value) is made)

@@ -4,22 +4,17 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, check_known, fields_of, read_command
-from tokenratio.cli.evaluate_options import EvaluateOptions
-from tokenratio.cli.evaluating import evaluate
-from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal
-from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import policy_sampler
-from tokenratio.evaluation.measures import PolicyMeasures, table
-from tokenratio.losses import LOSSES
-from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.run_folder import replace_text
-from tokenratio.training.trainer import TokenRatioTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tokenratio.evaluation.measures import PolicyMeasures
+    from tokenratio.training.config import TokenRatioConfig
+    from tokenratio.training.trainer import TokenRatioTrainer
 
 HELP = """usage: tokenratio quickstart [--flag value ...]
 
@@ -52,6 +47,8 @@ class QuickstartOptions:
     flip_rate: float = field(default=0.0, metadata={"help": "Share of labels reversed."})
 
     def __post_init__(self) -> None:
+        from tokenratio.losses import LOSSES
+
         for name in ("num_sft", "num_pairs", "num_prompts"):
             if getattr(self, name) < 1:
                 raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -67,13 +64,26 @@ def run(argv: list[str]) -> int:
     command = read_command(argv, HELP, fields_of(QuickstartOptions), argument=None)
     if command is None:
         return 0
+    from tokenratio.cli.terminal import quiet_libraries
+
     quiet_libraries()
     quickstart(build(QuickstartOptions, command[1], "quickstart"))
     return 0
 
 
-def quickstart(options: QuickstartOptions) -> dict[str, PolicyMeasures]:
+def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":
     """SFT, pairs, alignment, evaluation; returns what was measured of both policies, by name."""
+    from transformers import LlamaForCausalLM, set_seed
+
+    from tokenratio.cli.evaluate_options import EvaluateOptions
+    from tokenratio.cli.evaluating import evaluate
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.data.worlds import WORLDS
+    from tokenratio.evaluation.generation import policy_sampler
+    from tokenratio.evaluation.measures import table
+    from tokenratio.training.config import TokenRatioConfig
+    from tokenratio.training.run_folder import replace_text
+
     world = WORLDS["reviews"]
     folder = Path(options.output_dir)
     _clear(folder)
@@ -156,8 +166,14 @@ def quickstart(options: QuickstartOptions) -> dict[str, PolicyMeasures]:
 
 
 def _train(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Any, args: TokenRatioConfig
-) -> TokenRatioTrainer:
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: Any,
+    args: "TokenRatioConfig",
+) -> "TokenRatioTrainer":
+    from tokenratio.cli.terminal import use_terminal
+    from tokenratio.training.trainer import TokenRatioTrainer
+
     trainer = TokenRatioTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer)
     use_terminal(trainer)
     trainer.train()
@@ -167,6 +183,8 @@ def _train(
 
 def _clear(folder: Path) -> None:
     """Replace an earlier quickstart; anything else in the folder is left alone and named."""
+    from tokenratio.losses import LOSSES
+
     if not folder.exists():
         return
     ours = {_MARK, "sft", "pairs.jsonl", "evaluation", "table.md", *LOSSES}

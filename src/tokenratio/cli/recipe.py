@@ -1,13 +1,49 @@
-"""Recipes: a YAML file whose keys are the fields of `Recipe` and of `TokenRatioConfig`."""
+"""`tokenratio train RECIPE.yaml`: what a recipe says; `train` and `dry_run` carry it out.
+
+A recipe is a YAML file whose keys are the fields of `Recipe` and of `TokenRatioConfig`. They are
+checked before torch is imported, so that a misspelt one is reported at once.
+"""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import Field, build, check_known, fields_of, read_yaml
-from tokenratio.data.contrast import PLACE, check_prompt_template
+from tokenratio.cli.arguments import (
+    Field,
+    build,
+    check_known,
+    fields_of,
+    read_command,
+    read_yaml,
+)
+from tokenratio.cli.declared import declared_fields
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.config import TokenRatioConfig
+
+if TYPE_CHECKING:
+    from tokenratio.training.config import TokenRatioConfig
+
+HELP = """usage: tokenratio train RECIPE.yaml [--field value ...]
+
+A recipe's keys and the flags are the same; flags win. See recipes/ for examples.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    command = read_command(argv, HELP, recipe_fields(), argument="one recipe")
+    if command is None:
+        return 0
+    read_recipe(*command)  # a mistake is told before torch is imported
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries
+    from tokenratio.cli.train import dry_run, train
+
+    quiet_libraries()
+    resolved = resolve(*command, {"disable_tqdm": not is_terminal()})
+    if resolved.recipe.dry_run:
+        print(dry_run(resolved))
+        return 0
+    train(resolved)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -108,14 +144,18 @@ _SFT_KEYS = ("train_dataset", "eval_dataset")
 
 def recipe_fields() -> dict[str, Field]:
     """Every key a recipe or a flag of `train` may name."""
-    return fields_of(TokenRatioConfig, Recipe)
+    return _config_fields() | fields_of(Recipe)
+
+
+def _config_fields() -> dict[str, Field]:
+    return declared_fields("tokenratio.training.config", "TokenRatioConfig")
 
 
 @dataclass(frozen=True)
 class Stage:
     """One training run: its settings and its data."""
 
-    args: TokenRatioConfig
+    args: "TokenRatioConfig"
     train_dataset: str
     eval_dataset: str | None
 
@@ -149,17 +189,30 @@ class ResolvedRecipe:
     main: Stage
 
 
+def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe, and the settings of its run as they are given; flags win.
+
+    Raises:
+        TokenRatioError: an unknown key, at any depth; a value of `Recipe` that does not fit.
+    """
+    values = read_yaml(path)
+    check_known(values, recipe_fields(), f"key in {path}")
+    values |= flags
+    recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
+    if recipe.sft is not None:
+        check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
+    if recipe.score_tokens is not None:
+        check_known(recipe.score_tokens, _CONTRASTS, f"loss in score_tokens of {path}")
+    return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+
+
 def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> ResolvedRecipe:
     """Read a recipe; flags win over it, it wins over `defaults`.
 
     Raises:
         TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
     """
-    values = read_yaml(path)
-    check_known(values, recipe_fields(), f"key in {path}")
-    values |= flags
-    recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
-    settings = {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+    recipe, settings = read_recipe(path, flags)
     loss = str(settings.get("loss", "tbpo_a"))
     base = Path("runs") / Path(path).stem
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
@@ -170,7 +223,6 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         return ResolvedRecipe(recipe, None, contrast, main)
     if recipe.sft.get("loss", "sft") != "sft":
         raise TokenRatioError(f"the sft stage of {path} cannot have loss {recipe.sft['loss']!r}")
-    check_known(recipe.sft, [*fields_of(TokenRatioConfig), *_SFT_KEYS], f"key in sft of {path}")
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
     # Only what belongs to the machine and the data carries over; the rest is another kind of run.
     carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
@@ -194,9 +246,9 @@ def _contrast(
     recipe: Recipe, main: Stage, settings: dict[str, Any], base: Path, path: str
 ) -> Contrast | None:
     """How the run's tokens are to be scored; None where they need not be, or are already."""
+    from tokenratio.data.contrast import PLACE, check_prompt_template
+
     sections = recipe.score_tokens
-    if sections is not None:
-        check_known(sections, _CONTRASTS, f"loss in score_tokens of {path}")
     needs_none = "contrast" not in main.args.method.needs or main.args.token_scores is not None
     if sections is None or needs_none:
         return None
@@ -233,5 +285,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != "output_dir" or v is not None}
 
 
-def _config(settings: dict[str, Any], where: str) -> TokenRatioConfig:
+def _config(settings: dict[str, Any], where: str) -> "TokenRatioConfig":
+    from tokenratio.training.config import TokenRatioConfig
+
     return build(TokenRatioConfig, settings, where)

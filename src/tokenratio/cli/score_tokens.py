@@ -2,22 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tokenratio.cli.arguments import build, fields_of, read_command
-from tokenratio.cli.starting import source_of
-from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
-from tokenratio.data import OnBadRow, padding_id, prepare_pairs
-from tokenratio.data.contrast import PLACE, check_prompt_template, with_prompt_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.device import default_device
-from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.token_scores import (
-    TokenScores,
-    Voice,
-    ingredients_of,
-    score_tokens,
-    summary,
-)
 
 HELP = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
 
@@ -32,6 +20,9 @@ held-out pairs and the same --output to add them. As published:
 A recipe with a section score_tokens does it all, the DPO models included.
 """
 
+# `PLACE` of data.contrast, which imports numpy and more.
+_PLACE = "{prompt}"
+
 
 @dataclass(frozen=True)
 class ScoreOptions:
@@ -43,9 +34,9 @@ class ScoreOptions:
         default=None, metadata={"help": "p-; by default the same, told apart by the prompts."}
     )
     positive_prompt: str = field(
-        default=PLACE, metadata={"help": "What p+ reads; {prompt} is the pair's prompt."}
+        default=_PLACE, metadata={"help": "What p+ reads; {prompt} is the pair's prompt."}
     )
-    negative_prompt: str = field(default=PLACE, metadata={"help": "What p- reads, likewise."})
+    negative_prompt: str = field(default=_PLACE, metadata={"help": "What p- reads, likewise."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Of the run that will use the scores; by default p+'s."}
     )
@@ -53,7 +44,7 @@ class ScoreOptions:
         default=2048, metadata={"help": "As in the run that will use the scores."}
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Likewise."})
-    on_bad_row: OnBadRow = field(
+    on_bad_row: Literal["skip", "error"] = field(
         default="skip", metadata={"help": "Rows that cannot be used: skip (counted) or error."}
     )
     split: str | None = field(default="train", metadata={"help": "Split of a folder or hub name."})
@@ -71,6 +62,8 @@ class ScoreOptions:
             raise TokenRatioError(f"on_bad_row must be skip or error, not {self.on_bad_row!r}")
         if self.batch_size < 1:
             raise TokenRatioError(f"batch_size must be at least 1, not {self.batch_size}")
+        from tokenratio.data.contrast import check_prompt_template
+
         for name in ("positive_prompt", "negative_prompt"):
             check_prompt_template(getattr(self, name), f"--{name}")
         same_model = self.negative_model in (None, self.positive_model)
@@ -87,6 +80,20 @@ def run(argv: list[str]) -> int:
         return 0
     source, flags = command
     options = build(ScoreOptions, flags, "score-tokens")
+    from tokenratio.cli.starting import source_of
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
+    from tokenratio.data import padding_id, prepare_pairs
+    from tokenratio.data.contrast import with_prompt_template
+    from tokenratio.training.device import default_device
+    from tokenratio.training.models import load_model, load_tokenizer
+    from tokenratio.training.token_scores import (
+        TokenScores,
+        Voice,
+        ingredients_of,
+        score_tokens,
+        summary,
+    )
+
     quiet_libraries()
     folder = Path(options.output).expanduser()
     before = TokenScores.open(folder) if (folder / "scores.json").exists() else None
@@ -112,7 +119,7 @@ def run(argv: list[str]) -> int:
         (negative, options.negative_prompt),
     ):
         after = data
-        if prompt != PLACE:
+        if prompt != _PLACE:
             after = with_prompt_template(data, rows, tokenizer, prompt, split=options.split)
         voices.append(Voice(model, after, prompt))
     if before is not None:
@@ -140,6 +147,8 @@ def _check_tokenizers(options: ScoreOptions) -> None:
     """Two models of one vocabulary size may still number their tokens differently."""
     if options.negative_model is None:
         return
+    from tokenratio.training.models import load_tokenizer
+
     names = (options.positive_model, options.negative_model)
     first, second = (load_tokenizer(name).get_vocab() for name in names)
     if first != second:

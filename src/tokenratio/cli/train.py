@@ -1,4 +1,4 @@
-"""`tokenratio train RECIPE.yaml [--field value ...]`: perhaps an SFT stage, then the run."""
+"""What `tokenratio train` does with a recipe: an SFT stage if it has one, then the run."""
 
 import dataclasses
 import json
@@ -7,9 +7,8 @@ from pathlib import Path
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from tokenratio.cli.arguments import read_command
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
-from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage, recipe_fields, resolve
+from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.scoring import score_stage, scores_of_run
 from tokenratio.cli.stages import resume_of, run_stage, say, sources_of, stage_key
 from tokenratio.cli.starting import (
@@ -20,30 +19,10 @@ from tokenratio.cli.starting import (
     source_of,
     tokenizer_of,
 )
-from tokenratio.cli.terminal import is_terminal, quiet_libraries
 from tokenratio.data import prepare_completions, prepare_pairs
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.run_folder import mask_secrets, replace_text
-
-HELP = """usage: tokenratio train RECIPE.yaml [--field value ...]
-
-A recipe's keys and the flags are the same; flags win. See recipes/ for examples.
-"""
-
-
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, recipe_fields(), argument="one recipe")
-    if command is None:
-        return 0
-    quiet_libraries()
-    resolved = resolve(*command, {"disable_tqdm": not is_terminal()})
-    if resolved.recipe.dry_run:
-        print(dry_run(resolved))
-        return 0
-    train(resolved)
-    return 0
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:

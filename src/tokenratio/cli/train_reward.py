@@ -3,25 +3,17 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import Field, build, check_known, fields_of, read_command, read_yaml
-from tokenratio.cli.folders import EVAL_FILE, claim_folder
+from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.recipe import Recipe
-from tokenratio.cli.starting import config_of, source_of, tokenizer_of
-from tokenratio.cli.terminal import is_terminal, quiet_libraries, use_terminal, user_mistakes
-from tokenratio.data.batching import token_counts
-from tokenratio.evaluation.pairs import PairScores, held_out_pairs
-from tokenratio.training.reward_model import (
-    RewardConfig,
-    RewardTrainer,
-    build_reward_model,
-    load_reward_model,
-)
-from tokenratio.training.run_folder import replace_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tokenratio.evaluation.pairs import PairScores
+    from tokenratio.training.reward_model import RewardConfig, RewardTrainer
 
 HELP = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
 
@@ -43,6 +35,9 @@ def run(argv: list[str]) -> int:
     command = read_command(argv, HELP, reward_fields(), argument="one recipe")
     if command is None:
         return 0
+    read_recipe(*command)  # a mistake is told before torch is imported
+    from tokenratio.cli.terminal import quiet_libraries
+
     quiet_libraries()
     train_reward(*resolve(*command))
     return 0
@@ -55,11 +50,11 @@ def reward_fields() -> dict[str, Field]:
         name: recipe[name] if text is None else replace(recipe[name], help=text)
         for name, text in _RECIPE_KEYS.items()
     }
-    return fields_of(RewardConfig) | chosen
+    return declared_fields("tokenratio.training.reward_model", "RewardConfig") | chosen
 
 
-def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, RewardConfig]:
-    """Read a recipe; flags win over it.
+def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe, and the settings of its run as they are given; flags win.
 
     Raises:
         TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
@@ -68,14 +63,27 @@ def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, RewardConfig]:
     check_known(values, reward_fields(), f"key in {path}")
     values |= flags
     recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
-    settings = {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+    return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+
+
+def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, "RewardConfig"]:
+    """A recipe with every default filled in; see `read_recipe`."""
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.training.reward_model import RewardConfig
+
+    recipe, settings = read_recipe(path, flags)
     if settings.get("output_dir") is None:
         settings["output_dir"] = str(Path("runs") / Path(path).stem)
     return recipe, build(RewardConfig, {"disable_tqdm": not is_terminal(), **settings}, path)
 
 
-def train_reward(recipe: Recipe, args: RewardConfig) -> PairScores | None:
+def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     """Train, save, and measure on the held-out pairs, if there are any."""
+    from tokenratio.cli.folders import claim_folder
+    from tokenratio.cli.starting import source_of, tokenizer_of
+    from tokenratio.cli.terminal import use_terminal, user_mistakes
+    from tokenratio.training.reward_model import RewardTrainer
+
     resume = args.resume_from_checkpoint
     if resume is not None and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
@@ -116,8 +124,12 @@ def train_reward(recipe: Recipe, args: RewardConfig) -> PairScores | None:
 
 
 def _starting_model(
-    recipe: Recipe, args: RewardConfig, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
+    recipe: Recipe, args: "RewardConfig", tokenizer: "PreTrainedTokenizerBase"
+) -> "PreTrainedModel":
+    from tokenratio.cli.starting import config_of
+    from tokenratio.cli.terminal import user_mistakes
+    from tokenratio.training.reward_model import build_reward_model, load_reward_model
+
     if recipe.model is not None:
         return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)
     config = config_of(recipe, tokenizer)
@@ -125,8 +137,15 @@ def _starting_model(
         return build_reward_model(config, seed=args.seed)
 
 
-def _held_out(trainer: RewardTrainer, args: RewardConfig) -> PairScores:
+def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
     """Accuracy on the held-out pairs, printed and written to `eval.json`."""
+    import numpy as np
+
+    from tokenratio.cli.folders import EVAL_FILE
+    from tokenratio.data.batching import token_counts
+    from tokenratio.evaluation.pairs import held_out_pairs
+    from tokenratio.training.run_folder import replace_text
+
     dataset = trainer.eval_data.dataset
     output = trainer.predict(dataset, metric_key_prefix="eval")
     rewards = np.empty_like(output.predictions)
@@ -151,6 +170,6 @@ def _held_out(trainer: RewardTrainer, args: RewardConfig) -> PairScores:
     return scores
 
 
-def _say(args: RewardConfig, text: str) -> None:
+def _say(args: "RewardConfig", text: str) -> None:
     if args.process_index == 0:
         print(text, flush=True)

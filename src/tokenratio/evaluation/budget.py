@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import Prompt
 from tokenratio.evaluation.replies import Answer
+
+if TYPE_CHECKING:
+    from tokenratio.evaluation.generation import Prompt
 
 _CHARACTERS_PER_TOKEN = 4  # of English under current vocabularies, about
 _TOKENS_PER_MESSAGE = 4  # the role and its delimiters
@@ -78,7 +81,7 @@ class Ledger:
         """Spent so far."""
         return self.budget.cost(self.tokens_in, self.tokens_out)
 
-    def demand(self, prompt: Prompt, max_tokens: int, num_choices: int = 1) -> Demand:
+    def demand(self, prompt: "Prompt", max_tokens: int, num_choices: int = 1) -> Demand:
         """The most that a request takes, by the estimate of its prompt."""
         if isinstance(prompt, str):
             read = self._count(prompt)

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget, BudgetError, Ledger
-from tokenratio.evaluation.generation import Prompt
 from tokenratio.evaluation.replies import (
     Choice,
     ReplyError,
@@ -34,6 +33,8 @@ from tokenratio.evaluation.replies import (
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from tokenratio.evaluation.generation import Prompt
 
 _SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this means "not today"
 
@@ -120,7 +121,7 @@ class Request:
     """
 
     id: str
-    prompt: Prompt
+    prompt: "Prompt"
     max_tokens: int
     temperature: float | None = None
     top_p: float | None = None

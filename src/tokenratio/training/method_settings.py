@@ -3,11 +3,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from tokenratio.bregman import GENERATORS, BregmanGenerator, make_generator
 from tokenratio.errors import TokenRatioError
-from tokenratio.losses import METHODS, Method, RatioMatching
+
+if TYPE_CHECKING:
+    from tokenratio.bregman import BregmanGenerator
+    from tokenratio.losses import Method, RatioMatching
+
+# The names of `tokenratio.losses.METHODS`, which imports torch: `--help` lists them without it.
+METHOD_NAMES = (
+    *("tbpo_a", "tbpo_q", "tbpo", "adpo", "dpo", "robust_dpo", "bpo", "bpo_a", "tdpo1", "tdpo2"),
+    *("ipo", "simpo", "tis_dpo", "sepo", "t_reg", "arc_bpo", "sft"),
+)
 
 _OWN = "default: the method's own"
 
@@ -62,8 +70,8 @@ class MethodSettings:
     loss: str = field(
         default="tbpo_a",
         metadata={
-            "help": f"Method: {', '.join(METHODS)}; see `tokenratio methods`.",
-            "choices": tuple(METHODS),
+            "help": f"Method: {', '.join(METHOD_NAMES)}; see `tokenratio methods`.",
+            "choices": METHOD_NAMES,
         },
     )
     beta: float | None = _own("Leash to the reference, > 0 (METHOD §1); scale of sepo and simpo")
@@ -113,8 +121,8 @@ class MethodSettings:
         Raises:
             TokenRatioError: which setting, and what it may be.
         """
-        is_known = isinstance(self.loss, str) and self.loss in METHODS
-        require(is_known, "loss", self.loss, f"one of {', '.join(METHODS)}")
+        is_known = isinstance(self.loss, str) and self.loss in METHOD_NAMES
+        require(is_known, "loss", self.loss, f"one of {', '.join(METHOD_NAMES)}")
         self._resolve_space()
         own = self.method.settings
         for name, (is_valid, expected) in _DOMAINS.items():
@@ -153,7 +161,9 @@ class MethodSettings:
             value = getattr(self, name)
             require(value in known, name, value, f"one of {', '.join(known)}")
 
-    def _resolve_generator(self, own: BregmanGenerator | None) -> None:
+    def _resolve_generator(self, own: "BregmanGenerator | None") -> None:
+        from tokenratio.bregman import GENERATORS
+
         names = ("generator", "generator_lambda", "generator_scale")
         if own is None:
             for name in names:
@@ -181,12 +191,14 @@ class MethodSettings:
             )
 
     @property
-    def method(self) -> Method:
+    def method(self) -> "Method":
         """What `loss` names; for tbpo the point of the space that the settings choose."""
+        from tokenratio.losses import METHODS
+
         method = METHODS[self.loss]
         if self.loss == "tbpo":
             return replace(
-                cast(RatioMatching, method),
+                cast("RatioMatching", method),
                 state_weight=self.state_weight,
                 aggregation=self.aggregation,
             )
@@ -201,7 +213,7 @@ class MethodSettings:
         return settings
 
     @property
-    def bregman_generator(self) -> BregmanGenerator:
+    def bregman_generator(self) -> "BregmanGenerator":
         """The generator that `generator`, `generator_lambda` and `generator_scale` name.
 
         Raises:
@@ -209,6 +221,8 @@ class MethodSettings:
         """
         if self.generator is None:
             raise TokenRatioError(f"loss {self.loss!r} takes no generator")
+        from tokenratio.bregman import make_generator
+
         given = {"lam": self.generator_lambda, "scale": self.generator_scale}
         params = {name: value for name, value in given.items() if value is not None}
         try:

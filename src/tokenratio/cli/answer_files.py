@@ -1,0 +1,260 @@
+"""Files of answers, ours, AlpacaEval's and MT-Bench's, turned into each other."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenratio.cli.convert import ConvertOptions
+from tokenratio.cli.outputs import claim_output
+from tokenratio.data.files import read_file
+from tokenratio.data.prompts import read_prompts
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.generation import Prompt
+from tokenratio.evaluation.generations import (
+    GeneratedSample,
+    generate_all,
+    read_generations,
+    read_settings,
+    settings_path,
+)
+from tokenratio.evaluation.interchange import (
+    AlpacaOutput,
+    MtBenchAnswer,
+    read_alpaca_outputs,
+    read_mt_bench_answers,
+    read_mt_bench_questions,
+    write_alpaca_outputs,
+    write_mt_bench_answers,
+)
+
+# Which fields a record of each kind has, and no other kind's.
+_FIELDS = {
+    "generations": ("id", "prompt", "samples"),
+    "alpaca-eval": ("instruction", "output"),
+    "mt-bench": ("question_id", "choices"),
+}
+_NUMBER = re.compile(r"[0-9]+$")
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What was read: `(id, prompt, samples)` each, who answered, and what was left out, in words.
+
+    Benchmarks' files do not say how an answer ended: its `finish_reason` is "unknown".
+    """
+
+    answers: Sequence[tuple[str, Prompt, tuple[GeneratedSample, ...]]]
+    generator: str | None
+    left_out: str = ""
+
+
+def convert(given: str, options: ConvertOptions) -> str:
+    """Write the file that is asked for; returns what was done, in words.
+
+    Raises:
+        TokenRatioError: a file of no known kind, or answers that the other kind cannot hold.
+    """
+    path, output = Path(given), Path(options.output)
+    kind = _kind_of(path)
+    if kind == options.to:
+        raise TokenRatioError(f"{path} is {kind} already")
+    inputs = [path] if options.questions is None else [path, Path(options.questions)]
+    _check_output(output, inputs, options)
+    found = _READERS[kind](path, options)
+    generator = options.generator or found.generator
+    left_out = _WRITERS[options.to](output, found, generator, options)
+    said = f"{len(found.answers)} answers of {generator or 'a model without a name'} in {output}"
+    return "; ".join(part for part in (said, found.left_out, left_out) if part)
+
+
+def _kind_of(path: Path) -> str:
+    rows = read_file(path, str(path))
+    if not rows:
+        raise TokenRatioError(f"{path} holds no records")
+    if rows[0].problem is not None:
+        raise TokenRatioError(f"{rows[0].origin}: {rows[0].problem}")
+    for kind, names in _FIELDS.items():
+        if all(name in rows[0].fields for name in names):
+            return kind
+    kinds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in _FIELDS.items())
+    raise TokenRatioError(f"{rows[0].origin} is of no kind that is known here ({kinds})")
+
+
+def _check_output(output: Path, inputs: Sequence[Path], options: ConvertOptions) -> None:
+    written = [output, *([settings_path(output)] if options.to == "generations" else [])]
+    for path in written:
+        if path.is_dir():
+            raise TokenRatioError(f"{path} is a folder")
+        if path.resolve() in {given.resolve() for given in inputs}:
+            raise TokenRatioError(f"--output would replace {path}, which is read")
+        if path.exists() and not options.overwrite:
+            raise TokenRatioError(
+                f"{path} exists: choose another --output, or replace it with --overwrite"
+            )
+
+
+def _read_generations(path: Path, options: ConvertOptions) -> _Answers:
+    generations = read_generations(path)
+    settings = read_settings(path)
+    made = {settings.get(generation.settings, {}).get("model") for generation in generations}
+    answers = [(each.id, each.prompt, each.samples) for each in generations]
+    return _Answers(answers, _only(made, path, options))
+
+
+def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
+    outputs = read_alpaca_outputs(path)
+    # An instruction may stand twice: its ids are then given in their order.
+    ids: dict[Prompt, deque[str]] = {}
+    for id, prompt in read_prompts(options.questions) if options.questions is not None else []:
+        text = _single_turn(prompt)
+        if text is not None:
+            ids.setdefault(text, deque()).append(id)
+    answers = []
+    for number, each in enumerate(outputs, start=1):
+        own = each.extra.get("id")
+        id = own if isinstance(own, str) else f"{path.name}:{number}"
+        if options.questions is not None:
+            if not ids.get(each.instruction):
+                raise TokenRatioError(
+                    f"{path}:{number}: {options.questions} has no such instruction (any more): "
+                    f"{each.instruction!r:.80}"
+                )
+            id = ids[each.instruction].popleft()
+        answers.append((id, each.instruction, (GeneratedSample(each.output, "unknown"),)))
+    return _Answers(answers, _only({each.generator for each in outputs}, path, options))
+
+
+def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
+    if options.questions is None:
+        raise TokenRatioError(f"{path} holds no questions: give MT-Bench's with --questions")
+    origins = [origin for origin, _ in read_prompts(options.questions)]
+    asked = zip(origins, read_mt_bench_questions(options.questions), strict=True)
+    questions = {question.question_id: (origin, question) for origin, question in asked}
+    found, answers, num_others = read_mt_bench_answers(path), [], 0
+    for number, each in enumerate(found, start=1):
+        where = f"{path}: answer {number}, question {each.question_id}"
+        if each.question_id not in questions:
+            raise TokenRatioError(f"{where}: {options.questions} has no such question")
+        origin, question = questions[each.question_id]
+        turns = [turns for turns in each.choices if len(turns) >= options.turn]
+        if not turns or len(turns) < len(each.choices) or len(question.turns) < options.turn:
+            raise TokenRatioError(f"{where}: it has no turn {options.turn}")
+        before = {answered[: options.turn - 1] for answered in turns}
+        if len(before) > 1:
+            raise TokenRatioError(
+                f"{where}: its {len(turns)} choices differ before turn {options.turn}, so they "
+                "answer different prompts"
+            )
+        prompt: Prompt = question.turns[0]
+        if options.turn > 1:
+            prompt = question.conversation(before.pop())
+        samples = [GeneratedSample(answered[options.turn - 1], "unknown") for answered in turns]
+        num_others += sum(len(answered) - options.turn for answered in turns)
+        answers.append((origin, prompt, tuple(samples)))
+    left_out = f"{num_others} answers to later turns left out" if num_others else ""
+    return _Answers(answers, _only({each.model_id for each in found}, path, options), left_out)
+
+
+def _write_generations(
+    output: Path, found: _Answers, generator: str | None, options: ConvertOptions
+) -> str:
+    settings = {"model": generator, "converted": True}
+
+    def backend(
+        prompts: Sequence[tuple[str, Prompt]],
+    ) -> Iterator[tuple[str, Sequence[GeneratedSample]]]:
+        yield from ((id, samples) for id, _, samples in found.answers)
+
+    claim_output(output, settings, overwrite=options.overwrite)
+    prompts = [(id, prompt) for id, prompt, _ in found.answers]
+    generate_all(prompts, backend, output, settings, report=lambda line: None)
+    return ""
+
+
+def _write_alpaca(
+    output: Path, found: _Answers, generator: str | None, options: ConvertOptions
+) -> str:
+    outputs, num_others = [], 0
+    for id, prompt, samples in found.answers:
+        text = _single_turn(prompt)
+        if text is None:
+            raise TokenRatioError(
+                f"{id}: the prompt is a conversation of several turns; AlpacaEval's are one text"
+            )
+        outputs.append(AlpacaOutput(text, samples[0].text, generator, extra={"id": id}))
+        num_others += len(samples) - 1
+    write_alpaca_outputs(output, outputs)
+    return f"{num_others} further samples left out: AlpacaEval has one" if num_others else ""
+
+
+def _write_mt_bench(
+    output: Path, found: _Answers, generator: str | None, options: ConvertOptions
+) -> str:
+    if generator is None:
+        raise TokenRatioError("MT-Bench's answers bear the model's name: give --generator")
+    numbers: dict[str, int] = {}
+    if options.questions is not None:
+        for question in read_mt_bench_questions(options.questions):
+            numbers[question.turns[0]] = question.question_id
+    taken: dict[int, str] = {}
+    answers = []
+    for id, prompt, samples in found.answers:
+        number = _question_id(id, prompt, numbers, options)
+        if number in taken:
+            raise TokenRatioError(f"{taken[number]} and {id} both answer question {number}")
+        taken[number] = id
+        # A second turn's prompt holds what was answered to the first.
+        said = [] if isinstance(prompt, str) else [m for m in prompt if m["role"] == "assistant"]
+        before = tuple(str(message["content"]) for message in said)
+        choices = tuple((*before, sample.text) for sample in samples)
+        answers.append(MtBenchAnswer(number, generator, choices))
+    write_mt_bench_answers(output, answers)
+    return "" if options.questions is not None else "question_id is the number each id ends in"
+
+
+def _question_id(
+    id: str, prompt: Prompt, numbers: Mapping[str, int], options: ConvertOptions
+) -> int:
+    if options.questions is not None:
+        turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        number = next((numbers[turn] for turn in turns if turn in numbers), None)
+        if number is None:
+            raise TokenRatioError(f"{options.questions} has no question that {id} answers")
+        return number
+    ending = _NUMBER.search(id)
+    if ending is None:
+        raise TokenRatioError(
+            f"{id} ends in no number that could be the question's: give --questions"
+        )
+    return int(ending.group())
+
+
+def _single_turn(prompt: Prompt) -> str | None:
+    """The text of a prompt that is one; None of a longer conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(prompt[0]["content"]) if len(prompt) == 1 else None
+
+
+def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:
+    """The one name that all records have."""
+    if len(names) > 1 and options.generator is None:
+        said = ", ".join(sorted(map(str, names)))
+        raise TokenRatioError(f"{path} is of several models ({said}): give --generator")
+    name = next(iter(names))
+    return name if isinstance(name, str) else None
+
+
+_READERS: dict[str, Callable[[Path, ConvertOptions], _Answers]] = {
+    "generations": _read_generations,
+    "alpaca-eval": _read_alpaca,
+    "mt-bench": _read_mt_bench,
+}
+_WRITERS: dict[str, Callable[[Path, _Answers, str | None, ConvertOptions], str]] = {
+    "generations": _write_generations,
+    "alpaca-eval": _write_alpaca,
+    "mt-bench": _write_mt_bench,
+}
