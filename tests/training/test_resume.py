@@ -1,5 +1,6 @@
 """A run cut off after any step and resumed ends as if nothing had happened, bit for bit."""
 
+import copy
 import json
 import shutil
 
@@ -12,7 +13,13 @@ from transformers import TrainerCallback
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import last_checkpoint, resolve_checkpoint
+from tokenratio.training.resume import (
+    MAY_DIFFER,
+    check_same_run,
+    last_checkpoint,
+    resolve_checkpoint,
+)
+from tokenratio.training.run_folder import write_run_file
 
 STEPS = 6  # of 14 pairs in steps of 2 × 2: the second epoch begins in between, its end is ragged
 TIMING = {"tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -29,23 +36,23 @@ class Cut(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer_in(folder, loss, *, cut=None, logging_steps=1):
-    args = TokenRatioConfig(
-        output_dir=str(folder),
-        loss=loss,
-        use_cpu=True,
-        disable_tqdm=True,
-        max_steps=STEPS,
-        save_steps=1,
-        logging_steps=logging_steps,
-        eval_strategy="steps",
-        eval_steps=3,
-        max_length=32,
-        learning_rate=1e-3,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        baseline_hidden_size=16,
-    )
+def trainer_in(folder, loss, *, cut=None, **settings):
+    defaults = {
+        "output_dir": str(folder),
+        "loss": loss,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_steps": STEPS,
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "max_length": 32,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "baseline_hidden_size": 16,
+    }
+    args = TokenRatioConfig(**{**defaults, **settings})
     return TokenRatioTrainer(
         tiny_model(),
         args=args,
@@ -191,9 +198,202 @@ def test_checkpoint_of_another_method_is_refused(tmp_path):
         trainer_in(tmp_path, "tbpo_a", cut=2).train()
     with pytest.raises(TokenRatioError, match="began with loss tbpo_a, not tbpo_q"):
         trainer_in(tmp_path, "tbpo_q").train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-2" / "run.json").unlink()
     (tmp_path / "run.json").unlink()
-    with pytest.raises(TokenRatioError, match=r"holds no state_baseline\.safetensors"):
-        trainer_in(tmp_path, "tbpo_q").train(resume_from_checkpoint=True)
-    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
-    with pytest.raises(TokenRatioError, match="without its optimizer"):
-        trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+    with pytest.raises(TokenRatioError, match=r"holds a run\.json"):
+        trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)
+
+
+def begun(folder, **settings):
+    """A run cut off after two of its steps."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(folder, "tbpo_a", cut=2, **settings).train()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Read only: copy before training on."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    begun(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("per_device_train_batch_size", 4, "per_device_train_batch_size 2, not 4"),
+        ("gradient_accumulation_steps", 1, "gradient_accumulation_steps 2, not 1"),
+        ("seed", 7, "seed 42, not 7"),
+        ("data_seed", 7, "data_seed unset, not 7"),
+        ("dataloader_drop_last", True, "dataloader_drop_last false, not true"),
+        ("train_sampling_strategy", "random", "train_sampling_strategy auto, not random"),
+        ("optim", "adamw_torch", "optim rmsprop, not adamw_torch"),
+        ("learning_rate", 1e-4, "learning_rate 0.001, not 0.0001"),
+        ("lr_scheduler_type", "linear", "lr_scheduler_type cosine, not linear"),
+        ("warmup_steps", 3, "warmup_steps 0.05, not 3"),
+        ("max_grad_norm", 1.0, "max_grad_norm 10.0, not 1.0"),
+        ("weight_decay", 0.1, "weight_decay 0.0, not 0.1"),
+        ("adam_beta2", 0.95, "adam_beta2 0.999, not 0.95"),
+        ("bf16", True, "bf16 false, not true"),
+        ("max_steps", 4, "max_steps 6, not 4"),
+        ("max_steps", -1, "max_steps 6, not -1"),
+        ("beta", 0.2, "beta"),
+        ("accelerator_config", {"split_batches": True}, "accelerator_config"),
+        ("model_init_kwargs", {"dtype": "bfloat16"}, "model_init_kwargs"),
+    ],
+)
+def test_a_setting_that_changes_the_run_is_refused_by_name(interrupted, name, value, said):
+    trainer = trainer_in(interrupted, "tbpo_a", **{name: value})
+    with pytest.raises(TokenRatioError, match=f"began with {said}") as refusal:
+        trainer.train(resume_from_checkpoint=True)
+    assert "set it back" in str(refusal.value)
+
+
+def test_every_setting_is_held_unless_it_is_listed(interrupted):
+    """Also those that transformers adds."""
+    identity = json.loads((interrupted / "run.json").read_text())
+    assert set(identity["config"]) | {"logging_dir"} > MAY_DIFFER
+    checkpoint = interrupted / "checkpoint-2"
+    check_same_run(checkpoint, identity)
+    for name in identity["config"]:
+        changed = copy.deepcopy(identity)
+        changed["config"][name] = {"other": 1} if name == "model_init_kwargs" else 12345
+        if name in MAY_DIFFER or name in ("num_train_epochs", "max_steps"):
+            check_same_run(checkpoint, changed)
+        else:
+            with pytest.raises(TokenRatioError, match=f"began with {name} "):
+                check_same_run(checkpoint, changed)
+    with pytest.raises(TokenRatioError, match="began with processes 1, not 2"):
+        check_same_run(checkpoint, {**identity, "processes": 2})
+    with pytest.raises(TokenRatioError, match="trained a policy, not a reward model"):
+        check_same_run(checkpoint, {**identity, "kind": "reward model"})
+
+
+def test_when_it_evaluates_is_held_where_the_learning_rate_follows_it(interrupted):
+    identity = json.loads((interrupted / "run.json").read_text())
+    other = copy.deepcopy(identity)
+    other["config"]["eval_steps"] = 2
+    check_same_run(interrupted / "checkpoint-2", other)
+    for document in (identity, other):
+        document["config"]["lr_scheduler_type"] = "reduce_lr_on_plateau"
+    with pytest.raises(TokenRatioError, match="lr_scheduler_type cosine"):
+        check_same_run(interrupted / "checkpoint-2", other)
+    folder = interrupted.parent / "plateau"
+    write_run_file(folder, **identity)
+    with pytest.raises(TokenRatioError, match="eval_steps 3, not 2"):
+        check_same_run(folder / "checkpoint-2", other)
+
+
+def test_the_token_of_a_private_model_may_change(interrupted, tmp_path):
+    identity = json.loads((interrupted / "run.json").read_text())
+    identity["config"]["model_init_kwargs"] = {"token": "a", "dtype": "float32"}
+    write_run_file(tmp_path, **identity)
+    identity["config"]["model_init_kwargs"] = {"cache_dir": "b", "dtype": "float32"}
+    check_same_run(tmp_path / "checkpoint-2", identity)
+
+
+def test_what_is_logged_evaluated_and_saved_may_change(interrupted, tmp_path):
+    """And counts: transformers would keep the intervals of the checkpoint."""
+    trainer_in(tmp_path / "whole", "tbpo_a").train()
+    shutil.copytree(interrupted, tmp_path / "run")
+    settings = {"save_steps": 3, "eval_steps": 6, "logging_steps": 4}
+    trainer_in(tmp_path / "run", "tbpo_a", **settings).train(resume_from_checkpoint=True)
+    saved = sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*"))
+    assert saved == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-6"]
+    weights = [
+        load_file(tmp_path / name / f"checkpoint-{STEPS}/model.safetensors")
+        for name in ("whole", "run")
+    ]
+    assert_identical(*weights)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 4, 6]
+
+
+def test_a_checkpoint_outside_its_run_is_still_checked(interrupted, tmp_path):
+    moved = shutil.copytree(interrupted / "checkpoint-2", tmp_path / "kept")
+    with pytest.raises(TokenRatioError, match="began with seed 42, not 7"):
+        trainer_in(tmp_path / "new", "tbpo_a", seed=7).train(resume_from_checkpoint=moved)
+    assert not (tmp_path / "new" / "run.json").exists()
+    trainer_in(tmp_path / "new", "tbpo_a").train(resume_from_checkpoint=moved)
+    assert last_checkpoint(tmp_path / "new").name == f"checkpoint-{STEPS}"
+
+
+def test_checkpoints_without_optimizer_are_passed_over_and_said(interrupted, tmp_path, caplog):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    newest = folder / "checkpoint-2"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        content = (newest / name).read_bytes()
+        (newest / name).unlink()
+        caplog.clear()
+        assert resolve_checkpoint(True, folder).name == "checkpoint-1"
+        assert "checkpoint-2 is passed over" in caplog.text
+        with pytest.raises(TokenRatioError, match="cannot be resumed exactly"):
+            resolve_checkpoint(newest, folder)
+        (newest / name).write_bytes(content)
+    assert resolve_checkpoint(True, folder) == newest
+
+
+def test_a_run_of_weights_only_cannot_be_resumed(tmp_path):
+    begun(tmp_path, save_only_model=True)
+    with pytest.raises(TokenRatioError, match="save_only_model"):
+        trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "steps"),
+    [
+        ({"max_steps": 3}, {"max_steps": 5}, 5),
+        ({"max_steps": -1, "num_train_epochs": 1}, {"max_steps": -1, "num_train_epochs": 2}, 8),
+    ],
+)
+def test_a_longer_run_says_what_becomes_of_the_learning_rate(first, then, steps, tmp_path, caplog):
+    trainer_in(tmp_path, "tbpo_a", **first).train()
+    trainer = trainer_in(tmp_path, "tbpo_a", **then)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == steps
+    assert f"now has {steps} steps instead of" in caplog.text
+    assert "cosine schedule is stretched" in caplog.text
+
+
+def test_a_longer_run_at_a_constant_rate_has_nothing_to_say(tmp_path, caplog):
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    trainer_in(tmp_path, "tbpo_a", max_steps=2, **constant).train()
+    trainer_in(tmp_path, "tbpo_a", max_steps=3, **constant).train(resume_from_checkpoint=True)
+    assert "stretched" not in caplog.text
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_a_finished_run_is_restored_and_said(length, tmp_path, caplog):
+    """Cut in the middle of an epoch, transformers would train one step more."""
+    first = trainer_in(tmp_path, "tbpo_a", **length)
+    first.train()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    trainer = trainer_in(tmp_path, "tbpo_a", **length)
+    result = trainer.train(resume_from_checkpoint=True)
+    assert result.global_step == first.state.global_step
+    assert "nothing is left to train" in caplog.text
+    assert_identical(dict(first.model.state_dict()), dict(trainer.model.state_dict()))
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_alpha", 16), ("target_modules", ["q_proj"]), ("lora_dropout", 0.1)]
+)
+def test_another_adapter_is_refused(name, value, tmp_path):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+    def adapted(**changed):
+        return TokenRatioTrainer(
+            tiny_model(),
+            args=trainer_in(tmp_path, "tbpo_a", max_steps=3).args,
+            train_dataset=word_pairs(14),
+            eval_dataset=word_pairs(4, seed=1),
+            processing_class=tiny_tokenizer(),
+            peft_config=LoraConfig(**{**settings, **changed}),
+            callbacks=[Cut(2)],
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        adapted().train()
+    with pytest.raises(TokenRatioError, match=f"began with the adapter's {name}"):
+        adapted(**{name: value}).train(resume_from_checkpoint=True)

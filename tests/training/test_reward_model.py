@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tiny import WORDS, tiny_model, tiny_tokenizer, word_pairs
@@ -56,7 +58,7 @@ def policy(tmp_path):
 @pytest.fixture
 def make_trainer(policy, tmp_path):
     def make(pairs, **overrides):
-        args = settings(tmp_path / "run", **overrides)
+        args = settings(**{"folder": tmp_path / "run", **overrides})
         model = load_reward_model(policy, seed=args.seed)
         with torch.no_grad():  # rewards of a size at which the loss is not flat
             model.score.weight.mul_(30)
@@ -304,6 +306,33 @@ def test_a_bad_recipe(changes, message, tmp_path):
     with pytest.raises(TokenRatioError, match=message):
         run([recipe_of(tmp_path, **changes)])
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_resuming_is_exact_or_refused(make_trainer, tmp_path, caplog):
+    rows = separable_pairs(40)
+
+    def reward_trainer(folder, **changes):
+        steps = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+        return make_trainer(rows, **{"folder": folder, **steps, **changes})
+
+    reward_trainer(tmp_path / "whole").train()
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(folder / "checkpoint-6")
+    for name, value in (
+        ("per_device_train_batch_size", 2),
+        ("seed", 3),
+        ("learning_rate", 1e-5),
+        ("max_steps", 5),
+    ):
+        with pytest.raises(TokenRatioError, match=f"began with {name} .* set it back"):
+            reward_trainer(folder, **{name: value}).train(resume_from_checkpoint=True)
+    reward_trainer(folder).train(resume_from_checkpoint=True)
+    ends = [of / "checkpoint-6" / "model.safetensors" for of in (folder, tmp_path / "whole")]
+    weights = [load_file(end) for end in ends]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    reward_trainer(folder).train(resume_from_checkpoint=True)
+    assert "nothing is left to train" in caplog.text
 
 
 def test_a_folder_that_is_not_a_reward_run_is_left_alone(policy, tmp_path):

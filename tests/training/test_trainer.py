@@ -16,7 +16,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.forward import Forward
 from tokenratio.training.policy import TokenRequest
-from tokenratio.training.run_folder import last_checkpoint
+from tokenratio.training.resume import last_checkpoint
 from tokenratio.types import PairBatch
 
 LOSSES = ("tbpo_a", "tbpo_q", "tbpo", "dpo")

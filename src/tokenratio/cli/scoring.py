@@ -25,7 +25,7 @@ from tokenratio.data.contrast import PLACE, with_prompt_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.models import load_model
 from tokenratio.training.reference import model_digest
-from tokenratio.training.run_folder import RUN_FILE, replace_text
+from tokenratio.training.run_folder import read_run_file, replace_text
 from tokenratio.training.token_scores import TokenScores, Voice, score_tokens, summary
 
 # The split that each of a run's sources is read from, as the trainer does.
@@ -118,12 +118,9 @@ def scores_of_run(resume: str | bool | None, output_dir: str) -> str | None:
     """The token scores that a run to be resumed began with; None if it has none."""
     if not resume:
         return None
-    folder = Path(output_dir) if resume is True else Path(resume).parent
-    try:
-        document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return document["config"]["token_scores"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # what is wrong with the folder, resuming says
+    began = read_run_file(*([output_dir] if resume is True else [resume, Path(resume).parent]))
+    # What is wrong with the folder, resuming says.
+    return None if began is None else began["config"].get("token_scores")
 
 
 def _can_be_read(folder: Path) -> bool:

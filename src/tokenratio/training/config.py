@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.device import can_pin_memory
+from tokenratio.training.loading import read_init_kwargs
 from tokenratio.training.method_settings import MethodSettings, require
 
 
@@ -199,6 +200,7 @@ class TokenRatioConfig(MethodSettings, TrainingArguments):
             value = getattr(self, name)
             require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
         super().__post_init__()
+        self.model_init_kwargs = read_init_kwargs(self.model_init_kwargs)
         self.dataloader_pin_memory &= can_pin_memory()
         require(
             not self.center_baseline or self.aggregation != "sequence",

@@ -42,7 +42,7 @@ _DOMAINS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arc_target_margin": (lambda value: 0 < value < math.inf, "positive and finite"),
 }
 
-# A resumed run goes on with these.
+# What makes the objective.
 METHOD_SETTINGS = (
     *_DOMAINS,
     *("loss", "generator", "generator_lambda", "generator_scale"),

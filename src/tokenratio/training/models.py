@@ -15,6 +15,7 @@ from transformers import (
 
 from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.loading import WHERE_KWARGS, loading_arguments
 from tokenratio.training.policy import (
     answer_token_requests,
     check_causal,
@@ -24,20 +25,16 @@ from tokenratio.training.policy import (
 )
 from tokenratio.training.reference import Reference
 
-# Arguments of from_pretrained that say where to find files rather than how to build the model.
-_WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
-
 
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A causal language model by hub name or folder, in float32 unless `init_kwargs` say else.
+    """A causal language model by hub name or folder, in float32 unless `init_kwargs` differs.
 
     Raises:
         TokenRatioError: it cannot be found or loaded.
     """
+    arguments = loading_arguments(init_kwargs)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(name), **{"dtype": "float32", **(init_kwargs or {})}
-        )
+        return AutoModelForCausalLM.from_pretrained(str(name), **arguments)
     except Exception as error:  # whatever is wrong with the files or the arguments
         raise TokenRatioError(f"cannot load model {str(name)!r}: {_first_line(error)}") from None
 
@@ -51,7 +48,7 @@ def load_tokenizer(
         TokenRatioError: there is none.
     """
     name = model if isinstance(model, str | Path) else language_model(model).config.name_or_path
-    where = {k: v for k, v in (init_kwargs or {}).items() if k in _WHERE_KWARGS}
+    where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}
     try:
         return AutoTokenizer.from_pretrained(str(name), **where)
     except Exception as error:

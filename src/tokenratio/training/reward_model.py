@@ -23,7 +23,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -39,10 +38,11 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
 from tokenratio.training.device import can_pin_memory
+from tokenratio.training.loading import loading_arguments
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits
 from tokenratio.training.policy import disable_dropout
-from tokenratio.training.run_folder import check_same_run, resolve_checkpoint, write_run_file
+from tokenratio.training.resume import ResumableTrainer
 
 _PAD = "<|pad|>"
 
@@ -116,6 +116,7 @@ class RewardConfig(TrainingArguments):
             if value is not None and not 0 <= value < 2**32:
                 raise TokenRatioError(f"{name} must be from 0 to 2**32 - 1, not {value}")
         super().__post_init__()
+        self.model_init_kwargs = read_init_kwargs(self.model_init_kwargs)
         self.dataloader_pin_memory &= can_pin_memory()
 
 
@@ -124,7 +125,7 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """The body of a language model with a new head, or a reward model with its own.
 
-    In float32 unless `init_kwargs` say else.
+    In float32 unless `init_kwargs` says otherwise.
 
     Args:
         name: a hub name or folder: of a causal language model such as a policy, whose output head
@@ -134,7 +135,7 @@ def load_reward_model(
         TokenRatioError: it cannot be loaded, is an adapter, or lacks weights beside the head's.
     """
     set_seed(seed)
-    arguments = {"dtype": "float32", **(init_kwargs or {}), "output_loading_info": True}
+    arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name), num_labels=1, **arguments
@@ -207,7 +208,7 @@ def bradley_terry_loss(
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(ResumableTrainer):
     """Trains a reward model on preference pairs: the mean over a step's pairs of the loss.
 
     Args:
@@ -273,31 +274,15 @@ class RewardTrainer(Trainer):
         )
         self._sums = MetricSums()
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
-        """Train; with `resume_from_checkpoint` (a folder, or True for the newest whole one) go on.
-
-        Raises:
-            TokenRatioError: no complete checkpoint, no training data, a loss that is not finite.
-        """
-        if self.train_data is None:
-            raise TokenRatioError("no train_dataset was given")
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+    def run_identity(self) -> dict[str, Any]:
+        """Model and data, with digests."""
         data = {"train": self.train_data, "eval": self.eval_data}
-        identity = {
+        return {
             "kind": "reward model",
-            "config": self.args.to_dict(),
             "model": self.model.config.name_or_path,
             "reference": None,
             "data": {name: part.identity() for name, part in data.items() if part is not None},
         }
-        if checkpoint is not None:
-            check_same_run(checkpoint.parent, identity)
-        if self.is_world_process_zero():
-            processes = self.accelerator.num_processes
-            write_run_file(self.args.output_dir, processes=processes, **identity)
-        return super().train(
-            resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
-        )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -18,7 +18,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     set_seed,
 )
@@ -64,18 +63,14 @@ from tokenratio.training.policy import (
     language_model,
 )
 from tokenratio.training.reference import Reference
-from tokenratio.training.run_folder import (
-    check_same_run,
-    replace_text,
-    resolve_checkpoint,
-    write_run_file,
-)
+from tokenratio.training.resume import ResumableTrainer, adapter_settings
+from tokenratio.training.run_folder import replace_text
 
 _SUMS_FILE = "metric_sums.json"
 _log = logging.getLogger(__name__)
 
 
-class TokenRatioTrainer(Trainer):
+class TokenRatioTrainer(ResumableTrainer):
     """Trains a causal language model on preference pairs with TBPO, or another of `METHODS`.
 
     Args:
@@ -205,47 +200,39 @@ class TokenRatioTrainer(Trainer):
     def _language_model(self) -> PreTrainedModel:
         return language_model(self._policy)
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
-        """Train; with `resume_from_checkpoint` (a folder, or True for the newest whole one) go on.
-
-        Raises:
-            TokenRatioError: no complete checkpoint, no training data, a loss that is not finite.
-        """
-        if self.train_data is None:
-            raise TokenRatioError("no train_dataset was given")
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+    def before_training(self, checkpoint: Path | None) -> None:
+        """Reset the metrics, or restore them and TBPO-Q's baseline from the checkpoint."""
         self.forward.checks_start = self.args.check_reference and checkpoint is None
         self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
-        identity = {"config": self.args.to_dict(), **self._starts_from()}
-        if checkpoint is not None:
-            check_same_run(checkpoint.parent, identity)
-            if self.baseline is not None:
-                load_baseline(self.baseline, checkpoint)
-                load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
-            if self.is_world_process_zero() and (checkpoint / _SUMS_FILE).is_file():
-                state = json.loads((checkpoint / _SUMS_FILE).read_text(encoding="utf-8"))
-                self._sums = MetricSums.from_dict(state)
-        if self.is_world_process_zero():
-            write_run_file(
-                self.args.output_dir,
-                processes=self.accelerator.num_processes,
-                **identity,
-            )
-        output = super().train(
-            resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
-        )
+        if checkpoint is None:
+            return
+        if self.baseline is not None:
+            load_baseline(self.baseline, checkpoint)
+            load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
+        if self.is_world_process_zero() and (checkpoint / _SUMS_FILE).is_file():
+            state = json.loads((checkpoint / _SUMS_FILE).read_text(encoding="utf-8"))
+            self._sums = MetricSums.from_dict(state)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` (a folder, or True for the newest one) resume.
+
+        Raises:
+            TokenRatioError: see `ResumableTrainer.train`.
+        """
+        output = super().train(resume_from_checkpoint, **kwargs)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if best is not None and self.baseline is not None:
             load_baseline(self.baseline, Path(best))
         return output
 
-    def _starts_from(self) -> dict[str, Any]:
-        """Model, reference and data, with digests."""
+    def run_identity(self) -> dict[str, Any]:
+        """Model, adapters, reference and data, with digests."""
         evaluated = self.eval_data if isinstance(self.eval_data, dict) else {"": self.eval_data}
         data = {"train": self.train_data}
         data |= {f"eval {name}".strip(): part for name, part in evaluated.items()}
         return {
             "model": self._language_model.config.name_or_path,
+            "adapters": adapter_settings(self._policy),
             "reference": self.reference and self.reference.identity(self._policy),
             "data": {name: part.identity() for name, part in data.items() if part is not None},
         }

@@ -72,7 +72,7 @@ class RewardModelJudge:
     def load(
         cls, name: str | Path, init_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> "RewardModelJudge":
-        """By hub name or folder, in float32 unless `init_kwargs` say else.
+        """By hub name or folder, in float32 unless `init_kwargs` says otherwise.
 
         Args:
             init_kwargs: for `from_pretrained`.
@@ -82,10 +82,11 @@ class RewardModelJudge:
         """
         from transformers import AutoModelForSequenceClassification
 
+        from tokenratio.training.loading import loading_arguments
         from tokenratio.training.models import load_tokenizer
 
         tokenizer = load_tokenizer(name, init_kwargs)
-        arguments = {"dtype": "float32", **(init_kwargs or {}), "output_loading_info": True}
+        arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
         except Exception as error:  # whatever is wrong with the files or the arguments

@@ -1,0 +1,62 @@
+"""How a model named by the user is read: what `from_pretrained` is given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tokenratio.errors import TokenRatioError
+
+# Arguments of from_pretrained that say where to find files rather than how to build the model.
+WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+
+
+def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any] | None:
+    """The same arguments, with one name and one spelling for each dtype.
+
+    `torch_dtype`, the name older recipes have, means `dtype`; either may be text or a torch.dtype.
+
+    Args:
+        where: the setting they come from, for messages.
+    Raises:
+        TokenRatioError: not a mapping; two dtypes that differ; one that torch does not have.
+    """
+    if init_kwargs is None:
+        return None
+    if not isinstance(init_kwargs, Mapping):
+        raise TokenRatioError(f"{where} must hold `name: value` lines, not {init_kwargs!r}")
+    if "output_loading_info" in init_kwargs:
+        raise TokenRatioError(f"{where} cannot have output_loading_info")
+    read = {name: value for name, value in init_kwargs.items() if name != "torch_dtype"}
+    given = [
+        _dtype_name(init_kwargs[name], f"{name} in {where}")
+        for name in ("dtype", "torch_dtype")
+        if init_kwargs.get(name) is not None
+    ]
+    if len(set(given)) > 1:
+        raise TokenRatioError(
+            f"{where} has dtype {given[0]} and torch_dtype {given[1]}: leave one of them out"
+        )
+    read.pop("dtype", None)
+    return {**read, "dtype": given[0]} if given else read
+
+
+def loading_arguments(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any]:
+    """Arguments of `from_pretrained`: what the user gave, and float32 unless it says otherwise.
+
+    Raises:
+        TokenRatioError: see `read_init_kwargs`.
+    """
+    return {"dtype": "float32", **(read_init_kwargs(init_kwargs, where) or {})}
+
+
+def _dtype_name(value: Any, where: str) -> str:
+    if value == "auto":
+        return "auto"
+    name = str(value).removeprefix("torch.")
+    name = _SHORT.get(name, name)
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TokenRatioError(f"{where} must be float32, bfloat16, float16 or auto, not {value}")
+    return str(dtype).removeprefix("torch.")

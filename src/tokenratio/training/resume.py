@@ -1,0 +1,349 @@
+"""Resuming a run: exactly as if it had never stopped, or not at all."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.trainer_utils import TrainOutput
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.loading import WHERE_KWARGS
+from tokenratio.training.run_folder import (
+    RUN_FILE,
+    mask_secrets,
+    read_document,
+    read_run_file,
+    versions,
+    write_run_file,
+)
+
+# Written last by transformers, so a checkpoint that has it whole is complete.
+_LAST_FILE = "trainer_state.json"
+# Settings that change neither the order of the rows nor the arithmetic. All others are held to
+# what the run began with, so that one that transformers adds is held until it is listed here.
+MAY_DIFFER = frozenset(
+    (
+        *("output_dir", "run_name", "project", "resume_from_checkpoint", "do_train", "do_eval"),
+        *("do_predict", "local_rank", "debug", "skip_memory_metrics", "check_reference"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_dir", "report_to"),
+        *("log_on_each_node", "log_level", "log_level_replica", "logging_nan_inf_filter"),
+        *("disable_tqdm", "include_num_input_tokens_seen", "trackio_space_id"),
+        *("trackio_bucket_id", "trackio_static_space_id"),
+        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "prediction_loss_only"),
+        *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"),
+        *("bf16_full_eval", "fp16_full_eval", "load_best_model_at_end"),
+        *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
+        *("save_only_model", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
+        *("hub_always_push", "hub_revision"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
+        *("ddp_timeout", "ddp_backend", "use_cpu", "reference_cache_dir", "token_scores"),
+        "on_bad_row",  # the rows themselves are compared
+    )
+)
+# More of these is allowed, and what that does to the learning rate is said.
+_LENGTH = ("num_train_epochs", "max_steps")
+# A learning rate that follows the evaluations depends on when they are.
+_FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+_WHEN_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start")
+_COMPARED_VERSIONS = ("torch", "transformers", "tokenratio")
+_log = logging.getLogger(__name__)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint that can be resumed; what is passed over is logged."""
+    found = [(int(path.name.removeprefix("checkpoint-")), path) for path in _checkpoints(folder)]
+    for _, path in sorted(found, reverse=True):
+        missing = _what_is_missing(path)
+        if missing is None:
+            return path
+        _log.warning("%s is passed over: %s", path, missing)
+    return None
+
+
+def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means: a path, or True for the folder's newest.
+
+    Raises:
+        TokenRatioError: there is none, or it is not complete.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is True:
+        found = last_checkpoint(folder)
+        if found is None:
+            held = sorted(path.name for path in _checkpoints(folder))
+            why = f": {held[-1]}: {_what_is_missing(Path(folder) / held[-1])}" if held else ""
+            raise TokenRatioError(f"{folder} holds no complete checkpoint to resume from{why}")
+        return found
+    path = Path(resume)
+    if not path.is_dir():
+        raise TokenRatioError(f"no checkpoint folder {path}")
+    missing = _what_is_missing(path)
+    if missing is not None:
+        raise TokenRatioError(f"{path} is not a complete checkpoint: {missing}")
+    return path
+
+
+def _checkpoints(folder: str | Path) -> Iterator[Path]:
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit():
+            yield path
+
+
+def _what_is_missing(checkpoint: Path) -> str | None:
+    """Why a folder cannot be resumed exactly; None if it can."""
+    if read_document(checkpoint / _LAST_FILE) is None:
+        return f"{_LAST_FILE} is missing or cut off"
+    for pattern, what in (
+        ("optimizer*", "its optimizer (save_only_model leaves it out)"),
+        ("scheduler.pt", "its learning-rate schedule"),
+        ("rng_state*", "the state of its random numbers"),
+    ):
+        if not any(checkpoint.glob(pattern)):
+            return f"it was saved without {what}, so it cannot be resumed exactly"
+    return None
+
+
+def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to resume with anything that would change what the run computes.
+
+    A policy built from the checkpoint itself would silently become its own reference; another batch
+    size or seed would repeat some rows and leave out others.
+
+    Args:
+        identity: what `run.json` would say now.
+    Raises:
+        TokenRatioError: what differs.
+    """
+    began = read_run_file(checkpoint, checkpoint.parent)
+    if began is None:
+        raise TokenRatioError(
+            f"neither {checkpoint} nor the folder it is in holds a {RUN_FILE}: what the run began "
+            "with cannot be checked, so it cannot be resumed exactly"
+        )
+    now = json.loads(json.dumps(mask_secrets(identity), default=str))
+    run = f"the run of {checkpoint}"
+    reference, old_reference = now.get("reference") or {}, began.get("reference") or {}
+    if began.get("kind") != now.get("kind"):
+        raise TokenRatioError(
+            f"{run} trained a {began.get('kind', 'policy')}, not a {now.get('kind', 'policy')}"
+        )
+    # Settings first: another method has another reference.
+    for name, was, is_now in _differences(began, now):
+        raise TokenRatioError(
+            f"{run} began with {name} {_say(was)}, not {_say(is_now)}; set it back, or start a new "
+            "run in another output_dir"
+        )
+    if reference.get("sha256") != old_reference.get("sha256"):
+        raise TokenRatioError(
+            f"the reference is not the one that {run} began with "
+            f"({old_reference.get('description')}): start from the same model as then, not from a "
+            "checkpoint"
+        )
+    if now["data"]["train"]["digest"] != began["data"]["train"]["digest"]:
+        raise TokenRatioError(f"the training data, tokenizer or lengths are not those of {run}")
+    for name in _COMPARED_VERSIONS:
+        was, is_now = (of.get(name) for of in (began.get("versions", {}), versions()))
+        if None not in (was, is_now) and was != is_now:
+            _log.warning("the run began with %s %s, now it is %s", name, was, is_now)
+
+
+def _differences(
+    began: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting that may not differ and does, as it was and as it is."""
+    if "processes" in began and began["processes"] != now["processes"]:
+        yield "processes", began["processes"], now["processes"]
+    was, is_now = began["config"], now["config"]
+    may_differ = set(MAY_DIFFER)
+    if is_now.get("lr_scheduler_type") in _FOLLOWS_EVALUATION:
+        may_differ -= set(_WHEN_EVALUATED)
+    # The method itself before what follows from it.
+    for name in sorted(is_now, key=lambda name: name != "loss"):
+        if name in may_differ or name in _LENGTH or name not in was:
+            continue
+        old, new = was[name], is_now[name]
+        if name == "model_init_kwargs":
+            old, new = (
+                {k: v for k, v in (value or {}).items() if k not in WHERE_KWARGS}
+                for value in (old, new)
+            )
+        if old != new:
+            yield name, old, new
+    limits = [(of["max_steps"], of["num_train_epochs"]) for of in (was, is_now)]
+    if (limits[0][0] > 0) != (limits[1][0] > 0) or limits[0][0] > limits[1][0]:
+        yield "max_steps", limits[0][0], limits[1][0]
+    elif limits[1][0] <= 0 and limits[0][1] > limits[1][1]:
+        yield "num_train_epochs", limits[0][1], limits[1][1]
+    if "adapters" in began and began["adapters"] != now.get("adapters"):
+        yield from _adapter_differences(began["adapters"] or {}, now.get("adapters") or {})
+
+
+def _adapter_differences(
+    began: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    if began.keys() != now.keys():
+        yield "adapters", sorted(began) or None, sorted(now) or None
+    for adapter, settings in now.items():
+        was = began.get(adapter, {})
+        for name, value in settings.items():
+            if name in was and was[name] != value:
+                yield f"the adapter's {name}", was[name], value
+
+
+def _say(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def adapter_settings(model: Any) -> dict[str, dict[str, Any]] | None:
+    """The settings of each adapter of a PEFT model, for `run.json`; None for another model."""
+    if not isinstance(model, PeftModel):
+        return None
+    leave_out = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+    return {
+        name: {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+            if key not in leave_out
+        }
+        for name, config in model.peft_config.items()
+    }
+
+
+class ResumableTrainer(Trainer):
+    """A trainer whose runs are resumed exactly, or refused with the reason."""
+
+    def run_identity(self) -> dict[str, Any]:
+        """What `run.json` says of the run, and a checkpoint of it must share."""
+        raise NotImplementedError
+
+    def before_training(self, checkpoint: Path | None) -> None:
+        """Called before the first step, after `checkpoint` was found to be of the same run."""
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train, or resume from a folder, or with True from the newest complete checkpoint.
+
+        Raises:
+            TokenRatioError: no complete checkpoint, one of another run, no training data, a loss
+                that is not finite.
+        """
+        if self.train_dataset is None:
+            raise TokenRatioError("no train_dataset was given")
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._identity = {
+            "config": self.args.to_dict(),
+            "processes": self.accelerator.num_processes,
+            **self.run_identity(),
+        }
+        if checkpoint is not None:
+            check_same_run(checkpoint, self._identity)
+        if self.is_world_process_zero():
+            write_run_file(self.args.output_dir, **self._identity)
+        self.before_training(checkpoint)
+        if checkpoint is None:
+            return super().train(**kwargs)
+        state = TrainerState.load_from_json(str(checkpoint / _LAST_FILE))
+        if _is_finished(state, self.args):
+            return self._finish(checkpoint, state)
+        callback = _SettingsOfNow(state.max_steps)
+        self.add_callback(callback)
+        try:
+            return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
+        finally:
+            self.remove_callback(callback)
+
+    def _finish(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
+        """Restore the end of a finished run; transformers would train one more step."""
+        _log.warning(
+            "%s is the end of a finished run (%d steps): nothing is left to train; to train on, "
+            "raise num_train_epochs or max_steps",
+            checkpoint,
+            state.global_step,
+        )
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and tokenizer; a checkpoint also says which run it is of."""
+        if _internal_call and self.args.should_save:
+            write_run_file(output_dir or self.args.output_dir, **self._identity)
+        super().save_model(output_dir, _internal_call)
+
+
+def _is_finished(state: TrainerState, args: TrainingArguments) -> bool:
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    return (state.epoch or 0) >= args.num_train_epochs
+
+
+class _SettingsOfNow(TrainerCallback):
+    """Gives a resumed run the intervals it is started with; transformers keeps the checkpoint's.
+
+    Args:
+        max_steps: how many steps the run was to have when the checkpoint was written.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+        if state.best_metric is not None and state.best_model_checkpoint is None:
+            state.best_metric = state.best_global_step = None
+            if state.is_world_process_zero:
+                _log.warning("the best checkpoint so far is gone: the best is chosen from now on")
+        if state.max_steps == self.max_steps or not isinstance(lr_scheduler, LambdaLR):
+            return
+        step, old = state.global_step, _schedule(args, self.max_steps)
+        was, is_now = (
+            float(schedule.lr_lambdas[0](step)) * args.learning_rate
+            for schedule in (old, lr_scheduler)
+        )
+        if was != is_now and state.is_world_process_zero:
+            _log.warning(
+                "the run now has %d steps instead of %d: its %s schedule is stretched, and the "
+                "learning rate goes from %.3g to %.3g after step %d",
+                *(state.max_steps, self.max_steps, args.lr_scheduler_type.value),
+                *(was, is_now, step),
+            )
+
+
+def _schedule(args: TrainingArguments, steps: int) -> LambdaLR:
+    """The learning-rate schedule of a run of so many steps."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
