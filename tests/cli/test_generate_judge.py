@@ -328,6 +328,28 @@ def test_llm_asks_both_orders_once_and_survives_faults(sides, capsys):
     assert_mirrored(figures, summary("swapped.summary.json"))
 
 
+@pytest.mark.parametrize(
+    "dress",
+    [
+        "<think>\n[[A]]? No, [[B]]!\n</think>\n\nCompared.\n{}",
+        "Compared.\n\n**{}**",
+        "Compared.\n\nFinal verdict: {}",
+        'Compared.\n\n"{}."',
+    ],
+)
+def test_a_plain_verdict_is_read_however_it_is_dressed(sides, capsys, dress):
+    answer = prefers({row["chosen"] for row in sides})
+
+    def reply(question, number):
+        return dress.format(answer(question, number).splitlines()[-1])
+
+    with Loopback(reply) as server:
+        said = run(capsys, *asks_llm(server, "--max_tokens", "4096"))
+        assert {body["max_tokens"] for body in server.bodies} == {4096}
+    assert "verdicts missing: 0; comparisons left out: 0" in said
+    assert summary()["win_rate"]["win"] == 1
+
+
 def assert_mirrored(one, other):
     rate, mirrored = one["win_rate"], other["win_rate"]
     assert (rate["win"], rate["tie"], rate["lose"]) == (
@@ -407,7 +429,7 @@ def test_one_prompt_and_equal_gaps_have_no_error_and_no_length_control(sides, ca
     write_generations("theirs.jsonl", lambda row: [row["chosen"] + " ash"], "b" * 16)
     run(capsys, *judge("gold", "--world", "reviews"))
     assert summary()["length_controlled"]["win_rate"] is None
-    assert "longer by -4" in summary()["length_controlled"]["reason"]
+    assert "shorter by 4" in summary()["length_controlled"]["reason"]
     argv = judge("gold", "--world", "reviews", "--num_prompts", "1", "--output", "one.jsonl")
     assert "one prompt: no standard error" in run(capsys, *argv)
     assert summary("one.summary.json")["win_rate"]["standard_error"] is None
@@ -447,6 +469,7 @@ def test_inputs_are_never_written_over(sides, capsys):
         (judge("llm", "--endpoint", "localhost", "--model", "x"), "base_url must be an http"),
         (judge("llm", "--api_key_env", KEY), "not the key itself"),
         (judge("llm", "--max_tokens_name", "x"), "max_tokens_name must be"),
+        (judge("llm", "--max_tokens", "0"), "max_tokens must be at least 1"),
         (
             judge("llm", "--endpoint", "http://x/v1", "--model", "x", "--template", "y"),
             "no judge template 'y'",

@@ -402,6 +402,17 @@ def reply(choice, **more):
             reply({"message": {"content": None, "refusal": "no"}, "finish_reason": "stop"}),
             Choice("no", "eos"),
         ),
+        *(
+            (
+                reply({"message": {"content": parts}, "finish_reason": "stop"}),
+                Choice(said, "eos"),
+            )
+            for parts, said in (
+                ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
+                ([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}], "b"),
+                ([{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}], ""),
+            )
+        ),
         (reply({"text": "on", "finish_reason": None}), Choice("on", "unknown")),
         (
             reply({"text": "on", "finish_reason": "stop", "token_ids": ["x"]}, usage=[]),

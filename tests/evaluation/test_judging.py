@@ -282,6 +282,45 @@ def test_a_rough_endpoint_judges_everything_once(tmp_path):
         assert server.asked == asked
 
 
+def test_kept_answers_are_read_again_and_not_paid_again(tmp_path, monkeypatch):
+    """What an older version could not read, in the cache and in an unfinished or finished file."""
+    comparisons, path = comparisons_of(8), tmp_path / "j.jsonl"
+    dressed = ["<think>\n[[A]] or [[B]]?\n</think>\n{}", "**{}**", "Final verdict: {}."]
+
+    number = {frozenset((c.response_a, c.response_b)): i for i, c in enumerate(comparisons)}
+
+    def reply(question, _):
+        kind = number[frozenset(shown(question))] % 4
+        verdict = longer(question, _).rpartition("\n")[2]
+        return "Torn: [[A]].\n[[B]]" if kind == 3 else dressed[kind].format(verdict)
+
+    def strict(answer, finish_reason, verdicts):  # as it was
+        known = dict(verdicts)
+        found = known.get(answer)
+        return Verdict(found, None if found is not None else "no verdict", raw=answer)
+
+    expected = [None if i % 4 == 3 else wanted(c) for i, c in enumerate(comparisons)]
+    assert set(expected) == {None, 0.0, 1.0}
+    with Loopback(reply) as server:
+        with monkeypatch.context() as older:
+            older.setattr("tokenratio.evaluation.judges.llm.parse_verdict", strict)
+            first, _ = judged(path, llm(server.url, tmp_path / "v"), comparisons)
+            assert all(judgement.probability is None for judgement in first)
+        asked = server.asked.copy()
+        whole = path.read_bytes()
+        for lines in (8, 3):  # cut off in the middle, too
+            path.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+            judgements, said = judged(path, llm(server.url, tmp_path / "v"), comparisons)
+            assert [j.probability for j in judgements] == expected
+            assert read_judgements(path) == judgements
+            num = sum(value is not None for value in expected[:lines])
+            assert f"{num} kept answers without a full verdict could be read this time" in said[1]
+        again, said = judged(path, llm(server.url, tmp_path / "v"), comparisons)
+        assert again == judgements
+        assert not any("read this time" in line for line in said)
+        assert server.asked == asked
+
+
 def test_the_budget_stops_in_words_and_keeps_everything(tmp_path):
     comparisons, path, said = comparisons_of(10), tmp_path / "j.jsonl", []
     with Loopback(longer) as server:

@@ -52,7 +52,8 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
     "implicit": {name: name for name in ("policy", "reference", "beta", "batch_size")},
     "llm": {
-        **{name: name for name in ("model", "template", "temperature", *ENDPOINT_FLAGS)},
+        **{name: name for name in ("model", "template", "temperature", "max_tokens")},
+        **{name: name for name in ENDPOINT_FLAGS},
         "endpoint": "base_url",
     },
     "human": {"sheet": "sheet"},
@@ -115,6 +116,12 @@ class JudgeOptions:
     temperature: float | None = field(
         default=LLMSettings.temperature, metadata={"help": "llm: null leaves it to the server."}
     )
+    max_tokens: int | None = field(
+        default=LLMSettings.max_tokens,
+        metadata={
+            "help": "llm: longest answer; default: the template's. More for judges that reason."
+        },
+    )
     cache: str = field(
         default="~/.cache/tokenratio/verdicts.sqlite",
         metadata={"help": "llm: where answers are kept by content, for all runs."},
@@ -127,7 +134,7 @@ class JudgeOptions:
                 raise TokenRatioError(f"judge needs --{name}")
         if self.judge not in JUDGES:
             raise TokenRatioError(f"no judge {self.judge!r}; there are: {', '.join(JUDGES)}")
-        for name in ("num_prompts", "batch_size", "max_length"):
+        for name in ("num_prompts", "batch_size", "max_length", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TokenRatioError(f"{name} must be at least 1, not {value}")

@@ -81,10 +81,15 @@ class LLMSettings(EndpointSettings, Budget):
         default="mt-bench", metadata={"help": "The question: see docs/evaluation.md."}
     )
     temperature: float | None = field(default=0.0, metadata={"help": "null leaves it out."})
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Longest answer, reasoning included; the template's."}
+    )
 
     def __post_init__(self) -> None:
         EndpointSettings.__post_init__(self)
         Budget.__post_init__(self)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise TokenRatioError(f"max_tokens must be at least 1, not {self.max_tokens}")
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,13 @@ def _llm(settings: LLMSettings, context: JudgeContext) -> "Judge":
         return of(**{f.name: getattr(settings, f.name) for f in fields(of)})
 
     endpoint = Endpoint(part(EndpointSettings), budget=part(Budget), progress=is_terminal())
-    cache = VerdictCache(context.cache)
-    return LLMJudge(endpoint, settings.template, cache, temperature=settings.temperature)
+    return LLMJudge(
+        endpoint,
+        settings.template,
+        VerdictCache(context.cache),
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+    )
 
 
 def _human(settings: HumanSettings, context: JudgeContext) -> "Judge | None":

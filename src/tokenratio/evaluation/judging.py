@@ -21,7 +21,13 @@ from tokenratio.evaluation.generations import (
     settings_path,
 )
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
-from tokenratio.evaluation.judges.protocol import Comparison, Judge, Verdict, digest_of
+from tokenratio.evaluation.judges.protocol import (
+    Comparison,
+    Judge,
+    KeepsAnswers,
+    Verdict,
+    digest_of,
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,9 @@ def judge_all(
 ) -> list[Judgement]:
     """Write a judgement of every comparison, asking the judge only for what the file lacks.
 
+    Where the file has no full verdict, answers that the judge keeps are read again: they may be
+    readable to this version.
+
     Args:
         path: the file; what an interrupted run left of it is kept.
         settings: what else is to be told apart, such as the names of both sides. JSON.
@@ -139,6 +148,11 @@ def judge_all(
         done = _kept(journal.lines, path, wanted, digest, settings)
         if done:
             report(f"{path}: {len(done)} of {len(wanted)} comparisons are already judged")
+        reread = _reread(judge, done, wanted, digest)
+        if reread:
+            report(
+                f"{path}: {len(reread)} kept answers without a full verdict could be read this time"
+            )
         replace_durably(
             settings_path(path), (json.dumps({digest: settings}, indent=2) + "\n").encode()
         )
@@ -165,8 +179,8 @@ def judge_all(
                 f"{error}\n{path} has {len(done)} of {len(wanted)} comparisons judged: run the "
                 "same again to go on from there"
             ) from error
-        judgements = [done[place] for place in wanted]
-        if list(done) != list(wanted):
+        judgements = [(done | reread)[place] for place in wanted]
+        if reread or list(done) != list(wanted):
             journal.finish(map(asdict, judgements))
     report(describe(judgements, order_matters=judge.order_matters))
     return judgements
@@ -244,14 +258,40 @@ def _kept(
     return done
 
 
+def _reread(
+    judge: Judge,
+    done: Mapping[tuple[str, int], Judgement],
+    wanted: Mapping[tuple[str, int], Comparison],
+    digest: str,
+) -> dict[tuple[str, int], Judgement]:
+    """Judgements that had no full verdict and have one in the judge's kept answers."""
+    found: dict[tuple[str, int], Judgement] = {}
+    if not isinstance(judge, KeepsAnswers):
+        return found
+    for place, judgement in done.items():
+        if judgement.probability is not None:
+            continue
+        comparison = wanted[place]
+        verdicts = [judge.recall(each) for each in _orders(judge, comparison)]
+        whole = [verdict for verdict in verdicts if verdict is not None]
+        if len(whole) == len(verdicts) and all(v.probability is not None for v in whole):
+            found[place] = _judgement(comparison, whole, digest)
+    return found
+
+
+def _orders(judge: Judge, comparison: Comparison) -> list[Comparison]:
+    """The comparison in its own order and, where that can matter, swapped."""
+    return [comparison, comparison.swapped()] if judge.order_matters else [comparison]
+
+
 def _ask(
     judge: Judge, comparisons: Sequence[Comparison]
 ) -> Iterator[tuple[Comparison, list[Verdict]]]:
-    """The verdicts on each comparison, in its own order and, where that can matter, swapped."""
+    """The verdicts on each comparison, in every order that is asked for."""
     if not comparisons:
         return
     times = 2 if judge.order_matters else 1
-    asked = [c for each in comparisons for c in (each, each.swapped())[:times]]
+    asked = [c for each in comparisons for c in _orders(judge, each)]
     with closing(iter(_strictly(judge(asked), len(asked)))) as verdicts:
         for comparison in comparisons:
             yield comparison, [next(verdicts) for _ in range(times)]

@@ -67,7 +67,7 @@ def _choice(choice: Any) -> Choice:
     message = choice.get("message")
     if isinstance(message, Mapping):
         # content is null where a filter stepped in or the model refused
-        text = message.get("content") or message.get("refusal") or ""
+        text = _text(message.get("content")) or message.get("refusal") or ""
     else:
         text = choice.get("text")
     if not isinstance(text, str):
@@ -81,6 +81,14 @@ def _choice(choice: Any) -> Choice:
         "eos" if reason == "stop" else str(reason or "unknown"),
         None if ids is None else tuple(ids),
     )
+
+
+def _text(content: Any) -> Any:
+    """A message's text; of one that comes in parts (reasoning apart from the answer), the text."""
+    if not isinstance(content, list):
+        return content
+    parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    return "".join(str(part.get("text") or "") for part in parts)
 
 
 def _count(value: Any) -> int | None:

@@ -61,9 +61,12 @@ class LLMJudge:
             "max_tokens": self._max_tokens,
         }
 
+    def recall(self, comparison: Comparison) -> Verdict | None:
+        answer = self._cache.get(self._key(comparison))
+        return None if answer is None else parse_verdict(*answer, self._template.verdicts)
+
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
-        identity = self.identity()
-        keys = [digest_of([identity, comparison.content()]) for comparison in comparisons]
+        keys = [self._key(comparison) for comparison in comparisons]
         answers = {key: self._cache.get(key) for key in keys}
         # by key: the same question asked twice is paid once
         missing = {
@@ -91,6 +94,9 @@ class LLMJudge:
                     yield parse_verdict(*found, self._template.verdicts)
             for _ in stream:  # nothing is left; it says what was spent, or why it stopped
                 pass
+
+    def _key(self, comparison: Comparison) -> str:
+        return digest_of([self.identity(), comparison.content()])
 
     def _request(self, key: str, comparison: Comparison) -> Request:
         messages = self._template.messages(

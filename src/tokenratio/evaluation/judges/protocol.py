@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tokenratio.evaluation.generation import Prompt
 
@@ -76,6 +76,15 @@ class Judge(Protocol):
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterable[Verdict]:
         """One verdict for each comparison, in their order, each as early as it can be had."""
+        ...
+
+
+@runtime_checkable
+class KeepsAnswers(Protocol):
+    """A judge that keeps what it was answered, so that it can be read again without asking."""
+
+    def recall(self, comparison: Comparison) -> Verdict | None:
+        """The verdict in a kept answer, as it is read today; None where none is kept."""
         ...
 
 

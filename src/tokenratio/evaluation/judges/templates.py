@@ -1,12 +1,14 @@
 """What a language model is asked when it judges. The wording is this library's own."""
 
 import hashlib
+import re
 import string
 from dataclasses import dataclass
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import Prompt
 
+_MARK = re.compile(r"\[\[[^\[\]]+\]\]")
 _FIELDS = {"prompt", "response_a", "response_b", "fence"}
 
 
@@ -19,7 +21,8 @@ class JudgeTemplate:
         user: the second, a `str.format` string with `{prompt}`, `{response_a}`, `{response_b}` and,
             to set them apart from what surrounds them, `{fence}`: digits made from their content,
             which no response can know of itself and so close its own quotation with.
-        verdicts: what the answer's last line may be, and the probability that A is better.
+        verdicts: what the answer's last line may be, each in double brackets, and the probability
+            that A is better.
         max_tokens: longest answer.
     """
 
@@ -36,6 +39,12 @@ class JudgeTemplate:
                 f"template {self.name}: it has the places {sorted(fields)}; it needs prompt, "
                 "response_a and response_b, and may have fence"
             )
+        for mark, _ in self.verdicts:
+            if not _MARK.fullmatch(mark):
+                raise TokenRatioError(
+                    f"template {self.name}: the verdict {mark!r} cannot be told from other text; "
+                    "write it in double brackets, as [[A]]"
+                )
 
     def messages(self, prompt: Prompt, response_a: str, response_b: str) -> list[dict[str, str]]:
         """The conversation to send."""
