@@ -38,7 +38,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
 from tokenratio.training.device import can_pin_memory
-from tokenratio.training.loading import loading_arguments
+from tokenratio.training.loading import loading_arguments, read_init_kwargs
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits
 from tokenratio.training.policy import disable_dropout
