@@ -49,3 +49,16 @@ def test_importing_the_package_is_quick_and_loads_no_framework():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert float(result.stdout) < 0.5
+
+
+def test_commands_are_imported_without_a_framework():
+    """Help and usage errors must not wait for torch: commands import it when they run."""
+    code = (
+        "import sys; from importlib import import_module; "
+        "from tokenratio.cli.main import COMMANDS; "
+        "loaded = {name: import_module(module) and {'torch', 'transformers', 'datasets'} "
+        "& sys.modules.keys() for name, (module, _) in COMMANDS.items()}; "
+        "assert not any(loaded.values()), loaded"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
