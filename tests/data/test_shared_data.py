@@ -45,7 +45,7 @@ FOUND = [
 def test_listed_defects(folder, sizes, defects, odd):
     for split, size in sizes.items():
         assert len(read_rows(DATA / folder, split=split)) == size
-    rows = read_rows(DATA / folder, split=None)
+    rows = read_rows(DATA / folder, split="all")
     report = check_text(rows)
     assert report.rows_read == len(rows) == sum(sizes.values())
     assert report.defect_counts == defects

@@ -136,8 +136,8 @@ def test_folder_takes_the_files_of_its_split(tmp_path):
         for split in ("train", "test")
     }
     assert names == {"train": ["train-0", "train-1"], "test": ["test"]}
-    assert len(read_rows(tmp_path, split=None)) == 4
-    with pytest.raises(TokenRatioError, match=r"'validation'; there are: test, train"):
+    assert len(read_rows(tmp_path, split="all")) == 4
+    with pytest.raises(TokenRatioError, match=r"no split 'validation'; it has: test, train"):
         read_rows(tmp_path, split="validation")
 
 
@@ -161,13 +161,15 @@ def test_datasets(tmp_path):
     assert rows[1].origin == "train_dataset:1"
     splits = datasets.DatasetDict(test=data, train=data)
     assert read_rows(splits, split="test")[0].origin == "test_dataset:0"
-    assert len(read_rows(splits, split=None)) == 4
+    assert len(read_rows(splits, split="all")) == 4
+    with pytest.raises(TokenRatioError, match="several splits: test, train"):
+        read_rows(splits, split=None)
     with pytest.raises(TokenRatioError, match="no split 'dev'"):
         read_rows(splits, split="dev")
     for stream in (data.to_iterable_dataset(), datasets.IterableDatasetDict()):
         with pytest.raises(TokenRatioError, match="stream"):
             read_rows(stream)
-    with pytest.raises(TokenRatioError, match="int is no source"):
+    with pytest.raises(TokenRatioError, match="int is not a source"):
         read_rows(3)
 
 
@@ -187,7 +189,12 @@ def test_hub_names(monkeypatch):
             raise ConnectionError("Couldn't reach 'org/gone' on the Hub\n(offline)")
         return datasets.Dataset.from_list(ROWS)
 
+    def offline(*_):
+        raise ConnectionError("offline")
+
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", offline)
     assert read_rows("org/name:part", split="test_prefs")[1].origin == "org/name[test_prefs]:1"
     assert asked == [("org/name", "part", "test_prefs")]
     with pytest.raises(

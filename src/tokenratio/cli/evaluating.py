@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
 from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
-from tokenratio.cli.starting import source_of
+from tokenratio.cli.starting import say_splits, source_of
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
 from tokenratio.data.prompts import read_prompts
@@ -95,9 +95,12 @@ class _Room:
         self.prompts: list[tuple[str, Any]] = []
         if options.prompts is not None:
             self.prompts = read_prompts(options.prompts, split=options.split)
+            say_splits(options.prompts, options.split, report)
             self.prompts = self._once(self.prompts)[: options.num_prompts]
             if is_world_source(options.prompts):
                 self.world = WORLDS[options.prompts.removeprefix("world:").partition("?")[0]]
+        if options.pairs not in (None, options.prompts):
+            say_splits(str(options.pairs), options.split, report)
         self._models: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         # One for all policies: a budget is the evaluation's.
         self._judges: dict[str, Judge] = {}

@@ -85,6 +85,7 @@ def run(argv: list[str]) -> int:
     else:
         refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
     from tokenratio.cli.outputs import check_output, claim_output
+    from tokenratio.cli.starting import say_splits
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.prompts import read_prompts
     from tokenratio.evaluation.generations import generate_all
@@ -93,6 +94,7 @@ def run(argv: list[str]) -> int:
     path = Path(options.output)
     check_output(path)
     prompts = read_prompts(options.prompts, split=options.split)[: options.num_prompts]
+    say_splits(options.prompts, options.split)
     backend, settings = _backend(name, options, endpoint)
     settings |= {"prompts": options.prompts, "split": options.split}
     claim_output(path, settings, overwrite=options.overwrite)

@@ -71,10 +71,16 @@ class Recipe:
     ref_model: str | None = field(
         default=None, metadata={"help": "Reference; default: the starting policy."}
     )
-    train_dataset: str | None = field(
-        default=None, metadata={"help": "A file, a folder, a hub name or a world."}
+    train_dataset: str | list[Any] | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., "
+            "split: ..., weight: ...}; or a list of these."
+        },
     )
-    eval_dataset: str | None = field(default=None, metadata={"help": "Held-out pairs, likewise."})
+    eval_dataset: str | list[Any] | dict[str, Any] | None = field(
+        default=None, metadata={"help": "Held-out pairs, likewise."}
+    )
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "LoRA: the arguments of peft.LoraConfig."}
     )
@@ -101,6 +107,8 @@ class Recipe:
             raise TokenRatioError("a recipe needs either model or model_config")
         if self.train_dataset is None:
             raise TokenRatioError("a recipe needs train_dataset")
+        for name in ("train_dataset", "eval_dataset"):
+            _check_sources(getattr(self, name), name)
         if self.model_config is not None:
             if "model_type" not in self.model_config:
                 raise TokenRatioError("model_config needs model_type, for example llama")
@@ -118,6 +126,7 @@ class Recipe:
 TRAINED = ("dpo", "reversed_dpo")
 _CARRIED_TO_DPO = (
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
+    "train_split",
     *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
@@ -140,6 +149,8 @@ _CONTRASTS: dict[str, dict[str, str]] = {
 _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 # A stage of its own may have its own data, and any setting of a run.
 _SFT_KEYS = ("train_dataset", "eval_dataset")
+# What is held out of the run is held out of every stage before it.
+_OF_ALL_STAGES = ("held_out_share", "selection_seed")
 
 
 def recipe_fields() -> dict[str, Field]:
@@ -156,8 +167,16 @@ class Stage:
     """One training run: its settings and its data."""
 
     args: "TokenRatioConfig"
-    train_dataset: str
-    eval_dataset: str | None
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __post_init__(self) -> None:
+        self.args.evaluated(self.train_dataset, self.eval_dataset)
+        if self.args.eval_split is not None and self.eval_dataset is None:
+            raise TokenRatioError(
+                "eval_split names a split of eval_dataset: add eval_dataset, the same source as "
+                "train_dataset perhaps"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,6 +220,14 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
     recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
     if recipe.sft is not None:
         check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
+        for name in _SFT_KEYS:
+            _check_sources(recipe.sft.get(name), f"{name} in sft of {path}")
+        for name in _OF_ALL_STAGES:
+            if name in recipe.sft:
+                raise TokenRatioError(
+                    f"{name} in sft of {path}: set it for the whole recipe, or the first stage "
+                    "would learn what the run is evaluated on"
+                )
     if recipe.score_tokens is not None:
         check_known(recipe.score_tokens, _CONTRASTS, f"loss in score_tokens of {path}")
     return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
@@ -217,7 +244,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     base = Path("runs") / Path(path).stem
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
     settings = {"output_dir": str(base / loss), **defaults, **_given(settings)}
-    main = Stage(_config(settings, path), str(recipe.train_dataset), recipe.eval_dataset)
+    main = Stage(_config(settings, path), recipe.train_dataset, recipe.eval_dataset)
     contrast = _contrast(recipe, main, settings, base, path)
     if recipe.sft is None:
         return ResolvedRecipe(recipe, None, contrast, main)
@@ -226,6 +253,9 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
     # Only what belongs to the machine and the data carries over; the rest is another kind of run.
     carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
+    carried += _OF_ALL_STAGES
+    if "train_dataset" not in recipe.sft:
+        carried += ("train_split", "max_samples")
     settings = {
         "output_dir": str(base / "sft"),
         "optim": "adamw_torch",
@@ -237,7 +267,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         **_given(own),
         "loss": "sft",
     }
-    data = str(recipe.sft.get("train_dataset", recipe.train_dataset))
+    data = recipe.sft.get("train_dataset", recipe.train_dataset)
     sft = Stage(_config(settings, f"sft of {path}"), data, recipe.sft.get("eval_dataset"))
     return ResolvedRecipe(recipe, sft, contrast, main)
 
@@ -278,6 +308,21 @@ def _contrast(
     fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
     stage = Stage(_config({**shared, **own, **fixed}, where), main.train_dataset, None)
     return Contrast(**chosen, dpo=stage)
+
+
+def _check_sources(source: Any, name: str) -> None:
+    """Refuse what is neither a name, nor a name with options, nor a list of these."""
+    for item in source if isinstance(source, list) else [source]:
+        if isinstance(item, dict):
+            known = declared_fields("tokenratio.data.sources", "DataSource")
+            check_known(item, known, f"key in {name}")
+            if not isinstance(item.get("path"), str):
+                raise TokenRatioError(f"a source in {name} needs path, a text")
+        elif item is not None and not isinstance(item, str):
+            raise TokenRatioError(
+                f"{name} must be a name, {{path: ..., split: ..., weight: ...}} or a list of "
+                f"these, not {item!r}"
+            )
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,18 @@ from tokenratio.cli.stages import run_stage, say, stage_key
 from tokenratio.data import (
     PreparedData,
     padding_id,
-    prepare_pairs,
     read_rows,
     source_digest,
 )
 from tokenratio.data.contrast import PLACE, with_prompt_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.batches import encode_source
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.data_settings import Role
 from tokenratio.training.models import load_model
 from tokenratio.training.reference import model_digest
 from tokenratio.training.run_folder import read_run_file, replace_text
 from tokenratio.training.token_scores import TokenScores, Voice, score_tokens, summary
-
-# The split that each of a run's sources is read from, as the trainer does.
-_SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class _Part:
     """One source of the run, training or held out."""
 
     source: Any
-    split: str
+    role: Role
     data: PreparedData
 
 
@@ -76,9 +75,8 @@ def score_stage(
     # All processes have looked before the first one writes.
     main.args.distributed_state.wait_for_everyone()
     parts = [
-        _Part(source, split, _prepare(source, split, main, tokenizer))
-        for source, split in zip(sources, _SPLITS, strict=True)
-        if source
+        _Part(source, role, encode_source(source, tokenizer, main.args, role=role))
+        for source, role in _by_role(main, sources)
     ]
     pairs = parts[0].data
     for name, data in zip(TRAINED, (pairs, _swapped(pairs)), strict=True):
@@ -88,7 +86,7 @@ def score_stage(
     scores: TokenScores | None = None
     for part in parts:
         voices = [
-            Voice(models[name], _prompted(part, tokenizer, prompt), prompt)
+            Voice(models[name], _prompted(part, tokenizer, prompt, main.args), prompt)
             for name, prompt in (
                 (contrast.positive, contrast.positive_prompt),
                 (contrast.negative, contrast.negative_prompt),
@@ -131,18 +129,10 @@ def _can_be_read(folder: Path) -> bool:
     return True
 
 
-def _prepare(
-    source: Any, split: str, main: Stage, tokenizer: PreTrainedTokenizerBase
-) -> PreparedData:
-    args = main.args
-    return prepare_pairs(
-        source,
-        tokenizer,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        on_bad_row=args.on_bad_row,
-        split=split,
-    )
+def _by_role(main: Stage, sources: tuple[Any, Any]) -> list[tuple[Any, Role]]:
+    """The sources that the run reads, as its trainer does."""
+    roles: list[tuple[Any, Role]] = [(sources[0], "train"), main.args.evaluated(*sources)]
+    return [(source, role) for source, role in roles if source is not None]
 
 
 def _swapped(data: PreparedData) -> PreparedData:
@@ -180,10 +170,13 @@ def _trained(
     return policy
 
 
-def _prompted(part: _Part, tokenizer: PreTrainedTokenizerBase, prompt: str) -> PreparedData:
+def _prompted(
+    part: _Part, tokenizer: PreTrainedTokenizerBase, prompt: str, args: TokenRatioConfig
+) -> PreparedData:
     if prompt == PLACE:
         return part.data
-    return with_prompt_template(part.data, part.source, tokenizer, prompt, split=part.split)
+    split = args.split(part.role)
+    return with_prompt_template(part.data, part.source, tokenizer, prompt, split=split)
 
 
 def _key(
@@ -201,9 +194,10 @@ def _key(
         "adapter": json.loads(json.dumps(adapter, default=sorted)),
         "models": {name: model_digest(model) for name, model in models.items()},
         "data": [
-            source and source_digest(read_rows(source, split=split))
-            for source, split in zip(sources, _SPLITS, strict=True)
+            (role, source_digest(read_rows(source, split=main.args.split(role))))
+            for source, role in _by_role(main, sources)
         ],
+        "selection": [asdict(main.args.selection(role)) for role in ("train", "eval")],
         "limits": [main.args.max_length, main.args.max_prompt_length, main.args.bf16],
         "contrast": [
             *(contrast.positive, contrast.negative),

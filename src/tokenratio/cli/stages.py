@@ -13,7 +13,7 @@ from tokenratio.cli.folders import EVAL_FILE
 from tokenratio.cli.recipe import Stage
 from tokenratio.cli.starting import source_of
 from tokenratio.cli.terminal import use_terminal, user_mistakes
-from tokenratio.data import read_rows, source_digest
+from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.evaluation.generation import policy_sampler
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.reference import model_digest
@@ -36,7 +36,12 @@ def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         "special_tokens": tokenizer.special_tokens_map,
         "chat_template": tokenizer.chat_template,
         "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
-        "data": source_digest(read_rows(source_of(stage.train_dataset))),
+        "data": [
+            (part.weight, source_digest(part.rows()))
+            for part in locate(
+                source_of(stage.train_dataset), split=stage.args.split("train"), prefer="sft"
+            )
+        ],
     }
     text = json.dumps(document, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -79,7 +84,10 @@ def run_stage(
             peft_config=peft_config,
         )
     use_terminal(trainer)
-    say(stage, f"{args.loss}: {stage.train_dataset}\n{trainer.train_data.report.summary()}")
+    say(stage, f"{args.loss}: {source_name(stage.train_dataset)}")
+    say(stage, trainer.train_data.report.summary())
+    if isinstance(trainer.eval_data, PreparedData):
+        say(stage, f"evaluation:\n{trainer.eval_data.report.summary()}")
     if trainer.reference is not None:
         say(stage, f"reference: {trainer.reference.description}")
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -101,7 +109,7 @@ def run_stage(
             raise
     trainer.save_model()
     say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
-    if stage.eval_dataset is None:
+    if trainer.eval_data is None:
         return trainer, {}
     metrics = trainer.evaluate()
     if args.should_save:

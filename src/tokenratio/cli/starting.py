@@ -1,6 +1,6 @@
 """What a recipe starts from: tokenizer, model, adapter and data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import (
 
 from tokenratio.cli.recipe import Recipe, Stage
 from tokenratio.cli.terminal import user_mistakes
-from tokenratio.data import parse_completion, parse_preference, read_rows
+from tokenratio.data import describe_splits, parse_completion, parse_preference, read_rows
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
@@ -24,22 +24,33 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.training.models import add_adapter, load_model, load_tokenizer
 
 
-def source_of(source: str, sampler: Any = None) -> Any:
-    """A world's rows, its pairs drawn from the starting policy; other names as they are."""
-    return world_rows(source, sampler=sampler) if is_world_source(source) else source
+def source_of(source: Any, sampler: Any = None) -> Any:
+    """A world's rows, its pairs drawn from the starting policy; other sources as they are."""
+    if isinstance(source, list):
+        return [source_of(item, sampler) for item in source]
+    if isinstance(source, dict) and "path" in source:
+        return {**source, "path": source_of(source["path"], sampler)}
+    is_world = isinstance(source, str) and is_world_source(source)
+    return world_rows(source, sampler=sampler) if is_world else source
 
 
-def tokenizer_of(
-    recipe: Recipe, init_kwargs: dict[str, Any] | None = None
-) -> PreTrainedTokenizerBase:
+def say_splits(source: str, split: str | None, report: Callable[[str], None] = print) -> None:
+    """Say which split of a source is read, where there is a choice."""
+    for line in describe_splits(source_of(source), split=split):
+        report(line)
+
+
+def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that a recipe names, or trains from its data.
 
+    Args:
+        args: the run's settings, of which it takes the split and how a tokenizer is loaded.
     Raises:
         TokenRatioError: it cannot be had.
     """
     spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
     if isinstance(spec, dict):
-        texts = _texts(str(recipe.train_dataset))
+        texts = _texts(recipe.train_dataset, args.split("train"))
         return train_byte_level_bpe(texts, spec["byte_level_bpe"])
     assert spec is not None
     if is_world_source(spec):
@@ -47,7 +58,7 @@ def tokenizer_of(
         if name not in WORLDS:
             raise TokenRatioError(f"unknown world {name!r}; known: {', '.join(WORLDS)}")
         return WORLDS[name].build_tokenizer()
-    return load_tokenizer(spec, init_kwargs)
+    return load_tokenizer(spec, args.model_init_kwargs)
 
 
 def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -97,12 +108,12 @@ def adapter_size(config: PretrainedConfig, settings: dict[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _texts(source: str) -> Iterator[str]:
+def _texts(source: Any, split: str) -> Iterator[str]:
     """Every text of a data set, for training a tokenizer.
 
     Rows that cannot be used are passed over here: preparing the data counts and reports them.
     """
-    for row in read_rows(source_of(source)):
+    for row in read_rows(source_of(source), split=split):
         for parse in (parse_preference, parse_completion):
             try:
                 example = parse(row)

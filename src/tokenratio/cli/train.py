@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,9 @@ from tokenratio.cli.starting import (
     source_of,
     tokenizer_of,
 )
-from tokenratio.data import prepare_completions, prepare_pairs
+from tokenratio.data import source_name
+from tokenratio.training.batches import encode_source
+from tokenratio.training.data_settings import Role
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.run_folder import mask_secrets, replace_text
@@ -28,7 +31,7 @@ from tokenratio.training.run_folder import mask_secrets, replace_text
 def dry_run(resolved: ResolvedRecipe) -> str:
     """Everything a run would use: settings, data, memory; no training, no files."""
     recipe = resolved.recipe
-    tokenizer = tokenizer_of(recipe, resolved.main.args.model_init_kwargs)
+    tokenizer = tokenizer_of(recipe, resolved.main.args)
     config = config_of(recipe, tokenizer)
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
@@ -46,11 +49,13 @@ def dry_run(resolved: ResolvedRecipe) -> str:
         settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))
         settings = {k: v for k, v in settings.items() if v is not None}
         parts.append(yaml.safe_dump({name: settings}, sort_keys=False))
-        prepare = prepare_completions if args.loss == "sft" else prepare_pairs
-        limits = {"max_length": args.max_length, "max_prompt_length": args.max_prompt_length}
-        for source in filter(None, (stage.train_dataset, stage.eval_dataset)):
-            data = prepare(source_of(source), tokenizer, on_bad_row=args.on_bad_row, **limits)
-            parts.append(f"{name}: {source}\n{data.report.summary()}\n")
+        evaluated = args.evaluated(stage.train_dataset, stage.eval_dataset)
+        roles: tuple[tuple[Any, Role], ...] = ((stage.train_dataset, "train"), evaluated)
+        for source, role in roles:
+            if source is not None:
+                data = encode_source(source_of(source), tokenizer, args, role=role)
+                what = f"{name}, {role}: {source_name(source)}"
+                parts.append(f"{what}\n{data.report.summary()}\n")
         has_adapter = name != "sft" and recipe.peft
         estimate = estimate_memory(
             config,
@@ -70,7 +75,7 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         with args.main_process_first():
             if args.should_save:
                 _claim(recipe, resolved.main)
-    tokenizer = tokenizer_of(recipe, args.model_init_kwargs)
+    tokenizer = tokenizer_of(recipe, args)
     if resolved.sft is not None:
         folder = _sft_stage(recipe, resolved.sft, tokenizer)
         model, tokenizer = load_model(folder), load_tokenizer(folder)

@@ -82,6 +82,7 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     from tokenratio.cli.folders import claim_folder
     from tokenratio.cli.starting import source_of, tokenizer_of
     from tokenratio.cli.terminal import use_terminal, user_mistakes
+    from tokenratio.data import source_name
     from tokenratio.training.reward_model import RewardTrainer
 
     resume = args.resume_from_checkpoint
@@ -92,19 +93,19 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
             if args.should_save:
                 folder = Path(args.output_dir)
                 claim_folder(folder, overwrite=recipe.overwrite, inputs=(recipe.model,))
-    tokenizer = tokenizer_of(recipe, args.model_init_kwargs)
+    tokenizer = tokenizer_of(recipe, args)
     model = _starting_model(recipe, args, tokenizer)
     with user_mistakes("the run cannot be set up"):
         trainer = RewardTrainer(
             model,
             args,
-            source_of(str(recipe.train_dataset)),
+            source_of(recipe.train_dataset),
             recipe.eval_dataset and source_of(recipe.eval_dataset),
             processing_class=tokenizer,
         )
     use_terminal(trainer)
     size = sum(p.numel() for p in model.parameters())
-    _say(args, f"reward model of {size:,} parameters: {recipe.train_dataset}")
+    _say(args, f"reward model of {size:,} parameters: {source_name(recipe.train_dataset)}")
     _say(args, trainer.train_data.report.summary())
     try:
         result = trainer.train(resume_from_checkpoint=resume)

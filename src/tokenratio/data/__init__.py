@@ -11,8 +11,17 @@ from tokenratio.data.formats import (
     parse_preference,
 )
 from tokenratio.data.inspection import check_text, inspect_rows, inspect_source, inspect_text
+from tokenratio.data.parts import source_digest
 from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
-from tokenratio.data.sources import Source, read_rows, source_digest
+from tokenratio.data.selection import Selection
+from tokenratio.data.sources import (
+    DataSource,
+    Source,
+    describe_splits,
+    locate,
+    read_rows,
+    source_name,
+)
 from tokenratio.data.steps import StepCollator
 from tokenratio.data.summary import DataReport, Truncation
 
@@ -20,6 +29,7 @@ __all__ = [
     "CompletionCollator",
     "CompletionExample",
     "DataReport",
+    "DataSource",
     "Defect",
     "DefectKind",
     "LengthGroupedSampler",
@@ -27,15 +37,18 @@ __all__ = [
     "PairCollator",
     "PreferenceExample",
     "PreparedData",
+    "Selection",
     "Source",
     "SourceRow",
     "StepCollator",
     "Truncation",
     "WarningKind",
     "check_text",
+    "describe_splits",
     "inspect_rows",
     "inspect_source",
     "inspect_text",
+    "locate",
     "padding_id",
     "parse_completion",
     "parse_preference",
@@ -44,4 +57,5 @@ __all__ = [
     "read_rows",
     "row_lengths",
     "source_digest",
+    "source_name",
 ]

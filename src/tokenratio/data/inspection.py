@@ -20,7 +20,7 @@ from tokenratio.data.preparation import (
     prepare_completions,
     prepare_pairs,
 )
-from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.sources import Source, describe_splits, locate, read_rows
 from tokenratio.data.summary import DataReport
 from tokenratio.data.tables import describe_table
 from tokenratio.data.validation import find_warnings, parse_rows, plain_text, responses_of
@@ -50,17 +50,18 @@ def inspect_source(
         tokenizer: None to look at the text only.
         num_rows: how many rows to show.
         max_length, max_prompt_length: as in training; only with a tokenizer.
-        split: None for all files of a folder and all splits of a dataset.
+        split: None for what training reads, or else for the only split there is.
     Returns:
         Lines for the terminal; control characters of the data are escaped.
     Raises:
         TokenRatioError: the source cannot be read, the tokenizer cannot be used, or no row is left
             once encoded.
     """
+    split = _shown_split(source) if split is None else split
     rows = read_rows(source, split=split)
     shape = _shape(rows)
     if tokenizer is None or shape is None or not _check(rows, shape)[0]:
-        return _inspect_text(rows, num_rows)
+        return "\n".join([*describe_splits(source, split=split), _inspect_text(rows, num_rows)])
     prepare = prepare_pairs if shape is parse_preference else prepare_completions
     prepared = prepare(
         source, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, split=split
@@ -87,7 +88,17 @@ def inspect_text(source: Source, *, num_rows: int = 3, split: str | None = None)
 
     Rows that are neither pairs nor completions (questions, judgements) are described by column.
     """
-    return _inspect_text(read_rows(source, split=split), num_rows)
+    split = _shown_split(source) if split is None else split
+    text = _inspect_text(read_rows(source, split=split), num_rows)
+    return "\n".join([*describe_splits(source, split=split), text])
+
+
+def _shown_split(source: Source) -> str | None:
+    try:
+        locate(source, split="train")
+    except TokenRatioError:
+        return None
+    return "train"
 
 
 def check_text(rows: Sequence[SourceRow], *, preference: bool = True) -> DataReport:

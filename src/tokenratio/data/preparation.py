@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from tokenratio.data.formats import (
     parse_completion,
     parse_preference,
 )
-from tokenratio.data.sources import Source, read_rows, source_digest
+from tokenratio.data.parts import source_digest
+from tokenratio.data.selection import SelectedRows, Selection, select_rows
+from tokenratio.data.sources import Source, locate
 from tokenratio.data.summary import DataReport, Truncation
 from tokenratio.data.validation import find_warnings, parse_rows
 
@@ -39,6 +41,7 @@ COMPLETION_SIDES = ("completion",)
 
 # Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
 _BATCH_SIZE = 512
+_EVERY_ROW = Selection()
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def prepare_pairs(
     max_prompt_length: int | None,
     on_bad_row: OnBadRow = "skip",
     split: str | None = "train",
+    selection: Selection = _EVERY_ROW,
 ) -> PreparedData:
     """Encode preference pairs.
 
@@ -100,16 +104,17 @@ def prepare_pairs(
         max_length: tokens of prompt and response together; responses are cut on the right.
         max_prompt_length: tokens of the prompt; prompts are cut on the left.
         on_bad_row: `"skip"` refuses bad rows and counts them, `"error"` stops at the first.
-        split: see `read_rows`.
+        split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
+        selection: which rows are used.
     Raises:
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
             chat template, or, with `on_bad_row="error"`, a row is bad.
     """
+    parts = locate(source, split=split, prefer="prefs")
+    rows, log = select_rows(parts, selection, parse_preference), DefectLog(on_bad_row)
+    examples = parse_rows(rows.rows, parse_preference, log)
     limits = Limits(max_length, max_prompt_length)
-    rows, log = read_rows(source, split=split), DefectLog(on_bad_row)
-    return _prepare(
-        rows, parse_rows(rows, parse_preference, log), PAIR_SIDES, tokenizer, limits, log
-    )
+    return _prepare(rows, examples, PAIR_SIDES, tokenizer, limits, log)
 
 
 def prepare_completions(
@@ -120,16 +125,21 @@ def prepare_completions(
     max_prompt_length: int | None = None,
     on_bad_row: OnBadRow = "skip",
     split: str | None = "train",
+    selection: Selection = _EVERY_ROW,
 ) -> PreparedData:
-    """Encode prompts with one response each, for fine-tuning; otherwise as `prepare_pairs`."""
+    """Encode prompts with one response each, for fine-tuning; otherwise as `prepare_pairs`.
+
+    Of several splits that fit, `SPLIT_sft` is preferred.
+    """
+    parts = locate(source, split=split, prefer="sft")
+    rows, log = select_rows(parts, selection, parse_completion), DefectLog(on_bad_row)
+    examples = parse_rows(rows.rows, parse_completion, log)
     limits = Limits(max_length, max_prompt_length)
-    rows, log = read_rows(source, split=split), DefectLog(on_bad_row)
-    examples = parse_rows(rows, parse_completion, log)
     return _prepare(rows, examples, COMPLETION_SIDES, tokenizer, limits, log)
 
 
 def _prepare(
-    rows: Sequence[SourceRow],
+    selected: SelectedRows,
     examples: Sequence[PreferenceExample] | Sequence[CompletionExample],
     sides: tuple[str, ...],
     tokenizer: "PreTrainedTokenizerBase",
@@ -142,16 +152,25 @@ def _prepare(
     for example, row in _encode(examples, sides, tokenizer, special, limits, log):
         kept.append(example)
         encoded.append(row)
-    log.require_kept(len(rows), len(kept))
+    log.require_kept(len(selected.rows), len(kept))
     odd = [*find_warnings(kept), *_inner_ends(kept, encoded, special.eos)]
-    report = _report(len(rows), log.defects, odd, encoded, sides)
     origins = [example.origin for example in kept]
+    report = replace(
+        _report(len(selected.rows), log.defects, odd, encoded, sides),
+        sources=selected.accounts(origins),
+        selection=selected.notes,
+    )
+    # Judged once, used as often as their source's weight says.
+    times = [selected.times.get(origin, 1) for origin in origins]
+    origins = [origin for origin, num in zip(origins, times, strict=True) for _ in range(num)]
+    encoded = [row for row, num in zip(encoded, times, strict=True) for _ in range(num)]
     cuts = {
         index: (row.prompt_cut, *row.response_cuts)
         for index, row in enumerate(encoded)
         if row.prompt_cut or any(row.response_cuts)
     }
-    return PreparedData(_dataset(encoded, origins, sides), report, _digest(rows, encoded), cuts)
+    digest = _digest(selected.rows, encoded)
+    return PreparedData(_dataset(encoded, origins, sides), report, digest, cuts)
 
 
 def _encode(

@@ -1,24 +1,56 @@
-"""Where rows come from: a file or folder, the Hub, a `datasets.Dataset`, a list of dicts."""
+"""Where rows come from: files, folders, the Hub, `datasets`, lists of dicts; one or several."""
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenratio.data.display import printable
-from tokenratio.data.files import SUFFIXES, SourceRow, data_suffix, read_file, row_of
+from tokenratio.data.files import SUFFIXES, SourceRow
+from tokenratio.data.parts import SourcePart
+from tokenratio.data.splits import ALL_SPLITS, choose_split, files_by_split, files_of, split_base
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-Source: TypeAlias = "str | os.PathLike[str] | Dataset | DatasetDict | list[dict[str, Any]]"
-
-_SPLITS = ("train", "test", "validation")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A source with what is to be read of it; a list of these is read as one data set.
+
+    Attributes:
+        path: what `read_rows` takes, lists of sources excepted.
+        config: configuration of a Hub data set; the same as `path:config`.
+        split: which part; the same as `path@split`.
+        weight: how often each row is used: 0.5 takes half of the rows, drawn by the seed; 2 takes
+            each row twice; 1.5 takes all rows once and half of them again.
+    """
+
+    path: Any
+    config: str | None = None
+    split: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        usable = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not usable or not 0 < self.weight < float("inf"):
+            raise TokenRatioError(
+                f"weight of {printable(str(self.path))} must be a positive number, not "
+                f"{self.weight!r}"
+            )
+
+
+Source: TypeAlias = (
+    "str | os.PathLike[str] | Dataset | DatasetDict | list[dict[str, Any]] | DataSource "
+    "| Mapping[str, Any] | Sequence[Any]"
+)
+_SPEC_KEYS = tuple(field.name for field in fields(DataSource))
+_OPTIONAL = ", ".join(_SPEC_KEYS[1:])
 
 
 def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]:
@@ -27,83 +59,225 @@ def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]
     Args:
         source: one of
             - a local `.json` (array of objects), `.jsonl`, `.csv` or `.parquet` file;
-            - a folder of those, read in the order of their names, subfolders included. If files are
-              named `train*`, `test*` or `validation*`, only those of `split` are read, else all;
+            - a folder of those, read in the order of their names, subfolders included. If files
+              are named by splits (`train*`, `test*`, `validation*`, as on the Hub), one split's
+              files are read, else all. Or a folder written by `Dataset.save_to_disk`;
             - a Hub name `org/name` or `org/name:config`;
-            - a `datasets.Dataset` or `DatasetDict`, or a list of dicts.
-        split: which part; None means all of them.
+            - a `datasets.Dataset` or `DatasetDict`, or a list of dicts;
+            - a `DataSource`, or its fields as a dict; or a list of any of these.
+
+            A path or name may end in `@split`, which wins over `split`.
+        split: which part, see `choose_split`; None means the only one, `"all"` all of them.
     Returns:
-        One `SourceRow` per row. One that could not be read has its `problem` set.
+        One `SourceRow` per row; weights are not applied.
     Raises:
-        TokenRatioError: the source is missing, unreadable as a whole, or a stream.
+        TokenRatioError: the source is missing, unreadable as a whole, or a stream; or it has
+            several splits that could be meant.
     """
-    if isinstance(source, list | tuple):
-        return list(_numbered(source, f"{split or 'train'}_dataset"))
-    if isinstance(source, str | os.PathLike):
-        return _read_named(os.fspath(source), split)
-    return _read_dataset(source, split, None)
+    return [row for part in locate(source, split=split) for row in part.rows()]
 
 
-def source_digest(rows: Iterable[SourceRow]) -> str:
-    """SHA-256 (hex) over what the rows hold, in order, as canonical JSON; origins left out."""
-    digest = hashlib.sha256()
-    for row in rows:
-        canonical = json.dumps(
-            [row.fields, row.problem], sort_keys=True, separators=(",", ":"), default=str
+def locate(
+    source: Source, *, split: str | None = "train", prefer: str = "prefs"
+) -> list[SourcePart]:
+    """Find a source and decide which split is read, as `read_rows` does, without reading rows.
+
+    Args:
+        prefer: see `choose_split`.
+    """
+    several = _several(source)
+    if several is None:
+        return _locate(_spec(source), split, prefer, None)
+    parts = [
+        part
+        for number, item in enumerate(several, 1)
+        for part in _locate(_spec(item), split, prefer, number)
+    ]
+    names = [name for part in parts for name, _ in part.content]
+    for name in names:
+        if names.count(name) > 1:
+            raise TokenRatioError(
+                printable(f"{name} is listed twice; to use its rows twice, give it weight: 2.")
+            )
+    return parts
+
+
+def describe_splits(source: Source, *, split: str | None = "train") -> list[str]:
+    """Which split of each source is read and what is not, where there is a choice."""
+    return [line for part in locate(source, split=split) if (line := part.describe())]
+
+
+def source_name(source: Source) -> str:
+    """What messages call a source."""
+    several = _several(source)
+    if several is not None:
+        return ", ".join(map(source_name, several))
+    spec = _spec(source)
+    if not isinstance(spec.path, str | os.PathLike):
+        return f"a {type(spec.path).__name__}"
+    config = "" if spec.config is None else f":{spec.config}"
+    return printable(f"{os.fspath(spec.path)}{config}" + (f"@{spec.split}" if spec.split else ""))
+
+
+def _several(source: object) -> Sequence[Any] | None:
+    """The sources of a list of sources; None for any other source, a list of rows included."""
+    if not isinstance(source, list | tuple) or not source:
+        return None
+    return source if all(_is_source(item) for item in source) else None
+
+
+def _is_source(item: object) -> bool:
+    if isinstance(item, str | os.PathLike | DataSource | list) or _is_spec(item):
+        return True
+    return hasattr(item, "column_names")  # a Dataset or DatasetDict, without importing them
+
+
+def _is_spec(value: object) -> bool:
+    """A row of data has other columns than `path` and these."""
+    return isinstance(value, Mapping) and "path" in value and set(value) <= set(_SPEC_KEYS)
+
+
+def _spec(source: Any) -> DataSource:
+    if isinstance(source, DataSource):
+        return source
+    if not isinstance(source, Mapping) or hasattr(source, "column_names"):
+        return DataSource(source)
+    unknown = ", ".join(str(key) for key in source if key not in _SPEC_KEYS)
+    if unknown or "path" not in source:
+        reason = f"it has {unknown}" if unknown else "it has no path"
+        raise TokenRatioError(
+            printable(f"A source given by keys needs path and may have {_OPTIONAL}; {reason}.")
         )
-        digest.update(canonical.encode("ascii"))
-        digest.update(b"\n")
-    return digest.hexdigest()
+    return DataSource(**source)
 
 
-def _numbered(items: Iterable[object], name: str) -> Iterator[SourceRow]:
-    for index, item in enumerate(items):
-        yield row_of(f"{name}:{index}", item)
+def _locate(
+    spec: DataSource, split: str | None, prefer: str, number: int | None
+) -> list[SourcePart]:
+    """The parts of one source.
+
+    Args:
+        number: its place among several, whose origins need longer names; None if it is alone.
+    """
+    source = spec.path
+    if isinstance(source, str | os.PathLike):
+        return _locate_named(os.fspath(source), spec, split, prefer, alone=number is None)
+    if spec.config is not None:
+        raise TokenRatioError(f"config {spec.config!r} applies only to a Hub name.")
+    wanted = spec.split or split
+    title = f"{wanted or 'train'}_dataset" + (f" {number}" if number is not None else "")
+    if isinstance(source, list | tuple):
+        return [SourcePart(title, None, (), spec.weight, ((title, source),))]
+    return _locate_dataset(source, wanted, prefer, title, spec.weight, named=False)
 
 
-def _read_named(source: str, split: str | None) -> list[SourceRow]:
-    path = Path(source).expanduser()
+def _locate_named(
+    text: str, spec: DataSource, split: str | None, prefer: str, *, alone: bool
+) -> list[SourcePart]:
+    path, named = Path(text).expanduser(), spec.split
+    if not path.exists() and "@" in text:
+        text, _, named = text.rpartition("@")
+        path = Path(text).expanduser()
+        if spec.split not in (None, named):
+            raise TokenRatioError(f"{text}: two splits are named, {named} and {spec.split}.")
+    wanted = named or split
+    if path.exists() and spec.config is not None:
+        raise TokenRatioError(f"{text}: config {spec.config!r} applies only to a Hub name.")
     if path.is_dir():
-        files = _files_of(path, split)
-        return [row for file in files for row in read_file(file, file.relative_to(path).as_posix())]
+        return _locate_folder(path, text, wanted, prefer, spec.weight, alone=alone)
     if path.exists():
-        return read_file(path, path.name)
-    hub = _HUB_NAME.fullmatch(source)
-    if hub is None or source.startswith(".") or source.endswith((*SUFFIXES, ".gz")):
-        raise TokenRatioError(printable(f"{source}: no such file or folder."))
-    return _read_hub(hub["name"], hub["config"], split)
+        if named is not None:
+            raise TokenRatioError(f"{text} is one file and has no splits; leave out {named!r}.")
+        return [SourcePart(text, None, (), spec.weight, ((path.name if alone else text, path),))]
+    hub = _HUB_NAME.fullmatch(text)
+    if hub is None or text.startswith(".") or text.endswith((*SUFFIXES, ".gz")):
+        raise TokenRatioError(printable(f"{text}: no such file or folder."))
+    if None not in (hub["config"], spec.config) and hub["config"] != spec.config:
+        raise TokenRatioError(f"{text}: another config is named beside it, {spec.config}.")
+    return _locate_hub(hub["name"], spec.config or hub["config"], wanted, prefer, spec.weight)
 
 
-def _files_of(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and data_suffix(file))
+def _locate_folder(
+    folder: Path, text: str, wanted: str | None, prefer: str, weight: float, *, alone: bool
+) -> list[SourcePart]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        import datasets
+
+        saved = _load(
+            f"{text} was written by save_to_disk and cannot be loaded",
+            lambda: datasets.load_from_disk(str(folder)),
+        )
+        title = folder.name if alone else text
+        return _locate_dataset(saved, wanted, prefer, title, weight, named=True)
+    files = files_of(folder)
     if not files:
         raise TokenRatioError(f"{folder}: no {', '.join(SUFFIXES)} file in this folder.")
-    if split is None:
-        return files
-    names = {split, *_SPLITS}
-    found = {name: [file for file in files if file.name.startswith(name)] for name in names}
-    if found[split] or not any(found.values()):
-        return found[split] or files
-    others = ", ".join(sorted(name for name in names if found[name]))
-    raise TokenRatioError(f"{folder}: no file of the split {split!r}; there are: {others}.")
+    groups = files_by_split(folder, files)
+    names = [name for name in groups if name is not None]
+    split, chosen, unread = None, files, ()
+    # One stray file that is called after an evaluation does not make splits of a folder.
+    plain = any(split_base(name) == "train" or name in ("test", "validation") for name in names)
+    if wanted != ALL_SPLITS and (plain or None not in groups or wanted in names):
+        split = choose_split(names, wanted, where=text, prefer=prefer)
+        chosen = groups[split]
+        others = [file.relative_to(folder).as_posix() for file in groups.get(None, [])]
+        more = (f"{others[0]} and {len(others) - 1} more",) if len(others) > 1 else tuple(others)
+        unread = (*sorted(name for name in names if name != split), *more)
+    front = "" if alone else text.rstrip("/") + "/"
+    content = tuple((front + file.relative_to(folder).as_posix(), file) for file in chosen)
+    return [SourcePart(text, split, unread, weight, content)]
 
 
-def _read_hub(name: str, config: str | None, split: str | None) -> list[SourceRow]:
+def _load(what: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the Hub client raises anything from ValueError to OSError
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise TokenRatioError(printable(f"{what}: {reason}")) from error
+
+
+def _locate_hub(
+    name: str, config: str | None, wanted: str | None, prefer: str, weight: float
+) -> list[SourcePart]:
+    import datasets
+
+    where = name if config is None else f"{name}:{config}"
+    split: str | None = None if wanted == ALL_SPLITS else wanted
+    available: list[str] = []
+    try:
+        available = datasets.get_dataset_split_names(name, config)
+    except Exception:  # what is wrong, loading says below, unless a configuration is missing
+        _check_config(name, config)
+    if available and wanted != ALL_SPLITS:
+        split = choose_split(available, wanted, where=where, prefer=prefer)
+    what = f"{name}: no such file or folder here, and not available from the Hub"
+    loaded = _load(what, lambda: datasets.load_dataset(name, config, split=split))
+    if isinstance(loaded, datasets.Dataset):
+        others = tuple(sorted({*available} - {split or ""}))
+        content = ((f"{name}[{split or 'train'}]", loaded),)
+        return [SourcePart(where, split, others, weight, content)]
+    return _locate_dataset(loaded, wanted, prefer, where, weight, named=True)
+
+
+def _check_config(name: str, config: str | None) -> None:
+    """Raise `TokenRatioError` if the Hub data set has several configurations and none is named."""
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the Hub client raises anything from ValueError to OSError
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        names = datasets.get_dataset_config_names(name)
+    except Exception:
+        return
+    if config not in names and len(names) > 1:
+        said = "none is named" if config is None else f"none is called {config!r}"
         raise TokenRatioError(
-            printable(
-                f"{name}: no such file or folder here, and not to be had from the Hub: {reason}"
-            )
-        ) from error
-    return _read_dataset(loaded, split, name)
+            f"{name} has several configurations and {said}: {', '.join(names)}. Name one, for "
+            f"example {name}:{names[0]}"
+        )
 
 
-def _read_dataset(source: object, split: str | None, name: str | None) -> list[SourceRow]:
+def _locate_dataset(
+    source: Any, wanted: str | None, prefer: str, title: str, weight: float, *, named: bool
+) -> list[SourcePart]:
     import datasets
 
     if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
@@ -112,15 +286,24 @@ def _read_dataset(source: object, split: str | None, name: str | None) -> list[S
             "each epoch. Give a Dataset, for example Dataset.from_list(list(stream.take(10_000)))."
         )
     if isinstance(source, datasets.DatasetDict):
-        if split is not None and split not in source:
-            raise TokenRatioError(f"The dataset has no split {split!r}; it has {sorted(source)}.")
-        parts = list(source) if split is None else [split]
-        return [row for part in parts for row in _read_dataset(source[part], part, name)]
+        names = [str(name) for name in source]
+        taken = names
+        if wanted != ALL_SPLITS:
+            where = title if named else "the DatasetDict"
+            taken = [choose_split(names, wanted, where=where, prefer=prefer, named=named)]
+        return [
+            SourcePart(
+                title,
+                name,
+                tuple(other for other in names if other not in taken),
+                weight,
+                ((f"{title}[{name}]" if named or name != wanted else title, source[name]),),
+            )
+            for name in taken
+        ]
     if not isinstance(source, datasets.Dataset):
         raise TokenRatioError(
-            f"A {type(source).__name__} is no source of rows; give a path, a Hub name, a "
+            f"{type(source).__name__} is not a source of rows; give a path, a Hub name, a "
             "datasets.Dataset or a list of dicts."
         )
-    title = f"{split or 'train'}_dataset" if name is None else f"{name}[{split or 'train'}]"
-    # Without its format: a "torch" one would turn numbers into tensors.
-    return list(_numbered(source.with_format(None), title))
+    return [SourcePart(title, None, (), weight, ((title, source),))]

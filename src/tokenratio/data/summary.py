@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenratio.data.defects import Defect
@@ -20,8 +20,47 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class SourceAccount:
+    """What was read of one source, of several perhaps.
+
+    Attributes:
+        name: what it is called.
+        split: which of its splits was read; None where it has none.
+        unread: its other splits, and files that belong to none.
+        weight: how often each row is used.
+        rows: rows there are in this split.
+        drawn: rows that weight, sampling and held-out prompts leave.
+        kept: of these, rows that are not refused.
+        uses: how many rows that makes, those used twice counted twice.
+    """
+
+    name: str
+    split: str | None
+    unread: Sequence[str]
+    weight: float
+    rows: int
+    drawn: int
+    kept: int
+    uses: int
+
+    def describe(self) -> str:
+        """The account on one line."""
+        line = f"{self.name}: {self.rows:,} rows"
+        if self.split is not None:
+            line += f" of split {self.split}"
+        if self.drawn != self.rows:
+            line += f", {self.drawn:,} drawn"
+        line += f", {self.kept:,} kept"
+        if self.uses != self.kept:
+            line += f", used as {self.uses:,}"
+        if self.weight != 1:
+            line += f" (weight {self.weight:g})"
+        return line + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
+
+
+@dataclass(frozen=True)
 class DataReport:
-    """The account of one source: every row read is kept or refused, and nothing is cut in silence.
+    """The account of a data set: every row read is kept or refused, and nothing is cut in silence.
 
     Attributes:
         rows_read: rows of the source, the unreadable ones included.
@@ -33,6 +72,9 @@ class DataReport:
         past_shorter: response tokens (or words) past min(|y^w|, |y^l|), which TBPO never sees
             (METHOD §2); None without pairs.
         truncated: by side; empty where nothing was encoded.
+        sources: what was read of each source.
+        selection: what was left out before rows were judged, in words; rows left out are not among
+            `rows_read`.
     """
 
     rows_read: int
@@ -43,6 +85,8 @@ class DataReport:
     lengths: Mapping[str, int] = field(default_factory=dict)
     past_shorter: int | None = None
     truncated: Mapping[str, Truncation] = field(default_factory=dict)
+    sources: Sequence[SourceAccount] = ()
+    selection: Sequence[str] = ()
 
     @property
     def defect_counts(self) -> dict[str, int]:
@@ -64,7 +108,10 @@ class DataReport:
     def summary(self) -> str:
         """The account in a few lines, safe to print."""
         refused = self.rows_read - self.rows_kept
-        lines = [f"{self.rows_read:,} rows read, {self.rows_kept:,} kept, {refused:,} refused"]
+        alone = len(self.sources) == 1 and not self.sources[0].unread
+        lines = [] if alone else [source.describe() for source in self.sources]
+        lines += self.selection
+        lines.append(f"{self.rows_read:,} rows read, {self.rows_kept:,} kept, {refused:,} refused")
         lines += [f"  refused: {line}" for line in _count_lines(self.defects)]
         lines += [f"  kept, but odd: {line}" for line in _count_lines(self.warnings)]
         if self.lengths:
@@ -87,6 +134,8 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """The account as plain JSON values."""
         return {
+            "sources": [asdict(source) for source in self.sources],
+            "selection": list(self.selection),
             "rows_read": self.rows_read,
             "rows_kept": self.rows_kept,
             "refused": _by_kind(self.defects),

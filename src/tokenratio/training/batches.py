@@ -23,6 +23,7 @@ from tokenratio.data import (
 )
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.data_settings import Role
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
 from tokenratio.training.policy import language_model
@@ -39,7 +40,7 @@ Prepared = PreparedData | dict[str, PreparedData | None] | None
 def prepare(
     source: Any,
     *,
-    split: str,
+    role: Role,
     tokenizer: PreTrainedTokenizerBase,
     args: TokenRatioConfig,
     model: nn.Module,
@@ -54,17 +55,21 @@ def prepare(
         stale = [name for name in dataset.column_names if name.endswith("_ref_log_probs")]
         dataset = dataset.remove_columns([*stale, "row"]).add_column("row", range(len(dataset)))
         return with_contrast(replace(source, dataset=dataset), args)
-    encode = prepare_completions if args.loss == "sft" else prepare_pairs
-    data = encode(
-        source,
-        tokenizer,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        on_bad_row=args.on_bad_row,
-        split=split,
-    )
+    data = encode_source(source, tokenizer, args, role=role)
     check_fits(model, data)
     return with_contrast(data, args)
+
+
+def encode_source(
+    source: Any, tokenizer: PreTrainedTokenizerBase, args: TokenRatioConfig, *, role: Role
+) -> PreparedData:
+    """The rows of a source that a run with these settings uses, as training and dry runs see them.
+
+    Raises:
+        TokenRatioError: see `prepare_pairs`.
+    """
+    encode = prepare_completions if args.loss == "sft" else prepare_pairs
+    return encode(source, tokenizer, **args.data_arguments(role))
 
 
 def with_contrast(data: PreparedData, args: TokenRatioConfig) -> PreparedData:
@@ -106,11 +111,13 @@ def require_signals(rows: Dataset, args: TokenRatioConfig) -> None:
         )
 
 
-def prepare_parts(source: Any, prepare: Callable[..., PreparedData | None]) -> Prepared:
+def prepare_parts(
+    source: Any, prepare: Callable[..., PreparedData | None], role: Role = "eval"
+) -> Prepared:
     """Likewise what evaluation is given: a source, or a dict of several by name."""
-    if isinstance(source, dict) and not isinstance(source, DatasetDict):
-        return {name: prepare(part, split="test") for name, part in source.items()}
-    return prepare(source, split="test")
+    if isinstance(source, dict) and not isinstance(source, DatasetDict) and "path" not in source:
+        return {name: prepare(part, role=role) for name, part in source.items()}
+    return prepare(source, role=role)
 
 
 def ask_reference(
@@ -151,8 +158,8 @@ def asking_reference(
         reference: the model of its own; None for the policy with its adapter off.
     """
 
-    def encode_and_ask(source: Any, *, split: str) -> PreparedData | None:
-        data = encode(source, split=split)
+    def encode_and_ask(source: Any, *, role: Role) -> PreparedData | None:
+        data = encode(source, role=role)
         if data is None:
             return None
         cache = ask_reference(data, "log_probs", reference or policy, args, padding_id)

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.data_settings import DataSettings
 from tokenratio.training.device import can_pin_memory
 from tokenratio.training.loading import read_init_kwargs
 from tokenratio.training.method_settings import MethodSettings, require
 
 
 @dataclass
-class TokenRatioConfig(MethodSettings, TrainingArguments):
+class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     """Settings of `TokenRatioTrainer`; the defaults are the published ones (METHOD §7).
 
     Every field of `transformers.TrainingArguments` is here too. Where its default differs, the
@@ -123,6 +124,7 @@ class TokenRatioConfig(MethodSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.resolve_method()
+        self.check_data_settings()
         require(
             self.on_bad_row in ("skip", "error"), "on_bad_row", self.on_bad_row, "skip or error"
         )

@@ -55,7 +55,8 @@ MAY_DIFFER = frozenset(
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
         *("ddp_timeout", "ddp_backend", "use_cpu", "reference_cache_dir", "token_scores"),
-        "on_bad_row",  # the rows themselves are compared
+        # The rows themselves are compared.
+        *("on_bad_row", "train_split", "eval_split", "max_eval_samples"),
     )
 )
 # More of these is allowed, and what that does to the learning rate is said.

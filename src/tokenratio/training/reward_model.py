@@ -37,6 +37,7 @@ from tokenratio.data import (
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
+from tokenratio.training.data_settings import DataSettings, Role
 from tokenratio.training.device import can_pin_memory
 from tokenratio.training.loading import loading_arguments, read_init_kwargs
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
@@ -48,7 +49,7 @@ _PAD = "<|pad|>"
 
 
 @dataclass
-class RewardConfig(TrainingArguments):
+class RewardConfig(DataSettings, TrainingArguments):
     """Settings of `RewardTrainer`: those of `transformers.TrainingArguments`, and a pair's lengths.
 
     Raises:
@@ -95,6 +96,7 @@ class RewardConfig(TrainingArguments):
     ]
 
     def __post_init__(self) -> None:
+        self.check_data_settings()
         orders = ("group_by_length", "random", "sequential")
         choices = {
             "on_bad_row": ("skip", "error"),
@@ -246,22 +248,15 @@ class RewardTrainer(ResumableTrainer):
         disable_dropout(model)
         tokenizer = with_padding(model, processing_class)
 
-        def encode(source: Any, split: str) -> PreparedData | None:
+        def encode(source: Any, role: Role) -> PreparedData | None:
             if source is None:
                 return None
-            data = prepare_pairs(
-                source,
-                tokenizer,
-                max_length=args.max_length,
-                max_prompt_length=args.max_prompt_length,
-                on_bad_row=args.on_bad_row,
-                split=split,
-            )
+            data = prepare_pairs(source, tokenizer, **args.data_arguments(role))
             check_fits(model, data)
             return data
 
         self.train_data = encode(train_dataset, "train")
-        self.eval_data = encode(eval_dataset, "test")
+        self.eval_data = encode(*args.evaluated(train_dataset, eval_dataset))
         super().__init__(
             model=model,
             args=args,

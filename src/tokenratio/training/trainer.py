@@ -135,8 +135,9 @@ class TokenRatioTrainer(ResumableTrainer):
         self._prepare = encode
         if args.keeps_log_probs:
             self._prepare = asking_reference(encode, reference.model, model, args, pad)
-        self.train_data = self._prepare(train_dataset, split="train")
-        self.eval_data = prepare_parts(eval_dataset, self._prepare)
+        self.train_data = self._prepare(train_dataset, role="train")
+        evaluated, role = args.evaluated(train_dataset, eval_dataset)
+        self.eval_data = prepare_parts(evaluated, self._prepare, role)
         cache, models = None, [model, *(reference.models if reference else [])]
         if args.cache_reference and not args.keeps_log_probs and self.train_data is not None:
             cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)

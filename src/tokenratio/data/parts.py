@@ -1,0 +1,95 @@
+"""A part of a data set that has been found: its rows, and a digest of what they hold."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tokenratio.data.display import printable
+from tokenratio.data.files import SourceRow, read_file, row_of
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """One split of one source, found but not read yet.
+
+    Attributes:
+        name: what messages call it.
+        split: which split of the source it is; None where the source has no splits.
+        unread: the source's other splits, and files that belong to none.
+        weight: see `DataSource`.
+        content: files with what origins call them; or a `datasets.Dataset` or a list, and what
+            origins call it.
+    """
+
+    name: str
+    split: str | None
+    unread: tuple[str, ...]
+    weight: float
+    content: tuple[tuple[str, Any], ...]
+
+    def rows(self) -> list[SourceRow]:
+        """Every row, in order; one that could not be read has its `problem` set.
+
+        Raises:
+            TokenRatioError: a file cannot be read as a whole.
+        """
+        return [row for name, item in self.content for row in _rows_of(name, item)]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over what the rows hold and what their origins say."""
+        digest = hashlib.sha256()
+        for name, item in self.content:
+            digest.update(json.dumps([name, _content_digest(item)]).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> str | None:
+        """Which split is read and what is not; None where there was no choice."""
+        if not self.unread:
+            return None
+        what = f"split {self.split}" if self.split else "files"
+        return printable(f"{self.name}: {what}; not read: {', '.join(self.unread)}")
+
+
+def source_digest(rows: Iterable[SourceRow]) -> str:
+    """SHA-256 (hex) over what the rows hold, in order, as canonical JSON; origins left out."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(row))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def canonical(row: SourceRow) -> bytes:
+    """What a row holds, as one line of JSON."""
+    text = json.dumps([row.fields, row.problem], sort_keys=True, separators=(",", ":"), default=str)
+    return text.encode("ascii")
+
+
+def _rows_of(name: str, item: Any) -> Iterator[SourceRow]:
+    if isinstance(item, Path):
+        yield from read_file(item, name)
+        return
+    # Without its format: a "torch" one would turn numbers into tensors.
+    items = item if isinstance(item, list | tuple) else item.with_format(None)
+    for index, value in enumerate(items):
+        yield row_of(f"{name}:{index}", value)
+
+
+def _content_digest(item: Any) -> str:
+    if isinstance(item, Path):
+        with item.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(item, list | tuple):
+        return source_digest(_rows_of("", item))
+    digest = hashlib.sha256(str(item.features).encode())
+    for table in item.with_format("arrow").iter(1000):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""Which rows of a data set are used: its share by weight, a sample, training or held-out prompts.
+
+Every draw ranks rows by a hash of their content and the seed, not by their place: it is the same
+when the file is sorted anew, and hardly changes when rows are added.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tokenratio.data.defects import RowDefectError
+from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.parts import SourcePart, canonical
+from tokenratio.data.summary import SourceAccount
+from tokenratio.data.validation import plain_text, responses_of
+from tokenratio.errors import TokenRatioError
+
+Parse: TypeAlias = Callable[[SourceRow], Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a source are used.
+
+    Attributes:
+        max_samples: at most so many rows, drawn by the seed; None for all.
+        held_out_share: share of the prompts that are held out, between 0 and 1; None for none.
+            Which prompts depends on their text and the seed alone, so no prompt is on both sides,
+            in whichever source it stands, and adding rows moves none to the other side.
+        part: the rows of the other prompts, or those held out.
+        seed: of all draws.
+    Raises:
+        TokenRatioError: a value outside its domain.
+    """
+
+    max_samples: int | None = None
+    held_out_share: float | None = None
+    part: Literal["train", "held_out"] = "train"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < 1:
+            raise TokenRatioError(f"max_samples must be at least 1, not {self.max_samples}")
+        if self.held_out_share is not None and not 0 < self.held_out_share < 1:
+            raise TokenRatioError(
+                f"held_out_share must be between 0 and 1, not {self.held_out_share}"
+            )
+
+    def holds_out(self, prompt: str) -> bool:
+        """Whether a prompt, as `prompt_text` gives it, is held out."""
+        if self.held_out_share is None:
+            return False
+        return _hash(self.seed, "held out", prompt.encode("utf-8", "replace")) < (
+            self.held_out_share * 2**64
+        )
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """The rows to use.
+
+    Attributes:
+        rows: each once, in the order of the sources.
+        times: how often each is used, by its origin; those used once are left out.
+        notes: what was left out of which rows, in words.
+    """
+
+    rows: list[SourceRow]
+    times: dict[str, int]
+    notes: list[str]
+    parts: list[SourcePart] = field(repr=False)
+    counts: list[int] = field(repr=False)
+    part_of: dict[str, int] = field(repr=False)
+
+    def accounts(self, kept: Sequence[str]) -> list[SourceAccount]:
+        """What became of each source's rows.
+
+        Args:
+            kept: origins of the rows that are not refused.
+        """
+        used = [[0, 0, 0] for _ in self.parts]
+        for row in self.rows:
+            used[self.part_of[row.origin]][0] += 1
+        for origin in kept:
+            used[self.part_of[origin]][1] += 1
+            used[self.part_of[origin]][2] += self.times.get(origin, 1)
+        return [
+            SourceAccount(part.name, part.split, part.unread, part.weight, rows, *counts)
+            for part, rows, counts in zip(self.parts, self.counts, used, strict=True)
+        ]
+
+
+def select_rows(parts: list[SourcePart], selection: Selection, parse: Parse) -> SelectedRows:
+    """Read the parts and take the rows that are selected.
+
+    Args:
+        parse: `parse_preference` or `parse_completion`; a row that it refuses counts as training
+            data, whose account then says why.
+    Raises:
+        TokenRatioError: a source cannot be read, or one side of the held-out split is empty.
+    """
+    rows: list[SourceRow] = []
+    times: list[int] = []
+    counts, part_of, notes = [], {}, []
+    for index, part in enumerate(parts):
+        own = part.rows()
+        counts.append(len(own))
+        rows += own
+        times += _weighted(own, part.weight, selection.seed)
+        part_of |= {row.origin: index for row in own}
+    if selection.held_out_share is not None:
+        times = _one_side(rows, times, selection, parse, notes)
+    total = sum(times)
+    if selection.max_samples is not None and total > selection.max_samples:
+        times = _sampled(rows, times, selection.max_samples, selection.seed)
+        notes.append(
+            f"{selection.max_samples:,} of {total:,} rows drawn (max_samples, "
+            f"seed {selection.seed})"
+        )
+    pairs = list(zip(rows, times, strict=True))
+    return SelectedRows(
+        [row for row, num in pairs if num],
+        {row.origin: num for row, num in pairs if num > 1},
+        notes,
+        parts,
+        counts,
+        part_of,
+    )
+
+
+def prompt_text(example: PreferenceExample | CompletionExample) -> str:
+    """What tells prompts apart: their words, system messages and whitespace left aside.
+
+    A text without a prompt stands for itself.
+    """
+    prompt = example.prompt
+    if not isinstance(prompt, str):
+        prompt = [turn for turn in prompt if turn["role"] != "system"]
+    response = next(iter(responses_of(example).values()))
+    return " ".join(plain_text(prompt).split() or plain_text(response).split())
+
+
+def _weighted(rows: Sequence[SourceRow], weight: float, seed: int) -> list[int]:
+    whole, fraction = divmod(weight, 1)
+    extra: set[int] = set()
+    if fraction:
+        keys = [_hash(seed, "weight", canonical(row)) for row in rows]
+        extra = _smallest(keys, round(fraction * len(rows)))
+    return [int(whole) + (index in extra) for index in range(len(rows))]
+
+
+def _one_side(
+    rows: Sequence[SourceRow],
+    times: list[int],
+    selection: Selection,
+    parse: Parse,
+    notes: list[str],
+) -> list[int]:
+    prompts: dict[str, bool] = {}
+    held_out = []
+    for row, num in zip(rows, times, strict=True):
+        held_out.append(False)
+        if num:
+            try:
+                prompt = prompt_text(parse(row))
+            except RowDefectError:
+                continue
+            held_out[-1] = prompts.setdefault(prompt, selection.holds_out(prompt))
+    share, num_out = selection.held_out_share, sum(prompts.values())
+    if num_out in (0, len(prompts)):
+        raise TokenRatioError(
+            f"held_out_share {share} holds out {num_out} of {len(prompts)} prompts: choose another "
+            "share, or name held-out data in eval_dataset"
+        )
+    notes.append(
+        f"held out by prompt: {num_out:,} of {len(prompts):,} prompts, {sum(held_out):,} of "
+        f"{sum(map(bool, times)):,} rows (held_out_share {share}, seed {selection.seed})"
+    )
+    if selection.part == "train":
+        return [0 if out else num for num, out in zip(times, held_out, strict=True)]
+    return [int(out) for out in held_out]
+
+
+def _sampled(rows: Sequence[SourceRow], times: list[int], num: int, seed: int) -> list[int]:
+    uses = [index for index, count in enumerate(times) for _ in range(count)]
+    keys, copies = [], [0] * len(rows)
+    for index in uses:
+        keys.append(_hash(seed, f"sample {copies[index]}", canonical(rows[index])))
+        copies[index] += 1
+    sampled = [0] * len(rows)
+    for place in _smallest(keys, num):
+        sampled[uses[place]] += 1
+    return sampled
+
+
+def _smallest(keys: Sequence[int], num: int) -> set[int]:
+    return set(sorted(range(len(keys)), key=lambda index: (keys[index], index))[:num])
+
+
+def _hash(seed: int, purpose: str, content: bytes) -> int:
+    digest = hashlib.blake2b(f"{purpose} {seed}\0".encode() + content, digest_size=8)
+    return int.from_bytes(digest.digest(), "big")

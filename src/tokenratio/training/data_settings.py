@@ -1,0 +1,101 @@
+"""The settings that say which rows of the data a run uses, and how they are prepared."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from tokenratio.data import PreparedData, Selection
+from tokenratio.errors import TokenRatioError
+
+Role: TypeAlias = Literal["train", "eval", "held_out"]
+
+
+@dataclass
+class DataSettings:
+    """Which rows are trained on and evaluated, of policies and reward models alike.
+
+    The classes that inherit it add `max_length`, `max_prompt_length` and `on_bad_row`.
+    """
+
+    train_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of the training sources that name none; default: train."},
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of the evaluation sources that name none; default: test, or validation."
+        },
+    )
+    max_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on at most so many rows, drawn by selection_seed."},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on at most so many rows, likewise."}
+    )
+    held_out_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training data's prompts, between 0 and 1, to evaluate on instead "
+            "of an eval_dataset. No prompt is on both sides, in no stage."
+        },
+    )
+    selection_seed: int = field(
+        default=0,
+        metadata={
+            "help": "Seed of max_samples, held_out_share and the weights of sources; apart from "
+            "seed, so that runs with other seeds use the same rows."
+        },
+    )
+
+    def check_data_settings(self) -> None:
+        """Raise `TokenRatioError` for a value outside its domain."""
+        for role in ("train", "eval", "held_out"):
+            self.selection(role)
+
+    def selection(self, role: Role) -> Selection:
+        """Which rows a role uses."""
+        return Selection(
+            max_samples=self.max_samples if role == "train" else self.max_eval_samples,
+            held_out_share=None if role == "eval" else self.held_out_share,
+            part="held_out" if role == "held_out" else "train",
+            seed=self.selection_seed,
+        )
+
+    def split(self, role: Role) -> str:
+        """The split that a source of this role is read from if it names none."""
+        return (self.eval_split or "test") if role == "eval" else (self.train_split or "train")
+
+    def evaluated(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Role]:
+        """The source to evaluate on, and its role.
+
+        Raises:
+            TokenRatioError: `held_out_share` beside an `eval_dataset`, or without rows to split.
+        """
+        if self.held_out_share is None:
+            return eval_dataset, "eval"
+        if eval_dataset is not None:
+            raise TokenRatioError(
+                "held_out_share takes the evaluation rows from train_dataset: leave out "
+                "eval_dataset, or held_out_share"
+            )
+        if isinstance(train_dataset, PreparedData):
+            raise TokenRatioError(
+                "held_out_share splits sources, not rows that are prepared already: give "
+                "train_dataset as a source"
+            )
+        return train_dataset, "held_out"
+
+    def data_arguments(self, role: Role) -> dict[str, Any]:
+        """What `prepare_pairs` and `prepare_completions` are called with, in every place.
+
+        Args:
+            role: `train`; `eval`, a source of its own; or `held_out`, the part of the training
+                source that is held out.
+        """
+        names = ("max_length", "max_prompt_length", "on_bad_row")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "split": self.split(role),
+            "selection": self.selection(role),
+        }
