@@ -1,15 +1,41 @@
-"""Examples rendered to text: strings as they are, conversations through the chat template."""
+"""Prompts and examples as text: strings as they are, conversations through the chat template."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.formats import CompletionExample, Message, PreferenceExample
+from tokenratio.data.template import (
+    TemplateSettings,
+    TurnEnd,
+    apply_template,
+    special_token_at_end,
+)
 from tokenratio.data.validation import responses_of
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages to be answered, and what their row tells the chat template besides.
+
+    Attributes:
+        messages: with `role` and `content`.
+        tools: JSON schemas.
+        template_kwargs: the row's `chat_template_kwargs`.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+# A text is read as it is; a conversation goes through the chat template.
+Prompt = str | Conversation
 
 
 @dataclass(frozen=True)
@@ -19,31 +45,103 @@ class RenderedExample:
     Attributes:
         origin: where the row stands.
         prompt: the prompt, with the template's opening of the answer.
-        responses: one text per side, as the template closes it.
+        responses: one text per side, without the token that ends it.
+        ends: for each response the id of the token with which the template ends it; None where
+            EOS does.
     """
 
     origin: str
     prompt: str
     responses: tuple[str, ...]
+    ends: tuple[int | None, ...]
 
 
-def require_chat_template(tokenizer: "PreTrainedTokenizerBase", origin: str) -> None:
-    """Raise unless the tokenizer can render the conversation at `origin`."""
+def prompt_of(
+    text: str | Sequence[Message] | Conversation,
+    tools: Sequence[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """A text, or messages and what goes with them, as a prompt."""
+    if isinstance(text, str | Conversation):
+        return text
+    return Conversation(list(text), tools or None, dict(template_kwargs or {}))
+
+
+def prompt_value(prompt: Prompt) -> Any:
+    """A prompt as a JSON value that holds all of it; a plain conversation is its messages alone."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [dict(message) for message in prompt.messages]
+    extras = prompt_extras(prompt)
+    return {"messages": messages, **extras} if extras else messages
+
+
+def prompt_extras(prompt: Prompt) -> dict[str, Any]:
+    """What a prompt tells the template beside its messages, under the names that rows have."""
+    if isinstance(prompt, str):
+        return {}
+    extras = {"tools": prompt.tools, "chat_template_kwargs": dict(prompt.template_kwargs)}
+    return {name: value for name, value in extras.items() if value}
+
+
+def render_prompt(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
+) -> str:
+    """A prompt as training and generation read it; a conversation ends in the generation prompt.
+
+    Raises:
+        RowDefectError: the template fails on it.
+        TokenRatioError: it is a conversation, and there is no template.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return render_turns(prompt, prompt.messages, tokenizer, template, add_generation_prompt=True)
+
+
+def render_turns(
+    prompt: Conversation,
+    turns: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: TemplateSettings,
+    *,
+    add_generation_prompt: bool = False,
+    origin: str = "A prompt",
+) -> str:
+    """Turns as text, with the tools and template arguments of the prompt they belong to.
+
+    Raises:
+        RowDefectError: the template fails on them.
+        TokenRatioError: there is no template.
+    """
     if tokenizer.chat_template is None:
         raise TokenRatioError(
             f"{origin} is a conversation, and the tokenizer has no chat template: set "
-            "tokenizer.chat_template, take a chat model's tokenizer, or give the data as strings."
+            "chat_template, take a chat model's tokenizer, or give the data as strings."
         )
+    return apply_template(
+        tokenizer,
+        turns,
+        template,
+        tools=prompt.tools,
+        template_kwargs=prompt.template_kwargs,
+        add_generation_prompt=add_generation_prompt,
+    )
 
 
 def render(
-    example: PreferenceExample | CompletionExample, tokenizer: "PreTrainedTokenizerBase"
+    example: PreferenceExample | CompletionExample,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: TemplateSettings,
+    end: TurnEnd | None,
 ) -> RenderedExample:
     """Render prompt and responses.
 
     A response is what the template adds to the rendered prompt when the response's turns follow,
-    so the boundary is the one generation meets: after the template's generation prompt.
+    so the boundary is the one generation meets: after the template's generation prompt. It ends
+    with the template's end of turn.
 
+    Args:
+        end: `turn_end` of tokenizer and template.
     Raises:
         RowDefectError: the template fails on the row, or renders the prompt differently when an
             answer follows, so that no boundary exists.
@@ -51,40 +149,55 @@ def render(
     """
     responses = responses_of(example)
     if isinstance(example.prompt, str):
-        return RenderedExample(example.origin, example.prompt, tuple(responses.values()))
-    require_chat_template(tokenizer, example.origin)
-    options = {**example.template_kwargs, "tools": example.tools}
-    prompt = _apply(tokenizer, example.prompt, **options, add_generation_prompt=True)
+        texts = tuple(responses.values())
+        return RenderedExample(example.origin, example.prompt, texts, (None,) * len(texts))
+    conversation = Conversation(example.prompt, example.tools, example.template_kwargs)
+    prompt = render_turns(
+        conversation,
+        example.prompt,
+        tokenizer,
+        template,
+        add_generation_prompt=True,
+        origin=example.origin,
+    )
     rendered = []
     for side, turns in responses.items():
-        whole = _apply(tokenizer, [*example.prompt, *turns], **options)
+        whole = render_turns(conversation, [*example.prompt, *turns], tokenizer, template)
         if not whole.startswith(prompt):
             raise RowDefectError(
                 DefectKind.TEMPLATE_FAILURE,
                 f"the chat template renders the prompt differently when {side} follows, first at "
-                f"character {_first_difference(prompt, whole)}",
+                f"character {_first_difference(prompt, whole)}: it has "
+                f"{_excerpt(prompt, whole)}, so no boundary exists; set chat_template to one that "
+                "renders both alike, or give the rows as text",
             )
-        rendered.append(whole[len(prompt) :])
-    return RenderedExample(example.origin, prompt, tuple(rendered))
+        rendered.append(_split_end(tokenizer, whole[len(prompt) :], end))
+    texts, ends = zip(*rendered, strict=True)
+    return RenderedExample(example.origin, prompt, texts, ends)
 
 
-def _apply(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: list[Message],
-    **options: Any,
-) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (
-        Exception
-    ) as error:  # whatever the template's Jinja raises: its own refusals, type errors
-        reason = str(error).strip().split("\n")[0]
-        raise RowDefectError(
-            DefectKind.TEMPLATE_FAILURE,
-            f"the chat template fails: {type(error).__name__}: {reason}",
-        ) from error
+def _split_end(
+    tokenizer: "PreTrainedTokenizerBase", text: str, end: TurnEnd | None
+) -> tuple[str, int | None]:
+    """A response without the token that ends it, and that token's id."""
+    if end is None:
+        return text, None
+    if text.endswith(end.tail):
+        text = text.removesuffix(end.tail) + end.kept
+        return text.removesuffix(end.token), end.token_id
+    # Some templates end a turn of another kind, such as a tool call, with another token.
+    found = special_token_at_end(tokenizer, text.rstrip())
+    if found is None:
+        return text, None
+    token, token_id = found
+    return text.rstrip().removesuffix(token), token_id
 
 
 def _first_difference(prompt: str, whole: str) -> int:
     pairs = enumerate(zip(prompt, whole, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
+
+
+def _excerpt(prompt: str, whole: str) -> str:
+    at = _first_difference(prompt, whole)
+    return f"{whole[at : at + 20]!r} in place of {prompt[at : at + 20]!r}"

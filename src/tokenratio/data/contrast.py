@@ -12,6 +12,7 @@ from tokenratio.data.encoding import begin, special_tokens, tokenise
 from tokenratio.data.formats import PreferenceExample, Text, parse_preference
 from tokenratio.data.preparation import PreparedData
 from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.validation import parse_rows
 from tokenratio.errors import TokenRatioError
 
@@ -34,6 +35,7 @@ def with_prompt_template(
     template: str,
     *,
     split: str | None = "train",
+    settings: TemplateSettings | None = None,
 ) -> PreparedData:
     """The rows of `data` with `template` around their prompts; the responses' tokens stay.
 
@@ -43,17 +45,21 @@ def with_prompt_template(
     Args:
         source: what `data` was prepared from, and with which tokenizer.
         template: holds `{prompt}` once.
+        settings: of the chat template, as `data` was prepared with.
     Raises:
         TokenRatioError: a row is not in the source, or its prompt has no turn of the user.
     """
     parsed = parse_rows(read_rows(source, split=split), parse_preference, DefectLog("skip"))
     examples = {example.origin: example for example in parsed}
+    settings = settings or TemplateSettings()
+    end = turn_end(tokenizer, settings)
     rendered = []
     for origin in data.dataset["origin"]:
         if origin not in examples:
             raise TokenRatioError(f"{origin} is not in the source that its prompt is read from")
         try:
-            rendered.append(render(_templated(examples[origin], template), tokenizer))
+            example = _templated(examples[origin], template)
+            rendered.append(render(example, tokenizer, settings, end))
         except RowDefectError as error:
             raise TokenRatioError(f"{origin}, with the contrastive prompt: {error}") from None
     special = special_tokens(tokenizer)

@@ -37,6 +37,7 @@ class WarningKind(StrEnum):
     CARRIAGE_RETURN = "carriage return"
     CONTROL_CHARACTER = "control character"
     EOS_INSIDE_RESPONSE = "EOS inside a response"
+    TEMPLATE_OMISSION = "text left out by the template"
 
 
 @dataclass(frozen=True)

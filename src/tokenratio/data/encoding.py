@@ -27,7 +27,8 @@ class SpecialTokens:
         prefix: ids it puts in front by itself (BOS, for most that have one); often empty.
         start: what an empty prompt becomes, since the first response token needs a state: the
             prefix, else BOS, else EOS.
-        eos: the id that ends a response.
+        eos: the id that ends a response, unless it is a conversation's whose template has an end of
+            turn.
         eos_text: the same as text.
         lead: text to tokenise a response behind, its ids then dropped: "\\n" where the tokenizer
             begins every text with a space of its own (SentencePiece, as in Mistral), which after a
@@ -70,9 +71,10 @@ class EncodedExample:
 
     Attributes:
         prompt_ids: never empty; every response of the row follows these same ids.
-        response_ids: one array per side, never empty; the last id is EOS unless it was cut.
+        response_ids: one array per side, never empty; the last id ends the response unless it was
+            cut.
         prompt_cut: tokens cut off the prompt's left.
-        response_cuts: tokens cut off each response's right, EOS included.
+        response_cuts: tokens cut off each response's right, its end included.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -123,21 +125,21 @@ def tokenise(
     rendered: Sequence[RenderedExample],
     special: SpecialTokens,
 ) -> list[tuple[list[int], ...]]:
-    """Token ids, without special tokens, of each row's prompt and of each of its responses.
+    """Token ids of each row's prompt, without special tokens, and of each of its responses.
 
-    Whitespace that follows an EOS already in the text (chat templates end a turn with "<|im_end|>"
-    and a newline) is dropped first: nothing is generated after the end.
+    A response ends with the template's end of turn, or where there is none with EOS, once. Of a
+    text that ends with EOS and white space the latter is dropped first: nothing is generated after
+    the end.
     """
     prompts = _ids(tokenizer, [row.prompt for row in rendered])
-    responses = iter(
-        _response_ids(
-            tokenizer,
-            [_ended(response, special.eos_text) for row in rendered for response in row.responses],
-            special.lead,
-        )
-    )
+    texts = [
+        _ended(response, special.eos_text) if end is None else response
+        for row in rendered
+        for response, end in zip(row.responses, row.ends, strict=True)
+    ]
+    responses = iter(_response_ids(tokenizer, texts, special.lead))
     return [
-        (prompt, *(next(responses) for _ in row.responses))
+        (prompt, *(_close(next(responses), end, special.eos) for end in row.ends))
         for row, prompt in zip(rendered, prompts, strict=True)
     ]
 
@@ -178,10 +180,10 @@ def _ids(
 def assemble(
     ids: tuple[list[int], ...], sides: Sequence[str], special: SpecialTokens, limits: Limits
 ) -> EncodedExample:
-    """Join one row: prefix once, EOS once, prompt cut on the left, responses on the right.
+    """Join one row: prefix once, prompt cut on the left, responses on the right.
 
     Args:
-        ids: of the prompt, then of each response, without special tokens.
+        ids: of `tokenise`.
         sides: what the responses are called, for messages.
         special: from `special_tokens`.
         limits: lengths in tokens.
@@ -189,13 +191,13 @@ def assemble(
         RowDefectError: an empty response, a prompt that leaves no room, or two responses of which
             the same tokens are left.
     """
-    prompt, responses = begin(ids[0], special), [_close(row, special.eos) for row in ids[1:]]
+    prompt, responses = begin(ids[0], special), list(ids[1:])
     if not ids[0]:
         # A text that opens with its own BOS would else have two.
         responses = [_without_prefix(response, special.start) for response in responses]
     for side, response in zip(sides, responses, strict=True):
-        if not response or response == [special.eos]:
-            raise RowDefectError(DefectKind.BLANK_RESPONSE, f"{side} has no token but EOS")
+        if len(response) < 2:
+            raise RowDefectError(DefectKind.BLANK_RESPONSE, f"{side} has no token but its end")
 
     prompt, prompt_cut = cut_left(prompt, special.prefix, limits.max_prompt_length)
     kept, cuts = responses, [0] * len(responses)
@@ -232,11 +234,12 @@ def begin(prompt: Sequence[int], special: SpecialTokens) -> list[int]:
     return [*special.prefix, *_without_prefix(list(prompt), special.prefix)]
 
 
-def _close(response: list[int], eos: int) -> list[int]:
-    end = len(response)
-    while end and response[end - 1] == eos:
-        end -= 1
-    return [*response[:end], eos]
+def _close(response: list[int], end: int | None, eos: int) -> list[int]:
+    """The response with its end once: whatever ends it had already are replaced."""
+    ends, length = {eos, end}, len(response)
+    while length and response[length - 1] in ends:
+        length -= 1
+    return [*response[:length], eos if end is None else end]
 
 
 def _without_prefix(ids: list[int], prefix: tuple[int, ...]) -> list[int]:

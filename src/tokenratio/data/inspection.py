@@ -23,6 +23,7 @@ from tokenratio.data.preparation import (
 from tokenratio.data.sources import Source, describe_splits, locate, read_rows
 from tokenratio.data.summary import DataReport
 from tokenratio.data.tables import describe_table
+from tokenratio.data.template import TemplateSettings
 from tokenratio.data.validation import find_warnings, parse_rows, plain_text, responses_of
 from tokenratio.errors import TokenRatioError
 
@@ -42,6 +43,8 @@ def inspect_source(
     max_length: int | None = None,
     max_prompt_length: int | None = None,
     split: str | None = None,
+    template: TemplateSettings | None = None,
+    generation_ends: Sequence[int] | None = None,
 ) -> str:
     """The body of `tokenratio inspect-data`: whatever the source holds, shown and counted.
 
@@ -51,6 +54,9 @@ def inspect_source(
         num_rows: how many rows to show.
         max_length, max_prompt_length: as in training; only with a tokenizer.
         split: None for what training reads, or else for the only split there is.
+        template: what the chat template is told besides the messages.
+        generation_ends: the ids in `eos_token_id` of the model's generation_config, where it is
+            known.
     Returns:
         Lines for the terminal; control characters of the data are escaped.
     Raises:
@@ -64,9 +70,16 @@ def inspect_source(
         return "\n".join([*describe_splits(source, split=split), _inspect_text(rows, num_rows)])
     prepare = prepare_pairs if shape is parse_preference else prepare_completions
     prepared = prepare(
-        source, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, split=split
+        source,
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        split=split,
+        template=template,
     )
-    return inspect_rows(prepared, tokenizer, num_rows=num_rows)
+    shown = inspect_rows(prepared, tokenizer, num_rows=num_rows)
+    warning = end_disagreement(prepared, tokenizer, generation_ends)
+    return shown if warning is None else f"{shown}\n{warning}"
 
 
 def inspect_rows(
@@ -81,6 +94,30 @@ def inspect_rows(
     shown = prepared.dataset.select(range(min(num_rows, len(prepared.dataset))))
     blocks = [_encoded_row(row, prepared.cuts.get(row["row"]), tokenizer) for row in shown]
     return "\n\n".join([*blocks, prepared.report.summary()])
+
+
+def end_disagreement(
+    prepared: PreparedData,
+    tokenizer: "PreTrainedTokenizerBase",
+    generation_ends: Sequence[int] | None,
+) -> str | None:
+    """What to say where generation, as the model is configured, passes the template's end of turn.
+
+    Args:
+        generation_ends: the ids in `eos_token_id` of the model's generation_config; None where it
+            has none, and the tokenizer's EOS ends a response.
+    """
+    end = prepared.turn_end
+    stops = [tokenizer.eos_token_id] if generation_ends is None else list(generation_ends)
+    if end is None or end in stops:
+        return None
+    names = ", ".join(f"{tokenizer.convert_ids_to_tokens(id)!r} ({id})" for id in stops)
+    where = "eos_token" if generation_ends is None else "eos_token_id of generation_config"
+    return (
+        f"{where} is {names or 'empty'}: software that heeds it alone generates past the end of "
+        f"turn {tokenizer.convert_ids_to_tokens(end)!r}; add {end} to eos_token_id in the model's "
+        "generation_config.json (tokenratio stops there in any case)"
+    )
 
 
 def inspect_text(source: Source, *, num_rows: int = 3, split: str | None = None) -> str:
@@ -188,7 +225,7 @@ def _encoded_row(
     masks = _masks(row, sides, tokenizer)
     for side, ids, cut, mask in zip(sides, responses, cuts[1:], masks, strict=True):
         lines.append(
-            f"  {side:<10} {len(ids)} tokens, {_ending(ids, cut, tokenizer.eos_token_id)}: "
+            f"  {side:<10} {len(ids)} tokens, {_ending(ids, cut, tokenizer)}: "
             f"{_decoded(ids, tokenizer)}"
         )
         lines.append(f"  {'':<10} boundary {_boundary(prompt, ids, tokenizer)}; mask {mask}")
@@ -210,11 +247,15 @@ def _masks(
     return shown
 
 
-def _ending(ids: Sequence[int], cut: int, eos: int) -> str:
+def _ending(ids: Sequence[int], cut: int, tokenizer: "PreTrainedTokenizerBase") -> str:
     if cut:
         return f"no EOS ({cut} cut on the right)"
-    ends = sum(token == eos for token in ids)
-    return "EOS once" if ends == 1 else f"EOS {ends} times"
+    # Training ends each response by itself: its last token is its end.
+    end = ids[-1]
+    is_eos = end == tokenizer.eos_token_id
+    name = "EOS" if is_eos else repr(tokenizer.convert_ids_to_tokens(end))
+    times = sum(token == end for token in ids)
+    return f"{name} once" if times == 1 else f"{name} {times} times"
 
 
 def _boundary(

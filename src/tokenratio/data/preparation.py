@@ -1,8 +1,8 @@
 """From a source to encoded rows and their account: read, parse, check, render, tokenise, cut."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokenratio.data.chat import render
-from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
+from tokenratio.data.defects import (
+    Defect,
+    DefectKind,
+    DefectLog,
+    OnBadRow,
+    RowDefectError,
+    WarningKind,
+)
 from tokenratio.data.encoding import (
     EncodedExample,
     Limits,
@@ -26,10 +33,12 @@ from tokenratio.data.formats import (
     parse_completion,
     parse_preference,
 )
+from tokenratio.data.omissions import describe, left_out
 from tokenratio.data.parts import source_digest
 from tokenratio.data.selection import SelectedRows, Selection, select_rows
 from tokenratio.data.sources import Source, locate
 from tokenratio.data.summary import DataReport, Truncation
+from tokenratio.data.template import TemplateSettings, TurnEnd, depends_on_day, turn_end
 from tokenratio.data.validation import find_warnings, parse_rows
 
 if TYPE_CHECKING:
@@ -56,12 +65,18 @@ class PreparedData:
         digest: SHA-256 (hex) over the source rows and the encoded ids: a changed file, tokenizer,
             template or limit changes it.
         cuts: for rows that were truncated only: index to `(prompt, *responses)` tokens cut.
+        template: what the rows were rendered with (`TemplateSettings.record`); empty without
+            conversations.
+        turn_end: the id of the template's end of turn; None where there is none, and without
+            conversations.
     """
 
     dataset: "Dataset"
     report: DataReport
     digest: str
     cuts: dict[int, tuple[int, ...]]
+    template: Mapping[str, Any] = field(default_factory=dict)
+    turn_end: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Digest and account, as a run's record holds them."""
@@ -95,6 +110,7 @@ def prepare_pairs(
     on_bad_row: OnBadRow = "skip",
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
+    template: TemplateSettings | None = None,
 ) -> PreparedData:
     """Encode preference pairs.
 
@@ -106,6 +122,7 @@ def prepare_pairs(
         on_bad_row: `"skip"` refuses bad rows and counts them, `"error"` stops at the first.
         split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
         selection: which rows are used.
+        template: what the chat template is told besides the messages.
     Raises:
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
             chat template, or, with `on_bad_row="error"`, a row is bad.
@@ -114,7 +131,7 @@ def prepare_pairs(
     rows, log = select_rows(parts, selection, parse_preference), DefectLog(on_bad_row)
     examples = parse_rows(rows.rows, parse_preference, log)
     limits = Limits(max_length, max_prompt_length)
-    return _prepare(rows, examples, PAIR_SIDES, tokenizer, limits, log)
+    return _prepare(rows, examples, PAIR_SIDES, tokenizer, limits, log, template)
 
 
 def prepare_completions(
@@ -126,6 +143,7 @@ def prepare_completions(
     on_bad_row: OnBadRow = "skip",
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
+    template: TemplateSettings | None = None,
 ) -> PreparedData:
     """Encode prompts with one response each, for fine-tuning; otherwise as `prepare_pairs`.
 
@@ -135,7 +153,7 @@ def prepare_completions(
     rows, log = select_rows(parts, selection, parse_completion), DefectLog(on_bad_row)
     examples = parse_rows(rows.rows, parse_completion, log)
     limits = Limits(max_length, max_prompt_length)
-    return _prepare(rows, examples, COMPLETION_SIDES, tokenizer, limits, log)
+    return _prepare(rows, examples, COMPLETION_SIDES, tokenizer, limits, log, template)
 
 
 def _prepare(
@@ -145,20 +163,28 @@ def _prepare(
     tokenizer: "PreTrainedTokenizerBase",
     limits: Limits,
     log: DefectLog,
+    template: TemplateSettings | None,
 ) -> PreparedData:
-    special = special_tokens(tokenizer)
+    special, template = special_tokens(tokenizer), template or TemplateSettings()
     limits.check(special)
-    kept, encoded = [], []
-    for example, row in _encode(examples, sides, tokenizer, special, limits, log):
-        kept.append(example)
-        encoded.append(row)
+    end = turn_end(tokenizer, template)
+    rows = _encode(examples, sides, tokenizer, special, limits, log, template, end)
+    kept, encoded = [row.example for row in rows], [row.ids for row in rows]
     log.require_kept(len(selected.rows), len(kept))
-    odd = [*find_warnings(kept), *_inner_ends(kept, encoded, special.eos)]
+    ends = {special.eos: special.eos_text} | ({end.token_id: end.token} if end else {})
+    omitted = [
+        Defect(row.example.origin, WarningKind.TEMPLATE_OMISSION, describe(row.left_out))
+        for row in rows
+        if row.left_out
+    ]
+    odd = [*find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
+    is_chat = any(not isinstance(example.prompt, str) for example in kept)
     origins = [example.origin for example in kept]
     report = replace(
         _report(len(selected.rows), log.defects, odd, encoded, sides),
         sources=selected.accounts(origins),
         selection=selected.notes,
+        notes=_template_notes(tokenizer, special, template, end) if is_chat else (),
     )
     # Judged once, used as often as their source's weight says.
     times = [selected.times.get(origin, 1) for origin in origins]
@@ -169,8 +195,23 @@ def _prepare(
         for index, row in enumerate(encoded)
         if row.prompt_cut or any(row.response_cuts)
     }
-    digest = _digest(selected.rows, encoded)
-    return PreparedData(_dataset(encoded, origins, sides), report, digest, cuts)
+    return PreparedData(
+        _dataset(encoded, origins, sides),
+        report,
+        _digest(selected.rows, encoded),
+        cuts,
+        template.record(tokenizer) if is_chat else {},
+        end.token_id if is_chat and end else None,
+    )
+
+
+@dataclass(frozen=True)
+class _EncodedRow:
+    """A row that is kept, its tokens, and its text that the template leaves out, by side."""
+
+    example: PreferenceExample | CompletionExample
+    ids: EncodedExample
+    left_out: Mapping[str, str]
 
 
 def _encode(
@@ -180,34 +221,83 @@ def _encode(
     special: SpecialTokens,
     limits: Limits,
     log: DefectLog,
-) -> list[tuple[PreferenceExample | CompletionExample, EncodedExample]]:
-    encoded: list[tuple[PreferenceExample | CompletionExample, EncodedExample]] = []
+    template: TemplateSettings,
+    end: TurnEnd | None,
+) -> list[_EncodedRow]:
+    encoded: list[_EncodedRow] = []
     for begin in range(0, len(examples), _BATCH_SIZE):
         rendered, renderable = [], []
         for example in examples[begin : begin + _BATCH_SIZE]:
             try:
-                rendered.append(render(example, tokenizer))
+                rendered.append(render(example, tokenizer, template, end))
             except RowDefectError as error:
                 log.refuse(example.origin, error)
             else:
                 renderable.append(example)
         token_ids = tokenise(tokenizer, rendered, special) if rendered else []
-        for example, ids in zip(renderable, token_ids, strict=True):
+        for example, text, ids in zip(renderable, rendered, token_ids, strict=True):
+            missing = left_out(example, text, tokenizer, template)
             try:
-                encoded.append((example, assemble(ids, sides, special, limits)))
+                row = assemble(ids, sides, special, limits)
             except RowDefectError as error:
-                log.refuse(example.origin, error)
+                log.refuse(example.origin, _explained(error, missing, sides))
+            else:
+                encoded.append(_EncodedRow(example, row, missing))
     return encoded
 
 
+def _explained(
+    error: RowDefectError, missing: Mapping[str, str], sides: tuple[str, ...]
+) -> RowDefectError:
+    """A pair whose two sides are the same tokens because of what the template leaves out."""
+    of_responses = {side: missing[side] for side in sides if side in missing}
+    if error.kind is not DefectKind.IDENTICAL_TOKENS or not of_responses:
+        return error
+    return RowDefectError(
+        error.kind,
+        f"the template leaves out what tells them apart: {describe(of_responses)}; set "
+        "chat_template to one that renders it, or give the rows as text",
+    )
+
+
+def _template_notes(
+    tokenizer: "PreTrainedTokenizerBase",
+    special: SpecialTokens,
+    template: TemplateSettings,
+    end: TurnEnd | None,
+) -> list[str]:
+    """What a reader has to know of how conversations are rendered."""
+    notes = []
+    if end is None:
+        notes.append(
+            f"end of a response: {special.eos_text!r}; the chat template writes no end of turn"
+        )
+    elif end.token_id != special.eos:
+        notes.append(
+            f"end of a response: {end.token!r}, the chat template's end of turn, not eos_token "
+            f"{special.eos_text!r}"
+        )
+    if depends_on_day(tokenizer, template):
+        notes.append(
+            f"the template writes today's date (strftime_now): fixed to {template.day.isoformat()}"
+        )
+    return notes
+
+
 def _inner_ends(
-    kept: Sequence[PreferenceExample | CompletionExample], encoded: list[EncodedExample], eos: int
+    kept: Sequence[PreferenceExample | CompletionExample],
+    encoded: Sequence[EncodedExample],
+    ends: Mapping[int, str],
 ) -> list[Defect]:
-    return [
-        Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, "the response goes on after EOS")
-        for example, row in zip(kept, encoded, strict=True)
-        if any(eos in response[:-1] for response in row.response_ids)
-    ]
+    """Rows with a response in which an end (id to text) stands before its last token."""
+    odd = []
+    for example, row in zip(kept, encoded, strict=True):
+        inside = (id for response in row.response_ids for id in response[:-1] if int(id) in ends)
+        found = next(inside, None)
+        if found is not None:
+            detail = f"the response goes on after {ends[int(found)]!r}"
+            odd.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
+    return odd
 
 
 def _report(

@@ -75,6 +75,7 @@ class DataReport:
         sources: what was read of each source.
         selection: what was left out before rows were judged, in words; rows left out are not among
             `rows_read`.
+        notes: what else a reader has to know, a sentence each.
     """
 
     rows_read: int
@@ -87,6 +88,7 @@ class DataReport:
     truncated: Mapping[str, Truncation] = field(default_factory=dict)
     sources: Sequence[SourceAccount] = ()
     selection: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def defect_counts(self) -> dict[str, int]:
@@ -129,6 +131,7 @@ class DataReport:
         ]
         if self.truncated:
             lines.append(f"truncated: {', '.join(cuts) or 'nothing'}")
+        lines += self.notes
         return "\n".join(printable(line) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +151,7 @@ class DataReport:
                 side: {"rows": cut.rows, "tokens": cut.tokens}
                 for side, cut in self.truncated.items()
             },
+            "notes": list(self.notes),
         }
 
 

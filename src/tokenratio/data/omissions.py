@@ -1,0 +1,163 @@
+"""Text of a row that the chat template does not render: reasoning, tool calls, tools, turns.
+
+Templates change white space and escape characters; that is not left out.
+"""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tokenratio.data.chat import Conversation, RenderedExample, render_turns
+from tokenratio.data.display import quoted
+from tokenratio.data.formats import CompletionExample, PreferenceExample, Text
+from tokenratio.data.template import TemplateSettings
+from tokenratio.data.validation import responses_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The keys of a message that hold what was said. Others, such as ids and names, most templates
+# leave out on purpose.
+_SPOKEN = ("reasoning_content", "reasoning", "thinking", "content")
+_SHOWN = 24
+
+
+def left_out(
+    example: PreferenceExample | CompletionExample,
+    rendered: RenderedExample,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: TemplateSettings,
+) -> dict[str, str]:
+    """By side (`tools`, `prompt`, `chosen`, …) the row's text that is not in the rendered text.
+
+    Args:
+        rendered: of `render`, with these settings.
+    Returns:
+        Only sides that lack text.
+    """
+    if isinstance(example.prompt, str):
+        return {}
+    missing = {
+        "tools": _missing(_tool_texts(example.tools or template.tools or ()), rendered.prompt),
+        "prompt": _missing(_spoken(example.prompt), rendered.prompt),
+    }
+    sides = responses_of(example).items()
+    for (side, turns), text, end in zip(sides, rendered.responses, rendered.ends, strict=True):
+        missing[side] = _missing(_spoken(turns), text)
+        if missing[side]:
+            # Some templates write the beginning of an answer into the generation prompt, and some
+            # contents hold the end of turn.
+            opening = _generation_prompt(example, rendered, tokenizer, template)
+            closing = "" if end is None else tokenizer.convert_ids_to_tokens(end)
+            missing[side] = _missing(_spoken(turns), f"{opening}{text}{closing}")
+    return {side: text for side, text in missing.items() if text}
+
+
+def describe(missing: Mapping[str, str]) -> str:
+    """What is left out, in words: `58 characters of chosen: '<think> The user …'`."""
+    return "; ".join(
+        f"{len(text):,} characters of {side}: {quoted(text[:_SHOWN], _SHOWN)}"
+        + ("…" if len(text) > _SHOWN else "")
+        for side, text in missing.items()
+    )
+
+
+def _generation_prompt(
+    example: PreferenceExample | CompletionExample,
+    rendered: RenderedExample,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: TemplateSettings,
+) -> str:
+    conversation = Conversation(example.prompt, example.tools, example.template_kwargs)
+    before = render_turns(conversation, example.prompt, tokenizer, template)
+    return rendered.prompt[len(before) :] if rendered.prompt.startswith(before) else ""
+
+
+def _missing(texts: Iterator[str], rendered: str) -> str:
+    """The parts of the texts that are not in the rendered text, up to white space."""
+    whole = _squeezed(rendered)
+    if "&" in rendered:  # some templates escape for HTML
+        whole = f"{whole}\n{_squeezed(html.unescape(rendered))}"
+    parts = (_unrendered(text, whole) for text in texts)
+    return " ".join(part for part in parts if part)
+
+
+def _unrendered(text: str, whole: str) -> str:
+    """The words between the longest beginning and the longest end that are rendered."""
+    # As it is, or as in JSON, where a template writes arguments; arguments that are JSON already
+    # are then escaped twice.
+    forms = (text, _json(text), _json(text, False), _json(_json(text, False), False))
+    if any(_squeezed(form) in whole for form in forms):
+        return ""
+    words = text.split()
+    end = _longest(words, whole, from_end=True)
+    words = words[: len(words) - end]
+    return " ".join(words[_longest(words, whole, from_end=False) :])
+
+
+def _json(text: str, ensure_ascii: bool = True) -> str:
+    return json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
+
+
+def _longest(words: Sequence[str], whole: str, *, from_end: bool) -> int:
+    """How many words of the beginning (or end) are rendered in one piece."""
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        piece = words[len(words) - middle :] if from_end else words[:middle]
+        if "".join(piece) in whole:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _spoken(turns: Text) -> Iterator[str]:
+    for turn in turns:
+        assert not isinstance(turn, str)
+        for key in _SPOKEN:
+            yield from _strings(turn.get(key))
+        for call in turn.get("tool_calls") or ():
+            # {"function": {"name", "arguments"}}, or the inner object alone.
+            inner = call.get("function", call) if isinstance(call, Mapping) else call
+            if isinstance(inner, Mapping):
+                yield from _strings(inner.get("name"))
+                yield from _strings(_parsed(inner.get("arguments")))
+
+
+def _tool_texts(tools: Sequence[Any]) -> Iterator[str]:
+    for tool in tools:
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else tool
+        if isinstance(inner, Mapping):
+            yield from _strings(inner.get("name"))
+            for text in _strings(inner.get("description")):
+                # Templates that write tools as code put each line in a comment of its own.
+                yield from text.splitlines()
+
+
+def _parsed(arguments: Any) -> Any:
+    """Arguments of a call: an object, or the JSON of one, which templates may write anew."""
+    if isinstance(arguments, str):
+        try:
+            return json.loads(arguments)
+        except ValueError:
+            return arguments
+    return arguments
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        # Of a content block only the text is said; arguments are of all names.
+        values = [value.get("text")] if value.get("type") == "text" else value.values()
+        for each in values:
+            yield from _strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

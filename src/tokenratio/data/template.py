@@ -1,0 +1,256 @@
+"""The chat template: what a run tells it, the day it writes, and the token that ends a turn."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CLOCK = "strftime_now"  # the one thing outside its arguments that a template can read
+_DIRECTIVES = "aAbBcCdDeFgGhHIjklmMpPrRsSTuUVwWxXyYzZ"
+# Two days that differ in year, month, day and weekday.
+_TWO_DAYS = (date(1999, 11, 28), date(2004, 5, 3))
+_MARKS = ("XfirstmarkX", "XsecondmarkX")  # stand for contents; no template changes such a word
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look something up.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class TemplateSettings:
+    """What a run tells the chat template besides the messages. A row's own values win.
+
+    Attributes:
+        kwargs: further arguments of the template, such as `enable_thinking`.
+        tools: JSON schemas, for rows that have none.
+        day: what a template that writes today's date takes for today.
+    """
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Any] | None = None
+    day: date = field(default_factory=date.today)
+
+    @classmethod
+    def of(
+        cls,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        template_date: str | None = None,
+    ) -> "TemplateSettings":
+        """From settings as recipes, flags and `run.json` hold them; None for the defaults.
+
+        Raises:
+            TokenRatioError: `template_date` is not a date.
+        """
+        settings = cls(dict(chat_template_kwargs or {}), tools or None)
+        if template_date is None:
+            return settings
+        return replace(settings, day=parse_day(template_date))
+
+    def record(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+        """The settings that matter under this tokenizer's template, as `of` takes them back."""
+        found: dict[str, Any] = {}
+        if self.kwargs:
+            found["chat_template_kwargs"] = dict(self.kwargs)
+        if self.tools:
+            found["tools"] = list(self.tools)
+        if depends_on_day(tokenizer, self):
+            found["template_date"] = self.day.isoformat()
+        return found
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """How a template ends the assistant's last turn.
+
+    Attributes:
+        tail: all it writes after the turn's content.
+        kept: the part of the tail that ends with the token at which generation stops.
+        token: that token's text; `token_id` its id.
+    """
+
+    tail: str
+    kept: str
+    token: str
+    token_id: int
+
+
+def parse_day(text: str) -> date:
+    """An ISO date.
+
+    Raises:
+        TokenRatioError: it is none.
+    """
+    try:
+        return date.fromisoformat(str(text))
+    except ValueError:
+        raise TokenRatioError(
+            f"template_date must be a date such as 2025-03-01, not {text!r}"
+        ) from None
+
+
+def with_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer, or, with a template, a copy that has this one in place of its own.
+
+    Args:
+        chat_template: a file, or the template itself.
+    Raises:
+        TokenRatioError: neither; the file cannot be read; or the template is not Jinja.
+    """
+    if chat_template is None:
+        return tokenizer
+    text = chat_template
+    if "{" not in text:
+        try:
+            text = Path(os.path.expanduser(chat_template)).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenRatioError(
+                f"cannot read chat_template {chat_template!r}: {error}; give a file or the "
+                "template itself"
+            ) from None
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def apply_template(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    template: TemplateSettings,
+    *,
+    tools: Sequence[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = False,
+) -> str:
+    """Messages as text. Every rendering of a conversation comes through here.
+
+    Args:
+        tools, template_kwargs: the row's own; they win over those of `template`.
+    Raises:
+        RowDefectError: the template fails on these messages.
+    """
+    tools = list(tools or template.tools or ()) or None
+    options = {**template.kwargs, **(template_kwargs or {})}
+    try:
+        text = tokenizer.get_chat_template(None, tools)
+        if _CLOCK in text:
+            options["chat_template"] = _with_day(text, template.day)
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
+    except Exception as error:  # whatever the template's Jinja raises: refusals, type errors
+        reason = str(error).strip().split("\n")[0]
+        raise RowDefectError(
+            DefectKind.TEMPLATE_FAILURE,
+            f"the chat template fails: {type(error).__name__}: {reason}",
+        ) from error
+
+
+def depends_on_day(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> bool:
+    """Whether the template writes the day it is rendered on."""
+    if tokenizer.chat_template is None or _CLOCK not in str(tokenizer.chat_template):
+        return False
+    user = {"role": "user", "content": _MARKS[0]}
+    system = {"role": "system", "content": _MARKS[1]}
+    for messages, tools in (([user], None), ([system, user], None), ([user], [_PROBE_TOOL])):
+        try:
+            early, late = (
+                apply_template(tokenizer, messages, replace(template, day=day), tools=tools)
+                for day in _TWO_DAYS
+            )
+        except RowDefectError:
+            continue
+        if early != late:
+            return True
+    return False
+
+
+def turn_end(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> TurnEnd | None:
+    """The token that ends the assistant's turns; None where the template writes none.
+
+    It is the last token of its own (not made of plain text) in what the template writes after a
+    turn, whether or not another turn follows: some templates add a further token at the end of the
+    whole conversation, which generation never reaches.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    first, second = _MARKS
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": first}]
+    followed = [*turns, {"role": "user", "content": second}]
+    try:
+        tail = apply_template(tokenizer, turns, template).rpartition(first)[2]
+    except RowDefectError:
+        return None
+    common = tail
+    try:
+        whole = apply_template(tokenizer, followed, template)
+    except RowDefectError:
+        pass
+    else:
+        between = whole.partition(first)[2].partition(second)[0]
+        common = os.path.commonprefix([tail, between])  # noqa: RUF071 - characters are meant
+    found = _last_token(tokenizer, common) or _last_token(tokenizer, tail)
+    if found is None:
+        return None
+    end, token, token_id = found
+    return TurnEnd(tail, tail[:end], token, token_id)
+
+
+def special_token_at_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[str, int] | None:
+    """The special token that a text ends with, and its id."""
+    found = _last_token(tokenizer, text, only_special=True)
+    return found[1:] if found is not None and found[0] == len(text) else None
+
+
+def _last_token(
+    tokenizer: "PreTrainedTokenizerBase", text: str, *, only_special: bool = False
+) -> tuple[int, str, int] | None:
+    """Where the last added token in a text ends, its text and its id; of several the longest."""
+    found = [
+        (text.rfind(token.content) + len(token.content), len(token.content), token.content, id)
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip() and token.content in text and (token.special or not only_special)
+    ]
+    if not found:
+        return None
+    end, _, content, id = max(found)
+    return end, content, id
+
+
+def _with_day(template: str, day: date) -> str:
+    """The template with a clock that stands still.
+
+    transformers gives templates the real one, and turns a function among their arguments into
+    text; so the clock is a macro, which replaces each directive of the format asked for.
+    """
+    moment = datetime.combine(day, time())
+    directives = [f"%{flag}{letter}" for letter in _DIRECTIVES for flag in ("", "-")]
+    replaced = "".join(
+        f" | replace({json.dumps(directive)}, {json.dumps(moment.strftime(directive))})"
+        for directive in directives
+    )
+    # Jinja drops the newline after a block, so the template still begins at the start of a line.
+    return (
+        f"{{% macro {_CLOCK}(format) %}}{{{{ format{replaced} | replace('%%', '%') }}}}"
+        f"{{% endmacro %}}\n{template}"
+    )
