@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tokenratio.cli.main import main
+from tokenratio.data.chat import prompt_of, prompt_value
 from tokenratio.data.prompts import read_prompts
 from tokenratio.evaluation.generations import read_generations, read_settings
 from tokenratio.evaluation.interchange import read_alpaca_outputs, read_mt_bench_answers
@@ -32,7 +33,7 @@ def write_generations(path, prompts, *, samples=1, model=None):
     rows = [
         {
             "id": id,
-            "prompt": prompt,
+            "prompt": prompt_value(prompt_of(prompt)),
             "samples": [
                 {"text": f"answer {n} to {id} ½", "token_ids": [1, 2], "finish_reason": "eos"}
                 for n in range(samples)
@@ -140,7 +141,11 @@ def test_a_second_turn_is_a_conversation(capsys):
     said = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2")
     assert "left out" not in said
     last = read_generations("two.jsonl")[0]
-    assert [message["content"] for message in last.prompt] == ["What is 3?", "1", "Twice that?"]
+    assert [message["content"] for message in last.prompt.messages] == [
+        "What is 3?",
+        "1",
+        "Twice that?",
+    ]
     assert texts("two.jsonl")["question.jsonl:3"] == ["2"]
     back = ["two.jsonl", "--to", "mt-bench", "--questions", "question.jsonl"]
     convert(capsys, *back, "--output", "back.jsonl")

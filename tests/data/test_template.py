@@ -219,7 +219,7 @@ def test_another_template(tmp_path):
         assert other.chat_template == FAMILIES["chatml"][2]
     assert tokenizer.chat_template == FAMILIES["strips"][2]
     assert with_chat_template(tokenizer, None) is tokenizer
-    with pytest.raises(TokenRatioError, match="cannot read chat_template 'nowhere.jinja'"):
+    with pytest.raises(TokenRatioError, match=r"cannot read chat_template 'nowhere\.jinja'"):
         with_chat_template(tokenizer, "nowhere.jinja")
 
 

@@ -15,6 +15,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from evaluation.loopback import KEY, Loopback, first_times, wait_until
+from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget, Ledger
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure, Request
@@ -76,7 +77,8 @@ def test_what_is_sent():
         endpoint = endpoint_for(
             server, extra_body={"top_k": 5}, max_tokens_name="max_completion_tokens"
         )
-        list(endpoint.ask([request, Request("b", [{"role": "system", "content": "hello"}], 7)]))
+        system = Conversation([{"role": "system", "content": "hello"}])
+        list(endpoint.ask([request, Request("b", system, 7)]))
     first, second = sorted(server.bodies, key=lambda body: "seed" not in body)
     assert first == {
         "messages": [{"role": "user", "content": "hi"}],
@@ -92,12 +94,28 @@ def test_what_is_sent():
     assert not {"n", "seed", "temperature", "top_p"} & second.keys()
 
 
+def test_what_a_prompt_tells_its_template_is_sent():
+    """As vLLM and SGLang read it; a prompt's own arguments win over the run's."""
+    turns, tools = [{"role": "user", "content": "hi"}], [{"type": "function"}]
+    extra_body = {"chat_template_kwargs": {"enable_thinking": True, "depth": 2}, "top_k": 5}
+    with Loopback() as server:
+        endpoint = endpoint_for(server, extra_body=extra_body)
+        own = Conversation(turns, tools, {"enable_thinking": False})
+        list(endpoint.ask([Request("a", own, 7), Request("b", Conversation(turns), 7)]))
+    first, second = sorted(server.bodies, key=lambda body: "tools" not in body)
+    assert first["chat_template_kwargs"] == {"enable_thinking": False, "depth": 2}
+    assert (first["tools"], first["tool_choice"], first["top_k"]) == (tools, "none", 5)
+    assert second["chat_template_kwargs"] == {"enable_thinking": True, "depth": 2}
+    assert "tools" not in second
+
+
 def test_texts_are_gone_on_with():
     with Loopback() as server:
         endpoint = endpoint_for(server, api="completions")
         assert texts_of(endpoint.ask(questions(3))) == expected(3)
+        turns = Conversation([{"role": "user", "content": "x"}])
         with pytest.raises(TokenRatioError, match=r"q is a conversation.*api=chat"):
-            list(endpoint.ask([Request("q", [{"role": "user", "content": "x"}], 1)]))
+            list(endpoint.ask([Request("q", turns, 1)]))
     assert server.paths == {"/v1/completions"}
     assert server.bodies[0].keys() == {"prompt", "model", "max_tokens"}
 
@@ -284,7 +302,8 @@ def test_answers_without_usage_are_counted_roughly():
         endpoint = Endpoint(settings_for(server), count_tokens=len, report=lambda text: None)
         list(endpoint.ask(questions(2)))
     assert (endpoint.ledger.tokens_in, endpoint.ledger.tokens_out) == (20, 10)
-    turns = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": None}]
+    messages = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": None}]
+    turns = Conversation(messages)
     assert ledger.demand(turns, 7, 2).tokens_in == 3 + 2 * 4
     assert ledger.demand(turns, 7, 2).tokens_out == 14
 

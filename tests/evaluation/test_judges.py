@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from evaluation.loopback import Loopback, first_times
 from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
+from tokenratio.data.chat import Conversation, prompt_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.judges import (
@@ -197,7 +198,7 @@ def test_reward_model_takes_what_trl_trains_it_on(tmp_path):
         judge = RewardModelJudge(trainer.model, tokenizer, as_chat=rows is turns)
         for row, pair, theirs in zip(rows, texts, trainer.train_dataset, strict=True):
             for side in ("chosen", "rejected"):
-                ours = judge._encode(row["prompt"], pair[side])["input_ids"]
+                ours = judge._encode(prompt_of(row["prompt"]), pair[side])["input_ids"]
                 assert ours == list(theirs[f"{side}_ids"])
 
 
@@ -205,7 +206,7 @@ def test_reward_models_of_chats_and_of_pairs():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     model = reward_model()
-    turns = [{"role": "user", "content": "ash"}]
+    turns = Conversation([{"role": "user", "content": "ash"}])
     wanted = reward_by_hand(model, tokenizer("user ash <eos> assistant bay <eos> ")["input_ids"])
     judge = RewardModelJudge(model, tokenizer)
     assert judge.rewards([Response(turns, "bay")]) == [pytest.approx(wanted, abs=1e-6)]
@@ -343,14 +344,14 @@ def test_implicit_reward_takes_the_ids_that_were_sampled():
     assert rewards[0] == pytest.approx(wanted[0], abs=1e-4)
     assert rewards[1:5] == [pytest.approx(wanted[1], abs=1e-4)] * 4
     assert rewards[5] == pytest.approx(wanted[2], abs=1e-4)
-    assert "no token but EOS" in rewards[6]
+    assert "no token but its end" in rewards[6]
 
 
 def test_implicit_reward_of_conversations_and_of_what_is_too_long():
     tokenizer, (model, ref) = tiny_tokenizer(), (tiny_model(seed=0), tiny_model(seed=1))
     tokenizer.chat_template = CHAT_TEMPLATE
     judge = ImplicitRewardJudge(model, tokenizer, ref_model=ref, beta=1.0, batch_size=2)
-    turns = [{"role": "user", "content": "ash"}]
+    turns = Conversation([{"role": "user", "content": "ash"}])
     long = Response("ash", " ".join(["bay"] * 70))
     rewards = judge.rewards([long, Response(turns, "bay"), Response("ash", "bay"), long])
     prompt_ids = tokenizer("user ash <eos> assistant ")["input_ids"]
@@ -554,9 +555,15 @@ def test_templates_differ_and_are_told_apart():
     assert set(TEMPLATES) == {"mt-bench", "hh-helpful", "hh-harmless", "tldr"}
     digests = {template.identity()["template_sha256"] for template in TEMPLATES.values()}
     assert len(digests) == 4
-    conversation = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    user = TEMPLATES["hh-helpful"].messages(conversation, "a", "b")[1]["content"]
+    call = {"function": {"name": "sky"}}
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    user = TEMPLATES["hh-helpful"].messages(Conversation(turns), "a", "b")[1]["content"]
     assert "User: hi\n\nAssistant: ho\n" in user
+    turns[1] = {"role": "assistant", "tool_calls": [call]}
+    tools = [{"type": "function", "function": {"name": "sky"}}]
+    user = TEMPLATES["hh-helpful"].messages(Conversation(turns, tools), "a", "b")[1]["content"]
+    assert f"Tools: {json.dumps(tools)}\n\nUser: hi\n\n" in user
+    assert f"Assistant: [calls {json.dumps([call])}]\n" in user
     for text in ("{prompt} {response_a}", "{prompt} {response_a} {response_b} {other}"):
         with pytest.raises(TokenRatioError, match="template mine: it has the places"):
             JudgeTemplate("mine", "", text, VERDICTS, 10)

@@ -9,10 +9,10 @@ from typing import Any
 
 from tokenratio.cli.convert import ConvertOptions
 from tokenratio.cli.outputs import claim_output
+from tokenratio.data.chat import Conversation, Prompt, prompt_extras
 from tokenratio.data.files import read_file
 from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import Prompt
 from tokenratio.evaluation.generations import (
     GeneratedSample,
     generate_all,
@@ -150,7 +150,7 @@ def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
             )
         prompt: Prompt = question.turns[0]
         if options.turn > 1:
-            prompt = question.conversation(before.pop())
+            prompt = Conversation(question.conversation(before.pop()))
         samples = [GeneratedSample(answered[options.turn - 1], "unknown") for answered in turns]
         num_others += sum(len(answered) - options.turn for answered in turns)
         answers.append((origin, prompt, tuple(samples)))
@@ -179,6 +179,7 @@ def _write_alpaca(
 ) -> str:
     outputs, num_others = [], 0
     for id, prompt, samples in found.answers:
+        _refuse_extras(id, prompt)
         text = _single_turn(prompt)
         if text is None:
             raise TokenRatioError(
@@ -202,12 +203,17 @@ def _write_mt_bench(
     taken: dict[int, str] = {}
     answers = []
     for id, prompt, samples in found.answers:
+        _refuse_extras(id, prompt)
         number = _question_id(id, prompt, numbers, options)
         if number in taken:
             raise TokenRatioError(f"{taken[number]} and {id} both answer question {number}")
         taken[number] = id
         # A second turn's prompt holds what was answered to the first.
-        said = [] if isinstance(prompt, str) else [m for m in prompt if m["role"] == "assistant"]
+        said = (
+            []
+            if isinstance(prompt, str)
+            else [m for m in prompt.messages if m["role"] == "assistant"]
+        )
         before = tuple(str(message["content"]) for message in said)
         choices = tuple((*before, sample.text) for sample in samples)
         answers.append(MtBenchAnswer(number, generator, choices))
@@ -219,7 +225,7 @@ def _question_id(
     id: str, prompt: Prompt, numbers: Mapping[str, int], options: ConvertOptions
 ) -> int:
     if options.questions is not None:
-        turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.messages]
         number = next((numbers[turn] for turn in turns if turn in numbers), None)
         if number is None:
             raise TokenRatioError(f"{options.questions} has no question that {id} answers")
@@ -232,11 +238,17 @@ def _question_id(
     return int(ending.group())
 
 
+def _refuse_extras(id: str, prompt: Prompt) -> None:
+    extras = " and ".join(prompt_extras(prompt))
+    if extras:
+        raise TokenRatioError(f"{id}: its prompt has {extras}, which the other format cannot hold")
+
+
 def _single_turn(prompt: Prompt) -> str | None:
     """The text of a prompt that is one; None of a longer conversation."""
     if isinstance(prompt, str):
         return prompt
-    return str(prompt[0]["content"]) if len(prompt) == 1 else None
+    return str(prompt.messages[0]["content"]) if len(prompt.messages) == 1 else None
 
 
 def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +12,7 @@ from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
 from tokenratio.cli.starting import say_splits, source_of
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
+from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.worlds import WORLDS, World, is_world_source
 from tokenratio.errors import TokenRatioError
@@ -92,7 +92,7 @@ class _Room:
         self.options, self.folder, self.report = options, folder, report
         self.reference_path = subjects[0].path if subjects[0].name == REFERENCE else None
         self.world: World | None = None
-        self.prompts: list[tuple[str, Any]] = []
+        self.prompts: list[tuple[str, Prompt]] = []
         if options.prompts is not None:
             self.prompts = read_prompts(options.prompts, split=options.split)
             say_splits(options.prompts, options.split, report)
@@ -105,11 +105,11 @@ class _Room:
         # One for all policies: a budget is the evaluation's.
         self._judges: dict[str, Judge] = {}
 
-    def _once(self, prompts: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    def _once(self, prompts: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
         """Each prompt once: rows with the same one are not independent draws."""
-        first: dict[str, tuple[str, Any]] = {}
+        first: dict[str, tuple[str, Prompt]] = {}
         for id, prompt in prompts:
-            first.setdefault(digest_of(prompt), (id, prompt))
+            first.setdefault(digest_of(prompt_value(prompt)), (id, prompt))
         if len(first) < len(prompts):
             self.report(
                 f"{len(prompts)} rows have {len(first)} different prompts: each is asked once"
@@ -118,7 +118,9 @@ class _Room:
 
     def contents(self) -> dict[str, str]:
         """What stands behind the ids, so that other prompts or pairs are never taken for these."""
-        contents = {f"prompt {id}": digest_of(prompt)[:16] for id, prompt in self.prompts}
+        contents = {
+            f"prompt {id}": digest_of(prompt_value(prompt))[:16] for id, prompt in self.prompts
+        }
         if self.options.pairs is not None:
             rows = read_rows(source_of(self.options.pairs), split=self.options.split)
             contents |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}

@@ -17,8 +17,8 @@ from tokenratio.cli.endpoint_options import (
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
+    from tokenratio.data.chat import Prompt
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-    from tokenratio.evaluation.generation import Prompt
     from tokenratio.evaluation.generations import Backend, GeneratedSample, Generation
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]

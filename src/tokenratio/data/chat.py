@@ -67,6 +67,19 @@ def prompt_of(
     return Conversation(list(text), tools or None, dict(template_kwargs or {}))
 
 
+def answered(prompt: Prompt, response: str) -> CompletionExample:
+    """A prompt and one response to it, as an example of a data set."""
+    if isinstance(prompt, str):
+        return CompletionExample("A prompt", prompt, response)
+    return CompletionExample(
+        "A prompt",
+        [dict(message) for message in prompt.messages],
+        [{"role": "assistant", "content": response}],
+        None if prompt.tools is None else list(prompt.tools),
+        dict(prompt.template_kwargs),
+    )
+
+
 def prompt_value(prompt: Prompt) -> Any:
     """A prompt as a JSON value that holds all of it; a plain conversation is its messages alone."""
     if isinstance(prompt, str):

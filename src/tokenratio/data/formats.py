@@ -6,7 +6,7 @@ conversations).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -60,7 +60,7 @@ def parse_preference(row: SourceRow) -> PreferenceExample:
     fields = _readable(row)
     prompt, chosen, rejected = _resolve(fields, ("chosen", "rejected"))
     return PreferenceExample(
-        row.origin, prompt, chosen, rejected, _tools(fields), _template_kwargs(fields)
+        row.origin, prompt, chosen, rejected, tools_of(fields), template_kwargs_of(fields)
     )
 
 
@@ -75,7 +75,7 @@ def parse_completion(row: SourceRow) -> CompletionExample:
         RowDefectError: the row has none of the formats; says which column is why.
     """
     fields = _readable(row)
-    tools = _tools(fields)
+    tools = tools_of(fields)
     if "completion" in fields:
         prompt, completion = _resolve(fields, ("completion",))
     elif "messages" in fields:
@@ -103,7 +103,7 @@ def parse_completion(row: SourceRow) -> CompletionExample:
         raise RowDefectError(
             DefectKind.MISSING_COLUMN, f"it needs {wanted}; it has {sorted(fields)}"
         )
-    return CompletionExample(row.origin, prompt, completion, tools, _template_kwargs(fields))
+    return CompletionExample(row.origin, prompt, completion, tools, template_kwargs_of(fields))
 
 
 def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
@@ -238,7 +238,12 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
                 )
 
 
-def _template_kwargs(fields: dict[str, Any]) -> dict[str, Any]:
+def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row tells the chat template besides its messages.
+
+    Raises:
+        RowDefectError: `chat_template_kwargs` is no object.
+    """
     options = fields.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise RowDefectError(
@@ -249,7 +254,12 @@ def _template_kwargs(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _tools(fields: dict[str, Any]) -> list[Any] | None:
+def tools_of(fields: Mapping[str, Any]) -> list[Any] | None:
+    """The row's tools, JSON schemas; None where it has none.
+
+    Raises:
+        RowDefectError: `tools` is neither a list nor the JSON of one.
+    """
     tools = fields.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:

@@ -1,9 +1,11 @@
 """Prompts to generate from: the column `prompt` of any source, or what benchmarks call it."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from tokenratio.data.chat import Prompt, prompt_of
+from tokenratio.data.defects import RowDefectError
 from tokenratio.data.files import SourceRow
+from tokenratio.data.formats import template_kwargs_of, tools_of
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
@@ -12,11 +14,10 @@ from tokenratio.errors import TokenRatioError
 _COLUMNS = ("prompt", "instruction", "turns")
 
 
-def read_prompts(
-    source: Source, *, split: str | None = None
-) -> list[tuple[str, str | list[dict[str, Any]]]]:
+def read_prompts(source: Source, *, split: str | None = None) -> list[tuple[str, Prompt]]:
     """`(origin, prompt)` of every row; a prompt is a text or a conversation.
 
+    A conversation keeps what its row tells the chat template (`tools`, `chat_template_kwargs`).
     A conversation keeps its turns up to the last one that is not the assistant's. Of a benchmark's
     `turns` the first is taken.
 
@@ -33,7 +34,7 @@ def read_prompts(
     return prompts
 
 
-def _prompt_of(row: SourceRow) -> str | list[dict[str, Any]]:
+def _prompt_of(row: SourceRow) -> Prompt:
     if row.problem is not None:
         raise TokenRatioError(f"{row.origin}: {row.problem}")
     name = next((name for name in _COLUMNS if name in row.fields), None)
@@ -49,7 +50,11 @@ def _prompt_of(row: SourceRow) -> str | list[dict[str, Any]]:
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
         if turns:
-            return turns
+            try:
+                tools, template_kwargs = tools_of(row.fields), template_kwargs_of(row.fields)
+            except RowDefectError as error:
+                raise TokenRatioError(f"{row.origin}: {error}") from None
+            return prompt_of(turns, tools, template_kwargs)
     raise TokenRatioError(f"{row.origin}: {name} is neither a text nor a conversation")
 
 

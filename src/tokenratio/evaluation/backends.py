@@ -1,12 +1,14 @@
 """Where responses come from: a model loaded here, or an endpoint."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenratio.data.chat import Conversation, Prompt
+from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
-from tokenratio.evaluation.generation import Prompt, eos_ids, iterate_samples
+from tokenratio.evaluation.generation import eos_ids, iterate_samples
 from tokenratio.evaluation.generations import GeneratedSample
 from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.sampling import stream_seed
@@ -27,6 +29,7 @@ class TransformersBackend:
     tokenizer: "PreTrainedTokenizerBase"
     max_new_tokens: int
     max_prompt_length: int | None = None
+    template: TemplateSettings = field(default_factory=TemplateSettings)
     num_samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
@@ -40,7 +43,8 @@ class TransformersBackend:
         # A prompt read through another template, or an end that is another token, is other text.
         tokenizer = self.tokenizer
         reads = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-        cut["reading"] = digest_of([*reads, eos_ids(self.model, tokenizer)])[:16]
+        cut["reading"] = digest_of([*reads, eos_ids(self.model, tokenizer, self.template)])[:16]
+        cut |= self.template.record(tokenizer)
         return {"backend": "transformers", **_sampling(self), **cut, "seed": self.seed}
 
     def __call__(
@@ -56,6 +60,7 @@ class TransformersBackend:
             top_p=self.top_p,
             max_new_tokens=self.max_new_tokens,
             max_prompt_length=self.max_prompt_length,
+            template=self.template,
             batch_size=self.batch_size,
             seed=self.seed,
             keys=ids,
@@ -78,6 +83,8 @@ class EndpointBackend:
     Attributes:
         seed: each request sends one made of this and the prompt's id; None sends none, for servers
             that know no seed.
+        template: its arguments and tools are sent along with those of each prompt, which win; the
+            server itself renders, with its own clock.
     """
 
     endpoint: Endpoint
@@ -86,8 +93,22 @@ class EndpointBackend:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = 0
+    template: TemplateSettings = field(default_factory=TemplateSettings)
 
     def __post_init__(self) -> None:
+        told = [
+            name
+            for name, value in (
+                ("chat_template_kwargs", self.template.kwargs),
+                ("tools", self.template.tools),
+            )
+            if value
+        ]
+        if told and self.endpoint.settings.api == "completions":
+            raise TokenRatioError(
+                f"{' and '.join(told)} cannot be sent with api=completions, which has no chat "
+                "template: use api=chat"
+            )
         for name in ("num_samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -95,7 +116,9 @@ class EndpointBackend:
     def settings(self) -> dict[str, Any]:
         """What the responses depend on, the server and its model among it."""
         identity = self.endpoint.settings.identity()
-        return {"backend": "endpoint", **identity, **_sampling(self), "seed": self.seed}
+        told = {"chat_template_kwargs": dict(self.template.kwargs), "tools": self.template.tools}
+        told = {name: value for name, value in told.items() if value}
+        return {"backend": "endpoint", **identity, **_sampling(self), **told, "seed": self.seed}
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
@@ -118,12 +141,25 @@ class EndpointBackend:
         seed = None if self.seed is None else stream_seed(self.seed, id, 0) % 2**30
         return Request(
             id,
-            prompt,
+            self._told(prompt),
             max_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             num_choices=self.num_samples,
             seed=seed,
+        )
+
+    def _told(self, prompt: Prompt) -> Prompt:
+        """The prompt with what the run tells the template."""
+        template = self.template
+        if not (template.kwargs or template.tools):
+            return prompt
+        if isinstance(prompt, str):
+            prompt = Conversation([{"role": "user", "content": prompt}])
+        return Conversation(
+            prompt.messages,
+            prompt.tools or template.tools,
+            {**template.kwargs, **prompt.template_kwargs},
         )
 
 

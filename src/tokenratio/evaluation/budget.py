@@ -1,5 +1,6 @@
 """What questions to an endpoint cost: estimated before, counted on the way, limited."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.replies import Answer
 
 if TYPE_CHECKING:
-    from tokenratio.evaluation.generation import Prompt
+    from tokenratio.data.chat import Prompt
 
 _CHARACTERS_PER_TOKEN = 4  # of English under current vocabularies, about
 _TOKENS_PER_MESSAGE = 4  # the role and its delimiters
@@ -86,8 +87,9 @@ class Ledger:
         if isinstance(prompt, str):
             read = self._count(prompt)
         else:
-            texts = [str(message.get("content") or "") for message in prompt]
+            texts = [str(message.get("content") or "") for message in prompt.messages]
             read = sum(map(self._count, texts)) + _TOKENS_PER_MESSAGE * len(texts)
+            read += self._count(json.dumps(list(prompt.tools))) if prompt.tools else 0
         return Demand(read, max_tokens * num_choices)
 
     def reserve(self, demand: Demand) -> None:

@@ -34,7 +34,7 @@ from tokenratio.evaluation.replies import (
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from tokenratio.evaluation.generation import Prompt
+    from tokenratio.data.chat import Prompt
 
 _SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this means "not today"
 
@@ -112,7 +112,7 @@ class Request:
 
     Attributes:
         id: what the asker knows it by.
-        prompt: a text, or the messages of a conversation.
+        prompt: a text or a conversation, whose tools and template arguments are sent along.
         max_tokens: longest answer, in tokens.
         temperature, top_p: None leaves them to the server.
         num_choices: answers wanted; they share the prompt's price where the server can do that.
@@ -334,7 +334,7 @@ class Endpoint:
         elif isinstance(prompt, str):
             arguments = {"messages": [{"role": "user", "content": prompt}]}
         else:
-            arguments = {"messages": [dict(message) for message in prompt]}
+            arguments = {"messages": [dict(message) for message in prompt.messages]}
         arguments["model"] = self.settings.model
         arguments[self.settings.max_tokens_name] = request.max_tokens
         for name in ("temperature", "top_p"):
@@ -344,7 +344,15 @@ class Endpoint:
             arguments["n"] = request.num_choices - have
         if request.seed is not None:
             arguments["seed"] = request.seed + have  # or the second answer would be the first again
-        return arguments | {"extra_body": dict(self.settings.extra_body)}
+        extra_body = dict(self.settings.extra_body)
+        if not isinstance(prompt, str):
+            if prompt.tools:
+                # What a policy writes is read as text, calls included.
+                arguments |= {"tools": list(prompt.tools), "tool_choice": "none"}
+            if prompt.template_kwargs:  # as vLLM and SGLang call it
+                told = {**extra_body.get("chat_template_kwargs", {}), **prompt.template_kwargs}
+                extra_body["chat_template_kwargs"] = told
+        return arguments | {"extra_body": extra_body}
 
     def _judge_error(self, error: Exception) -> tuple[str, float]:
         """What to say of an error worth another attempt, and seconds that the server asks to wait.

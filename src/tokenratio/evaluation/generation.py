@@ -14,15 +14,19 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tokenratio.data.chat import Conversation, Prompt, prompt_of, prompt_value, render_prompt
+from tokenratio.data.defects import RowDefectError
+from tokenratio.data.display import quoted
 from tokenratio.data.encoding import begin, cut_left, special_tokens
+from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.sampling import RowSampler, stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A text, or the messages of a conversation that the policy answers.
-Prompt = str | Sequence[Mapping[str, Any]]
+# What the functions here take for a prompt: bare messages too.
+AnyPrompt = Prompt | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Sample:
 def sample_responses(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     *,
     num_samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int,
     max_prompt_length: int | None = None,
+    template: TemplateSettings | None = None,
     batch_size: int = 64,
     seed: int,
     keys: Sequence[str] | None = None,
@@ -60,7 +65,8 @@ def sample_responses(
     """Sample responses to each prompt, in the order of the prompts.
 
     The distribution is the model's own, tempered and cut as asked: what its `generation_config`
-    says of top-k, penalties and the like does not apply. Its EOS ids do, next to the tokenizer's.
+    says of top-k, penalties and the like does not apply. Its EOS ids do, next to the tokenizer's
+    and the chat template's end of turn.
 
     A response depends on the model, the prompt, `seed`, the prompt's key and the sample's number,
     and not on what else is asked for, in which order, or how many at once; but for rounding: with
@@ -71,7 +77,7 @@ def sample_responses(
         temperature: 0 takes the likeliest token each time.
         top_p: keep the smallest set of tokens with this probability; 1 keeps all.
         max_new_tokens: longest response in tokens, EOS included.
-        max_prompt_length: see `encode_prompts`.
+        max_prompt_length, template: see `encode_prompts`.
         batch_size: rows generated at once.
         seed: the same call gives the same samples; the global random state is left as it was.
         keys: what tells the prompts apart, an id each; None for their content, and where prompts
@@ -91,6 +97,7 @@ def sample_responses(
             top_p=top_p,
             max_new_tokens=max_new_tokens,
             max_prompt_length=max_prompt_length,
+            template=template,
             batch_size=batch_size,
             seed=seed,
             keys=keys,
@@ -103,13 +110,14 @@ def sample_responses(
 def iterate_samples(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     *,
     num_samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int,
     max_prompt_length: int | None = None,
+    template: TemplateSettings | None = None,
     batch_size: int = 64,
     seed: int,
     keys: Sequence[str] | None = None,
@@ -123,9 +131,12 @@ def iterate_samples(
     _check(num_samples, temperature, top_p, max_new_tokens, batch_size)
     if keys is not None and len(set(keys)) < len(prompts):
         raise TokenRatioError(f"{len(set(keys))} different keys for {len(prompts)} prompts")
-    encoded = encode_prompts(tokenizer, prompts, max_prompt_length=max_prompt_length)
+    template = template or TemplateSettings()
+    encoded = encode_prompts(
+        tokenizer, prompts, template=template, max_prompt_length=max_prompt_length
+    )
     keys = _content_keys(prompts) if keys is None else keys
-    ends = eos_ids(model, tokenizer)
+    ends = eos_ids(model, tokenizer, template)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": pad_id}
     settings["do_sample"] = False  # the sampling is RowSampler's
@@ -154,11 +165,11 @@ def iterate_samples(
                     yield index, samples.pop(index)
 
 
-def _content_keys(prompts: Sequence[Prompt]) -> list[str]:
+def _content_keys(prompts: Sequence[AnyPrompt]) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
-        content = json.dumps(prompt, sort_keys=True, default=str)
+        content = json.dumps(prompt_value(prompt_of(prompt)), sort_keys=True, default=str)
         keys.append(f"{seen[content]} {content}")
         seen[content] += 1
     return keys
@@ -221,8 +232,9 @@ def policy_sampler(
 
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AnyPrompt],
     *,
+    template: TemplateSettings | None = None,
     max_prompt_length: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Token ids of prompts as the policy met them in training (`data.encoding.assemble`).
@@ -231,24 +243,29 @@ def encode_prompts(
     its generation prompt.
 
     Args:
+        template: what the chat template is told besides; a prompt's own values win.
         max_prompt_length: tokens of the longest; longer ones are cut on the left, as in training.
+    Raises:
+        TokenRatioError: there is no chat template, or it fails on a prompt.
     """
-    special = special_tokens(tokenizer)
+    special, template = special_tokens(tokenizer), template or TemplateSettings()
     encoded = []
-    for prompt in prompts:
-        text = prompt
-        if not isinstance(prompt, str):
-            if tokenizer.chat_template is None:
-                raise TokenRatioError(
-                    "A prompt is a conversation, and the tokenizer has no chat template."
-                )
-            text = tokenizer.apply_chat_template(
-                list(prompt), tokenize=False, add_generation_prompt=True
-            )
+    for prompt in map(prompt_of, prompts):
+        try:
+            text = render_prompt(prompt, tokenizer, template)
+        except RowDefectError as error:
+            raise TokenRatioError(f"prompt {_start_of(prompt)}: {error}") from None
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         kept, _ = cut_left(begin(ids, special), special.prefix, max_prompt_length)
         encoded.append(tuple(kept))
     return encoded
+
+
+def _start_of(prompt: Prompt) -> str:
+    text = prompt
+    if isinstance(prompt, Conversation):
+        text = str(prompt.messages[-1].get("content")) if prompt.messages else ""
+    return quoted(str(text), 40)
 
 
 @contextmanager
@@ -282,12 +299,18 @@ def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator
         base.generation_config = own
 
 
-def eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end a response."""
-    # A chat model may end its turn with another token than the one that ends a text.
+def eos_ids(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    template: TemplateSettings | None = None,
+) -> list[int]:
+    """The tokens that end a response: EOS, the model's own, and the chat template's end of turn."""
+    # A chat model may end its turn with another token than the one that ends a text, and training
+    # ends the responses of conversations with the template's.
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *own} - {None})
+    end = turn_end(tokenizer, template or TemplateSettings())
+    return sorted({tokenizer.eos_token_id, *own, end and end.token_id} - {None})
 
 
 def _pad_left(

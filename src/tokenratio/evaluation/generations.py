@@ -1,8 +1,8 @@
 """The file of generated responses: written as they come, resumed, read.
 
-`generations.jsonl` has a line per prompt: `id`, `prompt` (a text or a conversation), `samples`
-(each with `text`, `token_ids`, `finish_reason`) and `settings`, a digest. What settings it stands
-for is in `generations.settings.json` beside it.
+`generations.jsonl` has a line per prompt: `id`, `prompt` (a text or messages), where its row has
+them `tools` and `chat_template_kwargs`, `samples` (each with `text`, `token_ids`, `finish_reason`)
+and `settings`, a digest. What settings it stands for is in `generations.settings.json` beside it.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tokenratio.data.chat import Prompt, prompt_extras, prompt_of
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import Prompt
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
 
 
@@ -241,9 +241,11 @@ def _few(ids: Mapping[str, Any]) -> str:
 
 
 def _line(generation: Generation) -> dict[str, Any]:
+    prompt = generation.prompt
     return {
         "id": generation.id,
-        "prompt": generation.prompt,
+        "prompt": prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt.messages],
+        **prompt_extras(prompt),
         "samples": [
             {
                 "text": sample.text,
@@ -263,9 +265,12 @@ def _generation(line: Mapping[str, Any], origin: str) -> Generation:
         raise TokenRatioError(f"{origin}: no id and prompt: this is no file of generations")
     if not isinstance(samples, list) or not samples:
         raise TokenRatioError(f"{origin}: no samples: this is no file of generations")
+    tools, template_kwargs = line.get("tools"), line.get("chat_template_kwargs")
+    if not isinstance(tools or [], list) or not isinstance(template_kwargs or {}, Mapping):
+        raise TokenRatioError(f"{origin}: tools must be a list, chat_template_kwargs an object")
     return Generation(
         line["id"],
-        prompt,
+        prompt_of(prompt, tools, template_kwargs),
         tuple(_read_sample(sample, origin) for sample in samples),
         str(line.get("settings")),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tokenratio.data import PreparedData
+from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import Credit, StateTerm, token_credit, token_scores
 from tokenratio.evaluation.distance import kl_policy_ref
@@ -82,6 +83,7 @@ def measure_policy(
     *,
     is_own_distribution: bool,
     max_prompt_length: int | None = None,
+    template: TemplateSettings | None = None,
     batch_size: int,
 ) -> list[Measure]:
     """Entropy at the samples' states, and with a reference the KL to it.
@@ -90,8 +92,9 @@ def measure_policy(
         is_own_distribution: the samples were drawn at temperature 1 with all tokens kept; else the
             KL would not be the policy's, and is left out.
         max_prompt_length: at which their prompts were cut, in tokens.
+        template: what the chat template was told besides their messages.
     """
-    samples = _with_prompts(tokenizer, generations, max_prompt_length)
+    samples = _with_prompts(tokenizer, generations, max_prompt_length, template)
     entropy = predictive_entropy(model, samples, batch_size=batch_size)
     measures = [_diversity("diversity/entropy", entropy, generations, "higher", "nats per token")]
     if ref_model is not None and is_own_distribution:
@@ -315,10 +318,12 @@ def _with_prompts(
     tokenizer: "PreTrainedTokenizerBase",
     generations: Sequence[Generation],
     max_prompt_length: int | None,
+    template: TemplateSettings | None,
 ) -> list[list[Sample]]:
     prompts = encode_prompts(
         tokenizer,
         [generation.prompt for generation in generations],
+        template=template,
         max_prompt_length=max_prompt_length,
     )
     samples = []

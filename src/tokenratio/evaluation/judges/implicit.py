@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tokenratio.data.chat import RenderedExample, render
+from tokenratio.data.chat import answered, render
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
-from tokenratio.data.formats import CompletionExample
+from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import encode_prompts, eval_mode
 from tokenratio.evaluation.judges.protocol import Comparison, Verdict
@@ -40,6 +40,7 @@ class ImplicitRewardJudge:
         batch_size: rows in one forward pass.
         max_length: tokens of prompt and response; responses are cut on the right, as in training.
         max_prompt_length: of the prompt, cut on the left, likewise.
+        template: what the chat template was told in training besides the messages.
 
     Raises:
         TokenRatioError: no reference, or a model that the log-probabilities would be wrong for.
@@ -58,6 +59,7 @@ class ImplicitRewardJudge:
         batch_size: int = 16,
         max_length: int | None = None,
         max_prompt_length: int | None = None,
+        template: TemplateSettings | None = None,
     ) -> None:
         from peft import PeftModel
 
@@ -81,6 +83,8 @@ class ImplicitRewardJudge:
         self._name = str(name or config.name_or_path)
         self._positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         self._special = special_tokens(tokenizer)
+        self._template = template or TemplateSettings()
+        self._turn_end = turn_end(tokenizer, self._template)
         self._limits = Limits(max_length, max_prompt_length)
         self._limits.check(self._special)
 
@@ -94,6 +98,7 @@ class ImplicitRewardJudge:
             "beta": self._beta,
             "max_length": self._limits.max_length,
             "max_prompt_length": self._limits.max_prompt_length,
+            **self._template.record(self._tokenizer),
         }
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
@@ -103,7 +108,7 @@ class ImplicitRewardJudge:
         """β times the log-ratio of each response, in nats; in words, why a response has none.
 
         Token ids are taken as they are where they spell the text; else the text is tokenised as for
-        training, EOS at its end.
+        training, with its end.
         """
         rewards: list[float | str] = []
         rows: dict[int, EncodedResponse] = {}
@@ -133,6 +138,7 @@ class ImplicitRewardJudge:
             (prompt,) = encode_prompts(
                 self._tokenizer,
                 [response.prompt],
+                template=self._template,
                 max_prompt_length=self._limits.max_prompt_length,
             )
             longest = self._limits.max_length
@@ -143,13 +149,8 @@ class ImplicitRewardJudge:
                     f"the prompt has {len(prompt)} tokens, max_length is {longest}",
                 )
             return prompt, response.token_ids[:room]
-        prompt = response.prompt
-        if isinstance(prompt, str):
-            rendered = RenderedExample("", prompt, (response.text,))
-        else:
-            turn = {"role": "assistant", "content": response.text}
-            example = CompletionExample("A prompt", [dict(m) for m in prompt], [turn])
-            rendered = render(example, self._tokenizer)
+        example = answered(response.prompt, response.text)
+        rendered = render(example, self._tokenizer, self._template, self._turn_end)
         (ids,) = tokenise(self._tokenizer, [rendered], self._special)
         encoded = assemble(ids, ("the response",), self._special, self._limits)
         return tuple(encoded.prompt_ids.tolist()), tuple(encoded.response_ids[0].tolist())

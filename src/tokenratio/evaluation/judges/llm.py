@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
 from tokenratio.evaluation.judges.cache import VerdictCache
@@ -104,7 +105,7 @@ class LLMJudge:
         )
         return Request(
             key,
-            messages,
+            Conversation(messages),
             max_tokens=self._max_tokens,
             temperature=self._temperature,
             label=f"{comparison.id}, sample {comparison.sample}",

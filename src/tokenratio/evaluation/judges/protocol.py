@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from tokenratio.evaluation.generation import Prompt
+from tokenratio.data.chat import Prompt, prompt_value
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Comparison:
 
     def content(self) -> list[Any]:
         """What a verdict is about, the order included; for digests."""
-        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
-        return [prompt, self.response_a, self.response_b]
+        return [prompt_value(self.prompt), self.response_a, self.response_b]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tokenratio.data.chat import Conversation, Prompt, answered, render, render_turns
+from tokenratio.data.defects import RowDefectError
+from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
+from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import eval_mode
 from tokenratio.evaluation.judges.protocol import Comparison, Verdict
@@ -26,7 +30,7 @@ class RewardModelJudge:
     How prompt and response become one input: through the chat template where the tokenizer has one
     (a text prompt is then one user turn); as a pair of sequences where the tokenizer is an
     encoder's, with [CLS] and [SEP]; else as one text that ends with EOS, as TRL's RewardTrainer
-    joins them.
+    joins them. A model of `train-reward` reads the tokens that it was trained on.
 
     Args:
         model: `AutoModelForSequenceClassification` with one label.
@@ -35,6 +39,8 @@ class RewardModelJudge:
         max_length: in tokens; a longer row has no reward, and its comparison no verdict. None for
             what the model has positions for.
         as_chat: False leaves the chat template aside.
+        template: what the chat template is told besides; a prompt's own values win.
+        as_trained: the model is one of `train-reward`.
 
     Raises:
         TokenRatioError: another number of labels.
@@ -51,6 +57,8 @@ class RewardModelJudge:
         batch_size: int = 16,
         max_length: int | None = None,
         as_chat: bool = True,
+        template: TemplateSettings | None = None,
+        as_trained: bool = False,
     ) -> None:
         self._name = str(name or model.config.name_or_path)
         if model.config.num_labels != 1:
@@ -61,6 +69,7 @@ class RewardModelJudge:
             raise TokenRatioError(f"batch_size must be at least 1, not {batch_size}")
         self._model, self._tokenizer = model, tokenizer
         self._as_chat = as_chat and tokenizer.chat_template is not None
+        self._template, self._as_trained = template or TemplateSettings(), as_trained
         self._as_pair = not self._as_chat and _is_encoders(tokenizer)
         self._pad_id = model.config.get_text_config().pad_token_id
         # Where the model knows no padding it takes the last token of a row for its end.
@@ -109,6 +118,7 @@ class RewardModelJudge:
             "weights": weights_digest(self._model),
             "input": "chat" if self._as_chat else "pair" if self._as_pair else "text",
             "max_length": self._max_length,
+            **(self._template.record(self._tokenizer) if self._as_chat else {}),
         }
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
@@ -116,12 +126,19 @@ class RewardModelJudge:
 
     def rewards(self, responses: Sequence[Response]) -> list[float | str]:
         """The model's output for each response; in words, why a response has none."""
-        encoded = [self._encode(response.prompt, response.text) for response in responses]
+        encoded: list[dict[str, list[int]]] = []
+        rewards: list[float | str] = []
+        for response in responses:
+            try:
+                encoded.append(self._encode(response.prompt, response.text))
+            except RowDefectError as error:
+                encoded.append({"input_ids": []})
+                rewards.append(str(error))
+            else:
+                length = len(encoded[-1]["input_ids"])
+                rewards.append(f"{length} tokens, more than max_length {self._max_length}")
         lengths = [len(row["input_ids"]) for row in encoded]
-        rewards: list[float | str] = [
-            f"{length} tokens, more than max_length {self._max_length}" for length in lengths
-        ]
-        fit = [i for i, n in enumerate(lengths) if not self._max_length or n <= self._max_length]
+        fit = [i for i, n in enumerate(lengths) if n and n <= (self._max_length or n)]
         device = next(self._model.parameters()).device
         for batch in batches_by_length([lengths[index] for index in fit], self._batch_size):
             rows = [fit[index] for index in batch]
@@ -132,12 +149,15 @@ class RewardModelJudge:
                 rewards[row] = reward
         return rewards
 
-    def _encode(self, prompt: Any, text: str) -> dict[str, list[int]]:
+    def _encode(self, prompt: Prompt, text: str) -> dict[str, list[int]]:
         tokenizer = self._tokenizer
         if self._as_chat:
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            turns = [*turns, {"role": "assistant", "content": text}]
-            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+            if isinstance(prompt, str):
+                prompt = Conversation([{"role": "user", "content": prompt}])
+            if self._as_trained:
+                return self._encode_as_trained(prompt, text)
+            turns = [*prompt.messages, {"role": "assistant", "content": text}]
+            whole = render_turns(prompt, turns, tokenizer, self._template)
             encoded = tokenizer(whole, add_special_tokens=False, verbose=False)
         elif not isinstance(prompt, str):
             raise TokenRatioError(
@@ -149,6 +169,15 @@ class RewardModelJudge:
             whole, eos = prompt + text, tokenizer.eos_token or ""
             encoded = tokenizer(whole if whole.endswith(eos) else whole + eos, verbose=False)
         return {name: list(encoded[name]) for name in encoded}
+
+    def _encode_as_trained(self, prompt: Conversation, text: str) -> dict[str, list[int]]:
+        tokenizer, special = self._tokenizer, special_tokens(self._tokenizer)
+        end = turn_end(tokenizer, self._template)
+        rendered = render(answered(prompt, text), tokenizer, self._template, end)
+        (ids,) = tokenise(tokenizer, [rendered], special)
+        row = assemble(ids, ("the response",), special, Limits())
+        input_ids = [*row.prompt_ids.tolist(), *row.response_ids[0].tolist()]
+        return {"input_ids": input_ids, "attention_mask": [1] * len(input_ids)}
 
     def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tokenratio.evaluation.generation import Prompt
+from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.evaluation.judges.protocol import Comparison, Verdict
 
 
@@ -64,7 +64,7 @@ def _responses(comparison: Comparison) -> tuple[Response, Response]:
 
 
 def _key(response: Response) -> str:
-    return json.dumps(response, default=dict)
+    return json.dumps([prompt_value(response.prompt), response.text, response.token_ids])
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -1,12 +1,13 @@
 """What a language model is asked when it judges. The wording is this library's own."""
 
 import hashlib
+import json
 import re
 import string
 from dataclasses import dataclass
 
+from tokenratio.data.chat import Prompt
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import Prompt
 
 _MARK = re.compile(r"\[\[[^\[\]]+\]\]")
 _FIELDS = {"prompt", "response_a", "response_b", "fence"}
@@ -65,12 +66,20 @@ class JudgeTemplate:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a judge reads it: a text as it is, a conversation with its speakers named."""
+    """A prompt as a judge reads it: a text as it is, a conversation with its speakers named.
+
+    Tools that the conversation has, and calls of them, are shown as JSON.
+    """
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(
-        f"{str(turn['role']).capitalize()}: {turn.get('content') or ''}" for turn in prompt
-    )
+    parts = [f"Tools: {json.dumps(list(prompt.tools), ensure_ascii=False)}"] if prompt.tools else []
+    for turn in prompt.messages:
+        text = f"{str(turn['role']).capitalize()}: {turn.get('content') or ''}"
+        if turn.get("tool_calls"):
+            calls = json.dumps(turn["tool_calls"], ensure_ascii=False)
+            text = f"{text.rstrip()} [calls {calls}]"
+        parts.append(text)
+    return "\n\n".join(parts)
 
 
 _CHOICE = (("[[A]]", 1.0), ("[[B]]", 0.0))
