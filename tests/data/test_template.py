@@ -79,7 +79,7 @@ def test_a_cut_response_has_no_end_and_a_text_keeps_eos():
     text = prepare([{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer)
     assert texts(text, tokenizer)["chosen"] == "b<eos>"
     assert text.turn_end is None
-    assert text.report.notes == []
+    assert not text.report.notes
 
 
 def test_a_response_of_several_turns_ends_once_and_is_warned_of():

@@ -17,8 +17,9 @@ from openai.types.chat import ChatCompletion
 from evaluation.loopback import KEY, Loopback, first_times, wait_until
 from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.budget import Budget, Ledger
-from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure, Request
+from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
 from tokenratio.evaluation.replies import Choice, ReplyError, read_reply, retry_after
 
 
@@ -332,7 +333,8 @@ def test_nothing_is_sent_while_the_consumer_is_busy():
 
 ABANDONED = """
     import sys
-    from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Request
+    from tokenratio.evaluation.asking import Request
+    from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 
     endpoint = Endpoint(EndpointSettings(sys.argv[1], "tiny", concurrency=3))
     answers = endpoint.ask([Request(str(i), f"question {i}", 5) for i in range(20)])

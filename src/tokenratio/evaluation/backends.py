@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.data.chat import Conversation, Prompt
 from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
+from tokenratio.evaluation.asking import Request
+from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.generation import eos_ids, iterate_samples
 from tokenratio.evaluation.generations import GeneratedSample
 from tokenratio.evaluation.judges.protocol import digest_of

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.asking import Request, arguments_of
 from tokenratio.evaluation.budget import Budget, BudgetError, Ledger
 from tokenratio.evaluation.replies import (
     Choice,
@@ -33,8 +34,6 @@ from tokenratio.evaluation.replies import (
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-
-    from tokenratio.data.chat import Prompt
 
 _SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this means "not today"
 
@@ -104,35 +103,6 @@ class EndpointSettings:
         names = ("base_url", "model", "api")
         extra = {"extra_body": dict(self.extra_body)} if self.extra_body else {}
         return {name: getattr(self, name) for name in names} | extra
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question.
-
-    Attributes:
-        id: what the asker knows it by.
-        prompt: a text or a conversation, whose tools and template arguments are sent along.
-        max_tokens: longest answer, in tokens.
-        temperature, top_p: None leaves them to the server.
-        num_choices: answers wanted; they share the prompt's price where the server can do that.
-        seed: None sends none.
-        label: what messages call it; its id if empty.
-    """
-
-    id: str
-    prompt: "Prompt"
-    max_tokens: int
-    temperature: float | None = None
-    top_p: float | None = None
-    num_choices: int = 1
-    seed: int | None = None
-    label: str = ""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return self.label or self.id
 
 
 @dataclass(frozen=True)
@@ -321,38 +291,11 @@ class Endpoint:
         raise _FailedError(f"{said}; tried {self.settings.max_retries + 1} times")
 
     async def _send(self, client: "AsyncOpenAI", request: Request, have: int) -> str:
-        arguments = self._arguments(request, have)
+        arguments = arguments_of(request, self.settings, have)
         resource = client.chat.completions if self.settings.api == "chat" else client.completions
         async with asyncio.timeout(self.settings.timeout):
             raw = await resource.with_raw_response.create(**arguments)
             return raw.http_response.text
-
-    def _arguments(self, request: Request, have: int) -> dict[str, Any]:
-        prompt = request.prompt
-        if self.settings.api == "completions":
-            arguments: dict[str, Any] = {"prompt": prompt}
-        elif isinstance(prompt, str):
-            arguments = {"messages": [{"role": "user", "content": prompt}]}
-        else:
-            arguments = {"messages": [dict(message) for message in prompt.messages]}
-        arguments["model"] = self.settings.model
-        arguments[self.settings.max_tokens_name] = request.max_tokens
-        for name in ("temperature", "top_p"):
-            if getattr(request, name) is not None:
-                arguments[name] = getattr(request, name)
-        if request.num_choices - have > 1:
-            arguments["n"] = request.num_choices - have
-        if request.seed is not None:
-            arguments["seed"] = request.seed + have  # or the second answer would be the first again
-        extra_body = dict(self.settings.extra_body)
-        if not isinstance(prompt, str):
-            if prompt.tools:
-                # What a policy writes is read as text, calls included.
-                arguments |= {"tools": list(prompt.tools), "tool_choice": "none"}
-            if prompt.template_kwargs:  # as vLLM and SGLang call it
-                told = {**extra_body.get("chat_template_kwargs", {}), **prompt.template_kwargs}
-                extra_body["chat_template_kwargs"] = told
-        return arguments | {"extra_body": extra_body}
 
     def _judge_error(self, error: Exception) -> tuple[str, float]:
         """What to say of an error worth another attempt, and seconds that the server asks to wait.

@@ -6,7 +6,8 @@ from typing import Any
 
 from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.endpoint import Endpoint, Failure, Request
+from tokenratio.evaluation.asking import Request
+from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.judges.cache import VerdictCache
 from tokenratio.evaluation.judges.protocol import Comparison, Verdict, digest_of
 from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
