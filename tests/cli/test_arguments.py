@@ -1,11 +1,19 @@
 """One conversion for YAML values and flags, and errors that name the right key."""
 
+import re
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
 
 import pytest
 
 from tokenratio.cli.arguments import build, convert, describe, fields_of, read_flags, read_yaml
 from tokenratio.errors import TokenRatioError
+
+
+class Level(Enum):
+    LOW = "low"
+    HIGH = "high"
 
 
 @dataclass
@@ -17,6 +25,8 @@ class Settings:
     limit: int | None = None
     extra: dict[str, int] | str | None = None
     names: list[str] | None = None
+    kind: Literal["a", "b"] = "a"
+    level: Level | str = "low"
 
 
 FIELDS = fields_of(Settings)
@@ -47,12 +57,30 @@ def test_values_of_either_source_become_the_fields_type(name, value, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("rate", "fast"), ("steps", 1.5), ("steps", True), ("rate", "nan"), ("fast", "maybe")],
+    ("name", "value", "expected"),
+    [
+        ("rate", "fast", "a number"),
+        ("rate", "nan", "a number"),
+        ("steps", 1.5, "a whole number"),
+        ("steps", True, "a whole number"),
+        ("fast", "maybe", "true or false"),
+        ("limit", "few", "a whole number or null"),
+        ("extra", [1], "a mapping such as {key: value} or text or null"),
+        ("names", "a", "a list or null"),
+        ("kind", "c", "one of a, b"),
+        ("level", "hihg", "one of low, high"),
+    ],
 )
-def test_values_that_do_not_fit_name_the_key(name, value):
-    with pytest.raises(TokenRatioError, match=rf"{name} must be \w+, not"):
+def test_values_that_do_not_fit_name_the_key_and_what_it_may_be(name, value, expected):
+    with pytest.raises(TokenRatioError, match=f"{name} must be {re.escape(expected)}, not"):
         convert(name, value, FIELDS[name])
+
+
+def test_choices_are_suggested():
+    with pytest.raises(TokenRatioError, match=r"not 'hihg'; did you mean 'high'\?"):
+        convert("level", "hihg", FIELDS["level"])
+    assert convert("level", "high", FIELDS["level"]) == "high"
+    assert convert("kind", "a", FIELDS["kind"]) == "a"
 
 
 def test_flags_of_all_forms():

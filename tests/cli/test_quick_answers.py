@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import pytest
+from peft import LoraConfig
 from transformers import TrainingArguments
 
 import tokenratio
@@ -43,6 +44,8 @@ MISTAKES = [
     (["train", "wrong.yaml"], "unknown key in wrong.yaml 'learning_rat'"),
     (["train", "right.yaml", "--bta", "1"], "unknown flag 'bta'; did you mean 'beta'?"),
     (["train", "right.yaml", "--sft", "{max_leng: 3}"], "unknown key in sft of right.yaml"),
+    (["train", "right.yaml", "--peft", "{lora_r: 3}"], "peft of right.yaml 'lora_r': use r"),
+    (["train", "right.yaml", "--loss_type", "sigmoid"], "'loss_type': use loss: dpo"),
     (["train", "list.yaml"], "must hold `key: value` lines"),
     (["train", "right.yaml", "--beta"], "--beta needs a value"),
     (["train-reward", "right.yaml", "--learning_rat", "1"], "did you mean 'learning_rate'?"),
@@ -95,6 +98,7 @@ def test_usage_errors_need_no_framework(argv, message, answers):
         ("tokenratio.training.config", TokenRatioConfig),
         ("tokenratio.training.reward_model", RewardConfig),
         ("transformers.training_args", TrainingArguments),
+        ("peft.tuners.lora.config", LoraConfig),
     ],
 )
 def test_declared_fields_are_the_classs(module, cls):

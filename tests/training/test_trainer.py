@@ -417,7 +417,7 @@ def test_cached_reference_changes_nothing(loss, adapter, tmp_path, tokenizer, ca
 
 
 def test_settings_of_the_engine_are_checked(tmp_path, tokenizer, caplog):
-    with pytest.raises(TokenRatioError, match="share_prompt must be auto, always or never"):
+    with pytest.raises(TokenRatioError, match="share_prompt must be one of auto, always, never"):
         make(tmp_path, tokenizer, share_prompt="often")
     with pytest.raises(TokenRatioError, match="cache_reference must be false: sft"):
         make(tmp_path, tokenizer, loss="sft", cache_reference=True)
@@ -563,7 +563,7 @@ def test_a_name_that_cannot_be_loaded_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("loss", "tbpo_z", "loss must be one of"),
+        ("loss", "tbpo_z", "unknown loss 'tbpo_z'; did you mean"),
         ("beta", 0.0, "beta must be positive"),
         ("beta", math.nan, "beta must be positive"),
         ("generator", "sbaa", "unknown generator"),

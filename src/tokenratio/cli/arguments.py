@@ -6,7 +6,6 @@ what `--learning_rate 5e-7` means, and a misspelt key must be an error in either
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 import yaml
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_choice, suggestion
+from tokenratio.training.foreign_names import advice
 
 Options = TypeVar("Options")
 
@@ -85,7 +86,8 @@ def read_flags(
             continue
         written, equals, value = word[2:].partition("=")
         name = written.replace("-", "_")
-        check_known([name], fields, "flag")
+        if name not in fields:  # its value may tell which setting is meant
+            check_known({name: value if equals else (rest or [None])[0]}, fields, "flag")
         if equals:
             flags[name] = value
         elif _allows(fields[name].hint, bool) and not (rest and _as_bool(rest[0]) is not None):
@@ -97,17 +99,28 @@ def read_flags(
     return positional, flags
 
 
-def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Refuse names that are not known, naming the nearest one that is.
+def check_known(
+    names: Iterable[str],
+    known: Iterable[str],
+    what: str,
+    *,
+    listed: str = "--help lists them",
+) -> None:
+    """Refuse names that are not known, and say what is meant if it can be told.
 
+    Args:
+        names: those that were given; a mapping of them to their values, if these may help.
+        what: what the names are, in words.
+        listed: where all known names can be found, if there are many.
     Raises:
         TokenRatioError: the first unknown name.
     """
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            value = names[name] if isinstance(names, Mapping) else None
+            said = advice(str(name), known, value)
+            hint = f": {said}" if said else suggestion(name, known, listed=listed)
             raise TokenRatioError(f"unknown {what} {name!r}{hint}")
 
 
@@ -158,9 +171,11 @@ def convert(name: str, value: Any, field: Field) -> Any:
                 continue
             converted = _CONVERTERS[option](value)
             if converted is not None:
+                choices = _choices(options)
+                if choices and isinstance(converted, str):
+                    require_choice(name, converted, choices)
                 return converted
-    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise TokenRatioError(f"{name} must be {expected}, not {value!r}")
+    raise TokenRatioError(f"{name} must be {_in_words(options)}, not {value!r}")
 
 
 def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:
@@ -242,6 +257,36 @@ _CONVERTERS: dict[Any, Any] = {
     Enum: _as_choice,
     str: _as_text,
 }
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a mapping such as {key: value}",
+    types.NoneType: "null",
+}
+
+
+def _in_words(options: Iterable[Any]) -> str:
+    """What a setting may be, for a message: no names of Python types."""
+    origins = [_origin(option) for option in options]
+    words = [_WORDS.get(origin, "text") for origin in origins]
+    if float in origins:
+        words = [word for word in words if word != _WORDS[int]]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _choices(options: Iterable[Any]) -> list[str]:
+    """The texts that enumerations and literals among the types admit."""
+    choices: list[Any] = []
+    for option in options:
+        if _is_enum(option):
+            choices += [member.value for member in option]
+        elif typing.get_origin(option) is typing.Literal:
+            choices += typing.get_args(option)
+    return [choice for choice in choices if isinstance(choice, str)]
 
 
 def _is_union(hint: Any) -> bool:

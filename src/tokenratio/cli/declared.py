@@ -18,6 +18,7 @@ from tokenratio.cli.arguments import Field, fields_of
 # Where a package keeps what it exports from elsewhere.
 _HOMES = {
     ("transformers", "TrainingArguments"): ("transformers.training_args", "TrainingArguments"),
+    ("transformers.utils", "PushToHubMixin"): ("transformers.utils.hub", "PushToHubMixin"),
 }
 # Modules that are quick to import, so that their classes speak for themselves.
 _LIGHT = ("tokenratio.training.method_settings",)
@@ -46,7 +47,8 @@ def _declared(module: str, name: str) -> dict[str, Field]:
     if module in _LIGHT:
         return fields_of(getattr(import_module(module), name))
     tree = ast.parse(_source(module).read_text(encoding="utf-8"))
-    definition = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    definition = classes[name]
     fields: dict[str, Field] = {}
     # As dataclasses do it: of two bases the first wins, and a field stays where it stood first.
     for base in reversed(definition.bases):
@@ -74,10 +76,11 @@ def _home(tree: ast.Module, base: ast.expr, module: str) -> tuple[str, str]:
     if not isinstance(base, ast.Name):
         raise _NotLiteralError
     for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            above = module.split(".")[: -statement.level] if statement.level else []
             for alias in statement.names:
                 if (alias.asname or alias.name) == base.id:
-                    home = (statement.module, alias.name)
+                    home = (".".join([*above, statement.module]), alias.name)
                     return _HOMES.get(home, home)
     return module, base.id
 

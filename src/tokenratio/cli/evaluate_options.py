@@ -124,7 +124,7 @@ class EvaluateOptions:
                     f"judges compare with the reference, and {missing}, or another --against"
                 )
         elif not self.against.startswith("column:") and not self.against.endswith(".jsonl"):
-            check_known([self.against], names, "run in --against")
+            check_known([self.against], names, "run in --against", listed="")
 
 
 @dataclass(frozen=True)

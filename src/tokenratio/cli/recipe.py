@@ -228,9 +228,18 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
                     f"{name} in sft of {path}: set it for the whole recipe, or the first stage "
                     "would learn what the run is evaluated on"
                 )
+        _check_adapter(recipe.sft.get("peft"), f"peft in sft of {path}")
+    _check_adapter(recipe.peft, f"peft of {path}")
     if recipe.score_tokens is not None:
         check_known(recipe.score_tokens, _CONTRASTS, f"loss in score_tokens of {path}")
     return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+
+
+def _check_adapter(settings: Any, where: str) -> None:
+    """Refuse keys that LoRA does not have; other kinds are checked when they are built."""
+    if isinstance(settings, dict) and str(settings.get("peft_type", "LORA")).upper() == "LORA":
+        known = declared_fields("peft.tuners.lora.config", "LoraConfig")
+        check_known(settings, known, f"key in {where}", listed="see peft.LoraConfig")
 
 
 def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> ResolvedRecipe:

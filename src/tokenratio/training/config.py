@@ -7,12 +7,15 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_choice
+from tokenratio.training.constructors import explain_settings
 from tokenratio.training.data_settings import DataSettings
 from tokenratio.training.device import can_pin_memory
 from tokenratio.training.loading import read_init_kwargs
 from tokenratio.training.method_settings import MethodSettings, require
 
 
+@explain_settings
 @dataclass
 class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     """Settings of `TokenRatioTrainer`; the defaults are the published ones (METHOD §7).
@@ -125,15 +128,8 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     def __post_init__(self) -> None:
         self.resolve_method()
         self.check_data_settings()
-        require(
-            self.on_bad_row in ("skip", "error"), "on_bad_row", self.on_bad_row, "skip or error"
-        )
-        require(
-            self.share_prompt in ("auto", "always", "never"),
-            "share_prompt",
-            self.share_prompt,
-            "auto, always or never",
-        )
+        require_choice("on_bad_row", self.on_bad_row, ("skip", "error"))
+        require_choice("share_prompt", self.share_prompt, ("auto", "always", "never"))
         for name in ("baseline_learning_rate", "baseline_clamp"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, name, value, "positive and finite")
@@ -175,12 +171,7 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
             "kept for losses local to their step only",
         )
         orders = ("auto", "group_by_length", "random", "sequential")
-        require(
-            self.train_sampling_strategy in orders,
-            "train_sampling_strategy",
-            self.train_sampling_strategy,
-            f"one of {', '.join(orders)}",
-        )
+        require_choice("train_sampling_strategy", self.train_sampling_strategy, orders)
         require(
             not self.label_smoothing_factor,
             "label_smoothing_factor",

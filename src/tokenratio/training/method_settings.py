@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_choice
+from tokenratio.training.foreign_names import loss_advice
 
 if TYPE_CHECKING:
     from tokenratio.bregman import BregmanGenerator
@@ -121,8 +123,12 @@ class MethodSettings:
         Raises:
             TokenRatioError: which setting, and what it may be.
         """
-        is_known = isinstance(self.loss, str) and self.loss in METHOD_NAMES
-        require(is_known, "loss", self.loss, f"one of {', '.join(METHOD_NAMES)}")
+        advice = None if self.loss in METHOD_NAMES else loss_advice(self.loss)
+        if advice is not None:
+            raise TokenRatioError(f"unknown loss {self.loss!r}: {advice}")
+        require_choice(
+            "loss", self.loss, METHOD_NAMES, listed="`tokenratio methods` describes those there are"
+        )
         self._resolve_space()
         own = self.method.settings
         for name, (is_valid, expected) in _DOMAINS.items():
@@ -159,7 +165,7 @@ class MethodSettings:
             if getattr(self, name) is None:
                 setattr(self, name, known[0])
             value = getattr(self, name)
-            require(value in known, name, value, f"one of {', '.join(known)}")
+            require_choice(name, value, known)
 
     def _resolve_generator(self, own: "BregmanGenerator | None") -> None:
         from tokenratio.bregman import GENERATORS

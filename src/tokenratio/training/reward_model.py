@@ -37,6 +37,7 @@ from tokenratio.data import (
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
+from tokenratio.training.constructors import explain_arguments, explain_settings
 from tokenratio.training.data_settings import DataSettings, Role
 from tokenratio.training.device import can_pin_memory
 from tokenratio.training.loading import loading_arguments, read_init_kwargs
@@ -48,6 +49,7 @@ from tokenratio.training.resume import ResumableTrainer
 _PAD = "<|pad|>"
 
 
+@explain_settings
 @dataclass
 class RewardConfig(DataSettings, TrainingArguments):
     """Settings of `RewardTrainer`: those of `transformers.TrainingArguments`, and a pair's lengths.
@@ -210,6 +212,7 @@ def bradley_terry_loss(
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
 
 
+@explain_arguments(RewardConfig)
 class RewardTrainer(ResumableTrainer):
     """Trains a reward model on preference pairs: the mean over a step's pairs of the loss.
 

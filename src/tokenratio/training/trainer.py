@@ -46,6 +46,7 @@ from tokenratio.training.batches import (
 )
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
 from tokenratio.training.config import TokenRatioConfig, require_supported
+from tokenratio.training.constructors import explain_arguments
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.models import (
@@ -70,6 +71,7 @@ _SUMS_FILE = "metric_sums.json"
 _log = logging.getLogger(__name__)
 
 
+@explain_arguments(TokenRatioConfig)
 class TokenRatioTrainer(ResumableTrainer):
     """Trains a causal language model on preference pairs with TBPO, or another of `METHODS`.
 

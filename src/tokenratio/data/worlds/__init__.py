@@ -7,7 +7,6 @@ A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `c
     world:reviews?prompts=100&split=test
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -15,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tokenratio.data.worlds.pairs import Sampler
 from tokenratio.data.worlds.reviews import ReviewWorld, Split
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import suggestion
 
 
 class World(Protocol):
@@ -108,6 +108,5 @@ def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
 def _known(name: str, known: Iterable[str], what: str, source: str) -> str:
     known = sorted(known)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise TokenRatioError(f"{source}: no {what} {name!r}; did you mean {nearest!r}?")
+        raise TokenRatioError(f"{source}: no {what} {name!r}{suggestion(name, known)}")
     return name

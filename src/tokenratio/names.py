@@ -1,0 +1,52 @@
+"""What to say of a name or a value that is not among the valid ones."""
+
+import difflib
+from collections.abc import Iterable
+
+from tokenratio.errors import TokenRatioError
+
+# Names that share less have letters in common by chance: `use_peft` and `use_cpu` share 0.67.
+_NEAR = 0.75
+_FEW = 5
+
+
+def near_names(name: object, known: Iterable[str]) -> list[str]:
+    """The known names that somebody who wrote `name` may have meant, the nearest first."""
+    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=_NEAR)
+
+
+def suggestion(name: object, known: Iterable[str], *, listed: str = "") -> str:
+    """The end of a message about an unknown name: the near ones, or all if they are few.
+
+    Args:
+        listed: where many names are listed, in words; left out if empty.
+
+    >>> suggestion("lerning_rate", ["learning_rate", "logging_steps"])
+    "; did you mean 'learning_rate'?"
+    >>> suggestion("use_peft", ["use_cpu", "seed"])
+    '; known: use_cpu, seed'
+    """
+    known = list(known)
+    near = near_names(name, known)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    if len(known) <= _FEW:
+        return f"; known: {', '.join(known)}"
+    return f"; {listed}" if listed else ""
+
+
+def require_choice(name: str, value: object, choices: Iterable[str], *, listed: str = "") -> None:
+    """Refuse a value that is not one of a setting's choices.
+
+    Raises:
+        TokenRatioError: what it may be, or the near ones if there are many.
+    """
+    choices = list(choices)
+    if value in choices:
+        return
+    near = near_names(value, choices)
+    near = near or [each for each in choices if value and each.startswith(str(value))][:3]
+    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if len(choices) > _FEW:
+        raise TokenRatioError(f"unknown {name} {value!r}{meant or (listed and f'; {listed}')}")
+    raise TokenRatioError(f"{name} must be one of {', '.join(choices)}, not {value!r}{meant}")

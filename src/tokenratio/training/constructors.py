@@ -1,0 +1,68 @@
+"""Arguments that a class does not have, reported as a recipe's misspelt keys are."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from transformers import Trainer
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.names import near_names, require_choice, suggestion
+from tokenratio.training.foreign_names import advice_in_python
+
+Class = TypeVar("Class", bound=type)
+# What transformers' enumerations say of a value: no setting's name, but a Python type's.
+_NOT_A_CHOICE = re.compile(r"(.*) is not a valid \w+, please select one of \[(.*)\]", re.DOTALL)
+
+
+def explain_settings(cls: Class) -> Class:
+    """A dataclass of settings whose unknown arguments and wrong choices raise `TokenRatioError`."""
+    return _with_constructor(cls, lambda name, value, known: advice_in_python(name, known, value))
+
+
+def explain_arguments(settings: type) -> Callable[[Class], Class]:
+    """As `explain_settings`, for a trainer; an argument of its settings is sent there."""
+    names = set(inspect.signature(settings).parameters)
+    parts_of_trainer = set(inspect.signature(Trainer).parameters)
+
+    def say(name: str, value: Any, known: list[str]) -> str | None:
+        if name == "tokenizer":
+            return "use processing_class"
+        if name in parts_of_trainer:
+            return "it has its own"
+        said = advice_in_python(name, [*names, *known], value)
+        ours = name if said is None else said.removeprefix("use ")
+        if said is None and name not in names and not near_names(name, known):
+            ours = next(iter(near_names(name, names)), "")
+        return f"use args={settings.__name__}({ours}=...)" if ours in names else said
+
+    return lambda cls: _with_constructor(cls, say)
+
+
+def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | None]) -> Class:
+    construct = cls.__init__
+    known = [name for name in inspect.signature(construct).parameters if name != "self"]
+
+    @functools.wraps(construct)
+    def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name, value in kwargs.items():
+            if name not in known:
+                said = say(name, value, known)
+                hint = f": {said}" if said else suggestion(name, known)
+                raise TokenRatioError(f"{cls.__name__} has no argument {name!r}{hint}")
+        try:
+            construct(self, *args, **kwargs)
+        except ValueError as error:
+            found = _NOT_A_CHOICE.fullmatch(str(error))
+            given = [n for n, v in kwargs.items() if found and str(v) == found[1]]
+            if not found or not given:
+                raise
+            choices = [choice.strip(" '\"") for choice in found[2].split(",")]
+            listed = "see the documentation of transformers.TrainingArguments"
+            require_choice(given[0], found[1], choices, listed=listed)
+            raise
+
+    cls.__init__ = explained
+    return cls

@@ -1,0 +1,216 @@
+"""What other libraries call a setting: our name for it, or why there is none.
+
+The names are those of TRL (`DPOConfig`, `ScriptArguments`, `ModelConfig`), the alignment handbook,
+Axolotl and LLaMA-Factory. One that means here what it means there is not listed.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+# Our name, dotted inside a section, or a sentence that says what to do: the names from elsewhere.
+_TABLE = {
+    # The model.
+    "model": "model_name_or_path base_model model_name model_id adapter_name_or_path "
+    "lora_model_dir",
+    "ref_model": "ref_model_name_or_path ref_model_path ref_model_adapters",
+    "tokenizer": "tokenizer_name_or_path tokenizer_name tokenizer_config processing_class",
+    "model_init_kwargs.dtype": "torch_dtype dtype infer_dtype compute_dtype",
+    "model_init_kwargs.attn_implementation": "attn_implementation attn_impl flash_attn "
+    "flash_attention use_flash_attention_2 sdp_attention xformers_attention eager_attention",
+    "model_init_kwargs.revision": "model_revision revision_of_model",
+    "model_init_kwargs.trust_remote_code": "trust_remote_code",
+    "model_init_kwargs.rope_scaling": "rope_scaling",
+    "the model's own configuration says it": "model_type tokenizer_type",
+    "only causal language models are supported": "is_encoder_decoder",
+    "accelerate places the model": "device_map low_cpu_mem_usage",
+    "quantized training is not supported; train an adapter (peft) on a model loaded with "
+    "model_init_kwargs: {dtype: bfloat16}": "load_in_4bit load_in_8bit quantization_bit "
+    "quantization_method quantization_type double_quantization bnb_4bit_quant_type "
+    "bnb_4bit_quant_storage bnb_4bit_compute_dtype bnb_4bit_use_double_quant bnb_config_kwargs "
+    "use_bnb_nested_quant ref_model_quantization_bit",
+    "save it with the tokenizer, and name the tokenizer's folder in tokenizer": "special_tokens "
+    "tokens add_tokens add_special_tokens new_special_tokens eos_token pad_token resize_vocab",
+    "prompts are rendered with the tokenizer's own chat template: save another one with it, and "
+    "name its folder in tokenizer": "template chat_template chat_template_path "
+    "chat_template_jinja prompt_template default_system",
+    # The adapter.
+    "peft": "use_peft use_lora adapter finetuning_type peft_config lora_config lora qlora",
+    "peft.r": "lora_r lora_rank",
+    "peft.lora_alpha": "lora_alpha",
+    "peft.lora_dropout": "lora_dropout",
+    "peft.target_modules": "lora_target lora_target_modules lora_target_linear",
+    "peft.target_parameters": "lora_target_parameters",
+    "peft.modules_to_save": "lora_modules_to_save additional_target",
+    "peft.layers_to_transform": "peft_layers_to_transform",
+    "peft.bias": "lora_bias",
+    "peft.fan_in_fan_out": "lora_fan_in_fan_out",
+    "peft.use_rslora": "use_rslora peft_use_rslora",
+    "peft.use_dora": "use_dora peft_use_dora",
+    "the task of an adapter is always CAUSAL_LM": "lora_task_type",
+    # The method.
+    "loss": "loss_type pref_loss rl simpo_loss method",
+    "beta": "pref_beta rl_beta dpo_beta simpo_beta kl_beta",
+    "label_smoothing": "dpo_label_smoothing pref_label_smoothing",
+    "sft_weight": "rpo_alpha pref_ftx cpo_alpha dpo_ftx",
+    "cache_reference": "precompute_ref_log_probs precompute_ref_logps",
+    "the reference runs in batches of per_device_eval_batch_size": "precompute_ref_batch_size",
+    "simpo_gamma is this ratio times beta": "gamma_beta_ratio",
+    "loss: simpo needs no reference": "reference_free",
+    "loss names the method, and sft: {...} a first stage of SFT": "stage",
+    "the reference does not change during training": "sync_ref_model ref_model_mixup_alpha "
+    "ref_model_sync_steps",
+    "dropout is off in policy and reference; an adapter's own is peft: {lora_dropout: ...}": ""
+    "disable_dropout",
+    "the loss covers the tokens of the responses alone": "train_on_inputs train_on_prompt "
+    "mask_prompt mask_history completion_only_loss assistant_only_loss",
+    # The data.
+    "train_dataset": "dataset datasets dataset_name dataset_path dataset_dir dataset_mixer "
+    "dataset_mixture data_path data_files train_file train_data",
+    "eval_dataset": "val_file eval_file validation_file val_dataset test_datasets test_dataset "
+    "eval_data",
+    "held_out_share": "val_size val_set_size test_size val_ratio",
+    "train_split": "dataset_train_split",
+    "eval_split": "dataset_test_split dataset_eval_split",
+    "max_samples": "max_train_samples",
+    "dataset_num_proc": "preprocessing_num_workers dataset_processes num_proc",
+    "name it with the source: see docs/data.md": "dataset_config dataset_configs "
+    "dataset_config_name dataset_splits subset interleave_probs mix_strategy",
+    "docs/data.md says which columns are read": "dataset_text_field",
+    "data is read whole, not streamed": "dataset_streaming streaming",
+    "max_length": "cutoff_len sequence_len max_seq_length max_seq_len model_max_length",
+    "max_prompt_length": "max_source_length",
+    "max_prompt_length cuts prompts on the left, max_length responses on the right": ""
+    "truncation_mode",
+    "max_length bounds prompt and response together, max_prompt_length the prompt": ""
+    "max_completion_length max_target_length max_response_length max_new_tokens",
+    "batches are padded as needed, and rows of similar length share a batch": "padding_free "
+    "packing sample_packing neat_packing eval_packing eval_sample_packing packing_strategy "
+    "pad_to_multiple_of pad_to_sequence_len label_pad_token_id padding_value pad_token_id "
+    "ignore_pad_token_for_loss",
+    "train_sampling_strategy": "group_by_length shuffle_dataset",
+    "there is nothing to set": "dataset_prepared_path tokenized_path overwrite_cache strict "
+    "dataset_kwargs save_safetensors shuffle_merged_datasets",
+    # The run.
+    "per_device_train_batch_size": "micro_batch_size batch_size train_batch_size "
+    "per_gpu_train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
+    "num_train_epochs": "num_epochs epochs n_epochs train_epochs",
+    "max_steps": "num_steps",
+    "optim": "optimizer optimizer_type",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "lr_scheduler scheduler lr_schedule",
+    "lr_scheduler_kwargs.min_lr_rate": "cosine_min_lr_ratio",
+    "warmup_steps": "warmup_ratio",
+    "max_grad_norm": "clip_grad",
+    "eval_strategy": "evaluation_strategy",
+    "overwrite": "overwrite_output_dir",
+    "use eval_steps and save_steps: below 1 they are shares of all steps": "evals_per_epoch "
+    "saves_per_epoch",
+    "pass transformers.EarlyStoppingCallback to TokenRatioTrainer": "early_stopping_patience",
+    "use `tokenratio evaluate` after training": "generate_during_eval",
+    "use_cpu": "no_cuda use_mps_device",
+    "bf16": "bfloat16 pure_bf16",
+    "fp16": "float16",
+    "metrics.jsonl in the run's folder holds every logged value": "plot_loss",
+    "report_to": "logger log_with",
+    "run_name": "wandb_name",
+    "trackers read their environment variables, such as WANDB_PROJECT; report_to names them": ""
+    "wandb_project wandb_entity wandb_watch wandb_log_model wandb_run_id mlflow_tracking_uri "
+    "mlflow_experiment_name comet_project_name logging_dir",
+    "it is not supported": "f_divergence_type f_alpha_divergence_coef discopop_tau loss_weights "
+    "ld_alpha dpop_lambda orpo_alpha kto_beta use_weighting dpo_use_weighting dpo_norm_loss "
+    "pref_bco_weight desirable_weight undesirable_weight kto_chosen_weight kto_rejected_weight "
+    "router_aux_loss_coef moe_aux_loss_coef center_rewards_coefficient activation_offloading "
+    "use_unsloth use_logits_to_keep ignore_bias_buffers force_use_ref_model ref_adapter_name "
+    "model_adapter_name reward_model mixture_of_depths shift_attn pissa_init pissa_iter "
+    "loraplus_lr_ratio loraplus_lr_embedding use_galore use_badam use_apollo create_new_adapter "
+    "freeze_trainable_layers freeze_trainable_modules unfrozen_parameters",
+}
+# Inside the section peft a setting has its own name.
+_TABLE_OF_PEFT = {
+    "r": "lora_r lora_rank rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "lora_target lora_target_modules lora_target_linear",
+    "modules_to_save": "lora_modules_to_save additional_target",
+    "bias": "lora_bias",
+    "peft_type": "type adapter finetuning_type",
+}
+# Our names for the values of `loss_type`, `pref_loss` and `rl`; under "" those without a method.
+_TABLE_OF_LOSSES = {
+    "dpo": "sigmoid",
+    "robust_dpo": "robust",
+    "sft": "nll cross_entropy",
+    "": "hinge exo_pair nca_pair bco_pair bco sppo_hard sppo aot aot_pair aot_unpaired apo_zero "
+    "apo_down discopop sigmoid_norm kto kto_pair orpo cpo cpo_simpo grpo ppo",
+}
+# Settings of a recipe that are arguments of the trainer in Python.
+_OF_TRAINER = {
+    **{name: name for name in ("model", "ref_model", "train_dataset", "eval_dataset")},
+    "tokenizer": "processing_class",
+    "peft": "peft_config",
+}
+
+
+def _inverted(table: dict[str, str]) -> dict[str, str]:
+    return {name: ours for ours, names in table.items() for name in names.split()}
+
+
+_ADVICE, _IN_PEFT, _LOSSES = map(_inverted, (_TABLE, _TABLE_OF_PEFT, _TABLE_OF_LOSSES))
+_NAME = re.compile(r"[a-z_]+(\.[a-z_]+)?")
+
+
+def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
+    """What to use instead of a name from elsewhere, as part of a message; None if unknown.
+
+    Args:
+        known: the names that are valid where it stood; only these are recommended.
+        value: what it was set to, if known: losses have other names too.
+    """
+    if "target_modules" in known and "learning_rate" not in known:
+        return f"use {_IN_PEFT[name]}" if name in _IN_PEFT else None
+    if name not in _ADVICE or "learning_rate" not in known:
+        return None
+    text = _ADVICE[name]
+    if _NAME.fullmatch(text) is None:
+        return text
+    section, _, inner = text.partition(".")
+    if section not in known:
+        return None
+    if section == "loss":
+        ours = loss_name(value)
+        return loss_advice(value) if ours == "" else f"use loss: {ours}" if ours else "use loss"
+    if text == "peft":
+        return "use peft, for example peft: {r: 16, target_modules: all-linear}"
+    return f"use {section}: {{{inner}: ...}}" if inner else f"use {section}"
+
+
+def advice_in_python(name: str, known: Collection[str], value: Any = None) -> str | None:
+    """As `advice`, for an argument of a settings class; some settings are the trainer's there."""
+    section, _, inner = _ADVICE.get(name, "").partition(".")
+    if section in ("peft", "ref_model") and "loss" not in known:
+        return None  # a reward model has neither
+    if section in _OF_TRAINER and section not in known:
+        example = "=LoraConfig(...)" if section == "peft" else ""
+        return f"use {_OF_TRAINER[section]}{example}, an argument of the trainer"
+    if inner and section in known:
+        return f"use {section}={{{inner!r}: ...}}"
+    if section == "loss" and loss_name(value) and section in known:
+        return f"use loss={loss_name(value)!r}"
+    return advice(name, known, value)
+
+
+def loss_name(value: Any) -> str | None:
+    """Our name for another library's loss: "" if there is no such method, None if unknown."""
+    return _LOSSES.get(value) if isinstance(value, str) else None
+
+
+def loss_advice(value: Any) -> str | None:
+    """What to use instead of another library's loss, as part of a message; None if unknown."""
+    ours = loss_name(value)
+    if ours is None:
+        return None
+    if ours:
+        return f"it is called {ours} here"
+    return f"the loss {value} is not available; `tokenratio methods` lists those that are"
