@@ -224,7 +224,7 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
         (["a", "notes"], "notes/measures.json is no file of measures"),
         (["a", "b", "--measures", "[golden]"], "values of 'golden'; all have: gold_reward, "),
         (["a", "b", "--measures", "[credit]"], "values of 'credit'"),
-        (["a", "b", "--measures", "gold_reward"], "measures must be list"),
+        (["a", "b", "--measures", "gold_reward"], "measures must be a list"),
         (["a", "b", "--require", "golden"], "values of 'golden'"),
         (["a", "b", "--require", "length"], "length has no better direction"),
         (["a", "empty"], "share no measure"),

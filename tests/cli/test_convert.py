@@ -222,7 +222,7 @@ def test_an_output_that_exists_is_kept(capsys):
         ([], "needs one file"),
         (["ours.jsonl"], "convert needs --to"),
         (["ours.jsonl", "--to", "mt-bench"], "convert needs --output"),
-        (["ours.jsonl", "--to", "mtbench", "--output", "x"], "--to must be one of generations, "),
+        (["ours.jsonl", "--to", "mtbench", "--output", "x"], "to must be one of generations, "),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x", "--frm", "y"], "unknown flag 'frm'"),
         (["none.jsonl", "--to", "mt-bench", "--output", "x"], "none.jsonl"),
         (["ours.txt", "--to", "mt-bench", "--output", "x"], "not one of .json"),

@@ -596,7 +596,7 @@ def test_suite(capsys, monkeypatch):
         (["", "--prompts", PROMPTS], "cannot be a policy's name"),
         (["..", "--prompts", PROMPTS], "cannot be a policy's name"),
         (["free", "--prompts", PROMPTS, "--judges", "{golden: {}}"], "unknown judge 'golden'"),
-        (["free", "--prompts", PROMPTS, "--judges", "[gold]"], "judges must be dict"),
+        (["free", "--prompts", PROMPTS, "--judges", "[gold]"], "judges must be a mapping"),
         (["free", "--prompts", PROMPTS, "--judges", "{gold: x}"], "must hold `key: value` lines"),
         (["free", "--prompts", PROMPTS, "--judges", "{gold: {wrld: x}}"], "did you mean 'world'"),
         (["free", "--prompts", PROMPTS, "--judges", "{reward-model: {}}"], "needs model"),

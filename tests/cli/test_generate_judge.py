@@ -477,7 +477,10 @@ def test_inputs_are_never_written_over(sides, capsys):
         (generate("x", "--max_cost", "1"), "--max_cost is of an endpoint: give --endpoint"),
         (generate("x", "--endpoint", "http://x", "--batch_size", "1"), "--batch_size is of a"),
         (generate("x", "--endpoint", "http://x", "--max_cost", "1"), "max_cost needs price_in"),
-        (generate("x", "--endpoint", "http://x", "--extra_body", "5"), "extra_body must be dict"),
+        (
+            generate("x", "--endpoint", "http://x", "--extra_body", "5"),
+            "extra_body must be a mapping",
+        ),
         (generate("x", "--seed", "null"), "seed null is for endpoints"),
         (generate("./none"), "cannot load model './none'"),
     ],

@@ -217,9 +217,19 @@ def test_what_lies_outside_is_refused(name, value, tmp_path):
         make(tmp_path, loss=DOMAINS[name][0], **{name: value})
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(TokenRatioError, match=r"tbpo_a.*sft.*ppo"):
-        make(tmp_path, loss="ppo")
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("ppo", "the loss ppo is not available; `tokenratio methods`"),
+        ("tbpo-a", "did you mean 'tbpo_a'"),
+        ("sigmoid", "it is called dpo here"),
+        ("wibble", "unknown loss 'wibble'; `tokenratio methods` describes"),
+        (3, "unknown loss 3"),
+    ],
+)
+def test_an_unknown_method_is_refused(loss, expected, tmp_path):
+    with pytest.raises(TokenRatioError, match=expected):
+        make(tmp_path, loss=loss)
 
 
 def test_cross_entropy_is_not_anchored_on_itself(tmp_path):
