@@ -4,7 +4,10 @@ BIN := $(VENV)/bin
 # One CPU build of torch for everyone; the package itself states a range.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint bench bench-smoke mutants clean
+# Small inputs of real users with scripts that say RIGHT or FAULT; kept beside the repository.
+CASES ?= ../shared/cases
+
+.PHONY: quickstart test lint bench bench-smoke mutants cases wheel-test clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
@@ -25,6 +28,12 @@ bench-smoke: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+cases:
+	@PY=$(abspath $(BIN)/python) TR=$(abspath $(BIN)/tokenratio) tests/cases.sh $(CASES)
+
+wheel-test:
+	PYTHON=$(PYTHON) tests/wheel.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
