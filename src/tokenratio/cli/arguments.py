@@ -9,6 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -240,7 +241,8 @@ def _as_container(kind: type) -> Any:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, str | int | float) else None
+    # YAML reads 2025-03-01 as a date.
+    return str(value) if isinstance(value, str | int | float | date) else None
 
 
 def _as_choice(value: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenratio.cli.arguments import check_known
 from tokenratio.cli.judges import JUDGES, judge_settings
+from tokenratio.cli.template_options import TemplateOptions
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.run_folder import RUN_FILE
 
@@ -19,7 +20,7 @@ _NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(TemplateOptions):
     """What `evaluate` can be told."""
 
     output_dir: str = field(default="evaluation", metadata={"help": "Where all files go."})

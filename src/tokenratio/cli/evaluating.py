@@ -1,19 +1,21 @@
 """The stages of an evaluation, policy by policy, with files between them."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
+from tokenratio.cli.evaluation_templates import EvaluationTemplates
 from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
 from tokenratio.cli.starting import say_splits, source_of
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
+from tokenratio.data.template import TemplateSettings
 from tokenratio.data.worlds import WORLDS, World, is_world_source
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
@@ -36,9 +38,9 @@ from tokenratio.evaluation.measuring import (
     measure_pairs,
     measure_policy,
     measure_responses,
+    measure_suite,
     measure_world,
 )
-from tokenratio.evaluation.suite import run_suite
 from tokenratio.training.baseline import read_baseline
 from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
@@ -101,6 +103,8 @@ class _Room:
                 self.world = WORLDS[options.prompts.removeprefix("world:").partition("?")[0]]
         if options.pairs not in (None, options.prompts):
             say_splits(str(options.pairs), options.split, report)
+        self._templates = EvaluationTemplates(subjects, options, folder, report)
+        self._told: dict[str, TemplateSettings] = {}
         self._models: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
         # One for all policies: a budget is the evaluation's.
         self._judges: dict[str, Judge] = {}
@@ -126,6 +130,10 @@ class _Room:
             contents |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}
         return contents
 
+    def _settings(self) -> dict[str, Any]:
+        day = self._templates.day if self._templates.is_dated else None
+        return {**asdict(self.options), "template_date": day, "reference": self.reference_path}
+
     def model(self, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model and its tokenizer; the reference stays in memory, one other beside it."""
         if path not in self._models:
@@ -140,7 +148,8 @@ class _Room:
                     f"{error}: what the runs say they started from; give --reference"
                 ) from None
             model.to(default_device())
-            self._models[path] = (model, load_tokenizer(path))
+            tokenizer, self._told[path] = self._templates.of(path, load_tokenizer(path))
+            self._models[path] = (model, tokenizer)
         return self._models[path]
 
     def generations(self, subject: Subject) -> list[Generation]:
@@ -154,6 +163,7 @@ class _Room:
             tokenizer,
             max_new_tokens=options.max_new_tokens,
             max_prompt_length=options.max_prompt_length,
+            template=self._told[subject.path],
             num_samples=options.num_samples,
             temperature=options.temperature,
             top_p=options.top_p,
@@ -214,7 +224,12 @@ class _Room:
             measures += found
             notes += said
             if options.suite is not None:
-                measures += self._suite(subject)
+                measures += measure_suite(
+                    subject.path,
+                    options.suite,
+                    output=self.folder / subject.name / "suite.json",
+                    batch_size=options.batch_size,
+                )
         if (Path(subject.path) / METRICS_FILE).is_file():
             try:
                 found, said = measure_log(Path(subject.path))
@@ -225,7 +240,7 @@ class _Room:
         policy = PolicyMeasures(
             subject.name,
             subject.loss or subject.name,
-            {**asdict(options), "path": subject.path, "reference": self.reference_path},
+            self._settings() | {"path": subject.path},
             tuple(measures),
             tuple(notes),
             self.contents(),
@@ -252,6 +267,7 @@ class _Room:
                 folder=self.folder / subject.name,
                 cache=self.folder / "verdicts.sqlite",
                 comparisons=comparisons,
+                day=self._templates.day,
             )
             judge = self._judges.get(name) or make_judge(name, settings or {}, context)
             if judge is None:
@@ -295,10 +311,11 @@ class _Room:
                 generations,
                 is_own_distribution=options.temperature == 1 and options.top_p == 1,
                 max_prompt_length=options.max_prompt_length,
+                template=self._told[subject.path],
                 batch_size=options.batch_size,
             )
         if options.pairs is not None and ref_model is not None:
-            data, subsets = self._pairs(tokenizer)
+            data, subsets = self._pairs(tokenizer, self._told[subject.path])
             read, kept = data.report.rows_read, data.report.rows_kept
             cut = sum(truncation.rows for truncation in data.report.truncated.values())
             if read > kept or cut:
@@ -335,26 +352,9 @@ class _Room:
                     notes.append(f"its credit is not measured: {error}")
         return measures, notes
 
-    def _suite(self, subject: Subject) -> list[Measure]:
-        """General ability, by EleutherAI's harness."""
-        scores = run_suite(
-            subject.path,
-            str(self.options.suite),
-            output=self.folder / subject.name / "suite.json",
-            batch_size=self.options.batch_size,
-        )
-        figures = [
-            (f"{s.task} ({s.shots}-shot {s.metric})", s.value, s.stderr, s.n) for s in scores.scores
-        ]
-        figures.append(("mean", scores.mean, scores.stderr, sum(s.n for s in scores.scores)))
-        return [
-            Measure(
-                f"suite/{name}", value, math.nan if error is None else error, n, "share", "higher"
-            )
-            for name, value, error, n in figures
-        ]
-
-    def _pairs(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreparedData, list[str] | None]:
+    def _pairs(
+        self, tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
+    ) -> tuple[PreparedData, list[str] | None]:
         options = self.options
         source = source_of(str(options.pairs))
         data = prepare_pairs(
@@ -363,6 +363,7 @@ class _Room:
             max_length=options.max_length,
             max_prompt_length=options.max_prompt_length,
             split=options.split,
+            template=template,
         )
         if options.subset_column is None:
             return data, None

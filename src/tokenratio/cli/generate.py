@@ -14,6 +14,7 @@ from tokenratio.cli.endpoint_options import (
     refuse_idle,
     split_flags,
 )
+from tokenratio.cli.template_options import TemplateOptions, day_of_output, template_of
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ asks for nothing that the output holds; what an endpoint would cost is said befo
 request.
 """
 
-_LOCAL_FLAGS = ("batch_size", "dtype")
+# A server has its own chat template, and its own clock.
+_LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(TemplateOptions):
     """What `generate` can be told, the endpoint apart."""
 
     prompts: str = field(default="", metadata={"help": "Where the prompts come from."})
@@ -109,6 +111,7 @@ def _backend(
 ) -> tuple["TransformersBackend | EndpointBackend", dict[str, Any]]:
     """What answers, and all that its answers depend on but the prompts."""
     from tokenratio.cli.terminal import is_terminal
+    from tokenratio.data.template import TemplateSettings
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
     from tokenratio.evaluation.judges.scores import weights_digest
     from tokenratio.training.device import default_device
@@ -117,15 +120,20 @@ def _backend(
     names = ("num_samples", "temperature", "top_p", "max_new_tokens")
     sampling: dict[str, Any] = {each: getattr(options, each) for each in names}
     if endpoint.endpoint is not None:
-        server = EndpointBackend(endpoint.connect(name), **sampling, seed=options.seed)
+        told = TemplateSettings.of(options.chat_template_kwargs, options.tools)
+        connection = endpoint.connect(name)
+        server = EndpointBackend(connection, **sampling, seed=options.seed, template=told)
         return server, server.settings()
     if options.seed is None:
         raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
     model = load_model(name, {"dtype": options.dtype})
     model.to(default_device())
+    day = None if options.overwrite else day_of_output(Path(options.output))
+    tokenizer, template = template_of(options, load_tokenizer(name), name, day=day)
     backend = TransformersBackend(
         model,
-        load_tokenizer(name),
+        tokenizer,
+        template=template,
         **sampling,
         seed=options.seed,
         batch_size=options.batch_size,

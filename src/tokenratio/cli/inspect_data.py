@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.template_options import TemplateOptions, template_of
 from tokenratio.errors import TokenRatioError
 
 HELP = """usage: tokenratio inspect-data SOURCE [--flag value ...]
@@ -12,7 +13,7 @@ SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths 
 
 
 @dataclass(frozen=True)
-class InspectOptions:
+class InspectOptions(TemplateOptions):
     """What `inspect-data` can be told."""
 
     tokenizer: str | None = field(
@@ -43,11 +44,14 @@ def run(argv: list[str]) -> int:
 
     quiet_libraries()
     rows = world_rows(source) if is_world_source(source) else source
-    tokenizer = None
+    tokenizer = template = ends = None
     if options.tokenizer is not None:
-        from tokenratio.training.models import load_tokenizer
+        from tokenratio.training.models import load_generation_ends, load_tokenizer
 
-        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer, template = template_of(
+            options, load_tokenizer(options.tokenizer), options.tokenizer
+        )
+        ends = load_generation_ends(options.tokenizer)
     print(
         inspect_source(
             rows,
@@ -56,6 +60,8 @@ def run(argv: list[str]) -> int:
             max_length=options.max_length,
             max_prompt_length=options.max_prompt_length,
             split=options.split,
+            template=template,
+            generation_ends=ends,
         )
     )
     return 0

@@ -21,6 +21,7 @@ from tokenratio.cli.judges import (
     RewardModelSettings,
     make_judge,
 )
+from tokenratio.cli.template_options import TEMPLATE_FLAGS, TemplateOptions, day_of_output
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "reward_model": "model",
         "batch_size": "batch_size",
         "max_length": "max_length",
+        **{name: name for name in TEMPLATE_FLAGS},
     },
-    "implicit": {name: name for name in ("policy", "reference", "beta", "batch_size")},
+    "implicit": {
+        name: name for name in ("policy", "reference", "beta", "batch_size", *TEMPLATE_FLAGS)
+    },
     "llm": {
         **{name: name for name in ("model", "template", "temperature", "max_tokens")},
         **{name: name for name in ENDPOINT_FLAGS},
@@ -69,7 +73,7 @@ _NEEDED = {
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(TemplateOptions):
     """What `judge` can be told, the endpoint apart."""
 
     against: str = field(default="", metadata={"help": "The other side: a file or a data source."})
@@ -179,6 +183,7 @@ def run(argv: list[str]) -> int:
         folder=path.parent,
         cache=Path(options.cache).expanduser(),
         comparisons=comparisons,
+        day=day_of_output(Path(ours_path)),
     )
     judge = make_judge(options.judge, settings, context)
     if judge is None:  # people are asked; their sheet is written

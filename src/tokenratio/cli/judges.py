@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.arguments import build, check_known
+from tokenratio.cli.template_options import TemplateOptions, template_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import EndpointSettings
@@ -27,6 +28,7 @@ class JudgeContext:
         folder: where a sheet to be filled in goes.
         cache: the file of paid answers.
         comparisons: what will be asked.
+        day: what templates that write today's date take for today, if it is fixed.
     """
 
     world: str | None
@@ -34,6 +36,7 @@ class JudgeContext:
     folder: Path
     cache: Path
     comparisons: "Sequence[Comparison]"
+    day: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class GoldSettings:
 
 
 @dataclass(frozen=True)
-class RewardModelSettings:
+class RewardModelSettings(TemplateOptions):
     """A sequence classifier with one output."""
 
     model: str = field(default="", metadata={"help": "Its folder or hub name."})
@@ -54,7 +57,7 @@ class RewardModelSettings:
 
 
 @dataclass(frozen=True)
-class ImplicitSettings:
+class ImplicitSettings(TemplateOptions):
     """What a policy itself prefers: β times its log-ratio to a reference."""
 
     policy: str = field(default="", metadata={"help": "Its folder or hub name."})
@@ -155,10 +158,21 @@ def _gold(settings: GoldSettings, context: JudgeContext) -> "Judge":
 def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> "Judge":
     from tokenratio.evaluation.judges import RewardModelJudge
     from tokenratio.training.device import default_device
+    from tokenratio.training.models import load_tokenizer
+    from tokenratio.training.run_folder import read_run_file
 
-    options = {"batch_size": settings.batch_size, "max_length": settings.max_length}
-    where = {"device_map": str(default_device())}
-    return RewardModelJudge.load(settings.model, where, as_chat=settings.as_chat, **options)
+    tokenizer = load_tokenizer(settings.model)
+    tokenizer, template = template_of(settings, tokenizer, settings.model, day=context.day)
+    return RewardModelJudge.load(
+        settings.model,
+        {"device_map": str(default_device())},
+        tokenizer=tokenizer,
+        template=template,
+        as_chat=settings.as_chat,
+        as_trained=(read_run_file(settings.model) or {}).get("kind") == "reward model",
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+    )
 
 
 def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
@@ -171,9 +185,12 @@ def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
     if name is None:
         raise TokenRatioError("judge implicit needs reference")
     policy, reference = load_model(settings.policy), load_model(name)
+    tokenizer = load_tokenizer(settings.policy)
+    tokenizer, template = template_of(settings, tokenizer, settings.policy, day=context.day)
     return ImplicitRewardJudge(
         policy.to(device),
-        load_tokenizer(settings.policy),
+        tokenizer,
+        template=template,
         ref_model=reference.to(device),
         beta=settings.beta,
         name=settings.policy,

@@ -151,6 +151,8 @@ _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 _SFT_KEYS = ("train_dataset", "eval_dataset")
 # What is held out of the run is held out of every stage before it.
 _OF_ALL_STAGES = ("held_out_share", "selection_seed")
+# A stage before the run renders conversations as the run does, unless it says otherwise.
+_TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
 
 
 def recipe_fields() -> dict[str, Field]:
@@ -262,7 +264,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
     # Only what belongs to the machine and the data carries over; the rest is another kind of run.
     carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
-    carried += _OF_ALL_STAGES
+    carried += (*_OF_ALL_STAGES, *_TEMPLATE)
     if "train_dataset" not in recipe.sft:
         carried += ("train_split", "max_samples")
     settings = {
@@ -313,7 +315,7 @@ def _contrast(
         if name in own:
             raise TokenRatioError(f"dpo in {where} cannot have {name}")
     # What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
-    shared = {k: v for k, v in settings.items() if k in _CARRIED_TO_DPO}
+    shared = {k: v for k, v in settings.items() if k in (*_CARRIED_TO_DPO, *_TEMPLATE)}
     fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
     stage = Stage(_config({**shared, **own, **fixed}, where), main.train_dataset, None)
     return Contrast(**chosen, dpo=stage)

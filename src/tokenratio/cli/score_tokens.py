@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.template_options import TemplateOptions, template_of
 from tokenratio.errors import TokenRatioError
 
 HELP = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
@@ -25,7 +26,7 @@ _PLACE = "{prompt}"
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(TemplateOptions):
     """What `score-tokens` can be told."""
 
     output: str = field(default="token_scores", metadata={"help": "Folder to write or add to."})
@@ -101,7 +102,10 @@ def run(argv: list[str]) -> int:
     negative = positive
     if options.negative_model is not None:
         negative = load_model(options.negative_model, {"dtype": options.dtype})
+    # Rows that are added are rendered as those that are there.
+    day = None if before is None else before.template.get("template_date")
     tokenizer = load_tokenizer(options.tokenizer or options.positive_model)
+    tokenizer, template = template_of(options, tokenizer, options.positive_model, day=day)
     _check_tokenizers(options)
     rows = source_of(source)
     data = prepare_pairs(
@@ -111,6 +115,7 @@ def run(argv: list[str]) -> int:
         max_prompt_length=options.max_prompt_length,
         on_bad_row=options.on_bad_row,
         split=options.split,
+        template=template,
     )
     print(data.report.summary())
     voices = []
@@ -120,7 +125,9 @@ def run(argv: list[str]) -> int:
     ):
         after = data
         if prompt != _PLACE:
-            after = with_prompt_template(data, rows, tokenizer, prompt, split=options.split)
+            after = with_prompt_template(
+                data, rows, tokenizer, prompt, split=options.split, settings=template
+            )
         voices.append(Voice(model, after, prompt))
     if before is not None:
         before.require_same(ingredients_of(*voices))

@@ -176,7 +176,9 @@ def _prompted(
     if prompt == PLACE:
         return part.data
     split = args.split(part.role)
-    return with_prompt_template(part.data, part.source, tokenizer, prompt, split=split)
+    return with_prompt_template(
+        part.data, part.source, tokenizer, prompt, split=split, settings=args.template
+    )
 
 
 def _key(

@@ -18,6 +18,7 @@ from tokenratio.cli.recipe import Recipe, Stage
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import describe_splits, parse_completion, parse_preference, read_rows
 from tokenratio.data.defects import RowDefectError
+from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
@@ -48,6 +49,10 @@ def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
     Raises:
         TokenRatioError: it cannot be had.
     """
+    return with_chat_template(_own_tokenizer(recipe, args), args.chat_template)
+
+
+def _own_tokenizer(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
     spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
     if isinstance(spec, dict):
         texts = _texts(recipe.train_dataset, args.split("train"))

@@ -30,6 +30,10 @@ _PROBE_TOOL = {
 }
 
 
+def _today() -> date:
+    return date.today()
+
+
 @dataclass(frozen=True)
 class TemplateSettings:
     """What a run tells the chat template besides the messages. A row's own values win.
@@ -42,7 +46,7 @@ class TemplateSettings:
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[Any] | None = None
-    day: date = field(default_factory=date.today)
+    day: date = field(default_factory=lambda: _today())
 
     @classmethod
     def of(

@@ -27,6 +27,7 @@ from tokenratio.evaluation.length_control import length_controlled_win_rate
 from tokenratio.evaluation.measures import Measure, Value, measure_of
 from tokenratio.evaluation.pairs import held_out_pairs
 from tokenratio.evaluation.stability import read_metrics, stability
+from tokenratio.evaluation.suite import run_suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,6 +241,19 @@ def measure_credit(
         )
         measures += _credit_measures(found, {"none": "log_ratio"}.get(term, f"log_ratio+{term}"))
     return measures
+
+
+def measure_suite(model: str, suite: str, *, output: Path, batch_size: int) -> list[Measure]:
+    """General ability, by EleutherAI's harness; see `run_suite`."""
+    found = run_suite(model, suite, output=output, batch_size=batch_size)
+    figures = [
+        (f"{s.task} ({s.shots}-shot {s.metric})", s.value, s.stderr, s.n) for s in found.scores
+    ]
+    figures.append(("mean", found.mean, found.stderr, sum(s.n for s in found.scores)))
+    return [
+        Measure(f"suite/{name}", value, math.nan if error is None else error, n, "share", "higher")
+        for name, value, error, n in figures
+    ]
 
 
 def measure_log(folder: Path) -> tuple[list[Measure], list[str]]:

@@ -5,12 +5,13 @@ from typing import Any, Literal, TypeAlias
 
 from tokenratio.data import PreparedData, Selection
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.template_settings import ChatTemplateSettings
 
 Role: TypeAlias = Literal["train", "eval", "held_out"]
 
 
 @dataclass
-class DataSettings:
+class DataSettings(ChatTemplateSettings):
     """Which rows are trained on and evaluated, of policies and reward models alike.
 
     The classes that inherit it add `max_length`, `max_prompt_length` and `on_bad_row`.
@@ -52,6 +53,7 @@ class DataSettings:
         """Raise `TokenRatioError` for a value outside its domain."""
         for role in ("train", "eval", "held_out"):
             self.selection(role)
+        self.check_template_settings()
 
     def selection(self, role: Role) -> Selection:
         """Which rows a role uses."""
@@ -98,4 +100,5 @@ class DataSettings:
             **{name: getattr(self, name) for name in names},
             "split": self.split(role),
             "selection": self.selection(role),
+            "template": self.template,
         }

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -55,6 +56,20 @@ def load_tokenizer(
         raise TokenRatioError(
             f"cannot load a tokenizer for {str(name)!r}: {_first_line(error)}"
         ) from None
+
+
+def generation_ends(config: Any) -> list[int] | None:
+    """The ids at which a model's generation_config stops; None where it names none."""
+    ends = getattr(config, "eos_token_id", None)
+    return ends if ends is None or isinstance(ends, list) else [ends]
+
+
+def load_generation_ends(name: str | Path) -> list[int] | None:
+    """Likewise of a model by hub name or folder; None too where it has no generation_config."""
+    try:
+        return generation_ends(GenerationConfig.from_pretrained(str(name)))
+    except (OSError, ValueError):
+        return None
 
 
 def make_reference(

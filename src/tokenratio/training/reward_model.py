@@ -34,6 +34,7 @@ from tokenratio.data import (
     prepare_pairs,
     row_lengths,
 )
+from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
@@ -45,6 +46,7 @@ from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits
 from tokenratio.training.policy import disable_dropout
 from tokenratio.training.resume import ResumableTrainer
+from tokenratio.training.template_settings import fix_day
 
 _PAD = "<|pad|>"
 
@@ -94,7 +96,7 @@ class RewardConfig(DataSettings, TrainingArguments):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
-        "model_init_kwargs",
+        *("model_init_kwargs", "chat_template_kwargs"),
     ]
 
     def __post_init__(self) -> None:
@@ -249,7 +251,9 @@ class RewardTrainer(ResumableTrainer):
                 "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
             )
         disable_dropout(model)
-        tokenizer = with_padding(model, processing_class)
+        tokenizer = with_chat_template(processing_class, args.chat_template)
+        fix_day(args, tokenizer)
+        tokenizer = with_padding(model, tokenizer)
 
         def encode(source: Any, role: Role) -> PreparedData | None:
             if source is None:

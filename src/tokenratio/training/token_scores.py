@@ -8,7 +8,7 @@ that scores of other data, another tokenizer or another cut are never used by mi
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,12 @@ class TokenScores:
     Attributes:
         ingredients: what they were made from: models and prompts.
         values: of each row, by the digest of its tokens, `(chosen, rejected)` in nats, float32.
+        template: what the rows were rendered with (`TemplateSettings.record`).
     """
 
     ingredients: Mapping[str, Any]
     values: Mapping[bytes, tuple[np.ndarray, np.ndarray]]
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -65,7 +67,7 @@ class TokenScores:
             pairs = zip(positive.log_probs(row), negative.log_probs(row), strict=True)
             chosen, rejected = (_difference(likely, unlikely) for likely, unlikely in pairs)
             values[key] = (chosen, rejected)
-        return cls(ingredients, values)
+        return cls(ingredients, values, data.template)
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenScores":
@@ -86,7 +88,7 @@ class TokenScores:
                 np.split(arrays[side], arrays[f"{side}_offsets"][1:-1]) if keys else []
                 for side in SIDES
             ]
-            ingredients = note["ingredients"]
+            ingredients, template = note["ingredients"], note.get("template", {})
         except FileNotFoundError:
             raise TokenRatioError(
                 f"no token scores in {folder}: compute them with `tokenratio score-tokens`"
@@ -96,7 +98,7 @@ class TokenScores:
                 f"the token scores in {folder} are damaged ({error}): compute them anew with "
                 "`tokenratio score-tokens`"
             ) from None
-        return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)))
+        return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)), template)
 
     def save(self, folder: str | Path) -> None:
         """Write the folder; an interrupted write leaves no readable one."""
@@ -116,6 +118,7 @@ class TokenScores:
             "sha256": hashlib.sha256(raw).hexdigest(),
             "rows": len(self.values),
             "ingredients": self.ingredients,
+            "template": dict(self.template),
             "versions": versions(),
         }
         replace_text(folder / _NOTE, json.dumps(note, indent=2) + "\n")
@@ -153,6 +156,13 @@ class TokenScores:
         if missing:
             names = ", ".join(dataset[row]["origin"] for row in missing[:_NAMED])
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            if dict(self.template) != dict(data.template):
+                raise TokenRatioError(
+                    f"{len(missing)} of {len(keys)} rows have no token scores: the scored rows "
+                    f"were rendered with {_told(self.template)}, those of this run with "
+                    f"{_told(data.template)}; run `tokenratio score-tokens` with the settings of "
+                    "this run, or set them in the run"
+                )
             raise TokenRatioError(
                 f"{len(missing)} of {len(keys)} rows have no token scores ({names}{more}): run "
                 "`tokenratio score-tokens` on this data with the tokenizer, max_length and "
@@ -190,6 +200,11 @@ def _row_key(parts: Sequence[np.ndarray]) -> bytes:
         # The length first: the same tokens with a boundary elsewhere are another row.
         digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
     return digest.digest()
+
+
+def _told(template: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in template.items())
+    return told or "no settings of the chat template"
 
 
 def _difference(likely: Tensor, unlikely: Tensor) -> np.ndarray:

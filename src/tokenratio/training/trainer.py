@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from tokenratio.data import padding_id
+from tokenratio.data.inspection import end_disagreement
+from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.baseline import (
     OPTIMIZER_FILE,
@@ -53,6 +55,7 @@ from tokenratio.training.models import (
     add_adapter,
     check_adapter,
     check_model,
+    generation_ends,
     load_model,
     load_tokenizer,
     make_reference,
@@ -66,6 +69,7 @@ from tokenratio.training.policy import (
 from tokenratio.training.reference import Reference
 from tokenratio.training.resume import ResumableTrainer, adapter_settings
 from tokenratio.training.run_folder import replace_text
+from tokenratio.training.template_settings import fix_day
 
 _SUMS_FILE = "metric_sums.json"
 _log = logging.getLogger(__name__)
@@ -109,6 +113,8 @@ class TokenRatioTrainer(ResumableTrainer):
         require_supported(args)
         if processing_class is None:
             processing_class = load_tokenizer(model, args.model_init_kwargs)
+        processing_class = with_chat_template(processing_class, args.chat_template)
+        fix_day(args, processing_class, token_scores=args.token_scores)
         if isinstance(model, str | Path):
             model = load_model(model, args.model_init_kwargs)
         self._is_sft = args.loss == "sft"
@@ -140,6 +146,7 @@ class TokenRatioTrainer(ResumableTrainer):
         self.train_data = self._prepare(train_dataset, role="train")
         evaluated, role = args.evaluated(train_dataset, eval_dataset)
         self.eval_data = prepare_parts(evaluated, self._prepare, role)
+        self._warn_of_ends(model)
         cache, models = None, [model, *(reference.models if reference else [])]
         if args.cache_reference and not args.keeps_log_probs and self.train_data is not None:
             cache = ask_reference(self.train_data, "hidden", reference.model or model, args, pad)
@@ -178,6 +185,15 @@ class TokenRatioTrainer(ResumableTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
             eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
         return super().evaluate(eval_dataset, **kwargs)
+
+    def _warn_of_ends(self, model: nn.Module) -> None:
+        """Say where others that generate with the model would pass the template's end of turn."""
+        if self.train_data is not None:
+            config = getattr(language_model(model), "generation_config", None)
+            tokenizer = self.processing_class
+            said = end_disagreement(self.train_data, tokenizer, generation_ends(config))
+            if said is not None:
+                _log.warning("%s", said)
 
     def _add_baseline(self) -> None:
         size = self._language_model.get_output_embeddings().weight.shape[1]

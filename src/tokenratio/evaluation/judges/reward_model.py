@@ -79,12 +79,18 @@ class RewardModelJudge:
 
     @classmethod
     def load(
-        cls, name: str | Path, init_kwargs: dict[str, Any] | None = None, **options: Any
+        cls,
+        name: str | Path,
+        init_kwargs: dict[str, Any] | None = None,
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
     ) -> "RewardModelJudge":
         """By hub name or folder, in float32 unless `init_kwargs` says otherwise.
 
         Args:
             init_kwargs: for `from_pretrained`.
+            tokenizer: None for the one saved with the model.
             options: of the judge.
         Raises:
             TokenRatioError: it cannot be loaded, or would get a head with random weights.
@@ -94,7 +100,7 @@ class RewardModelJudge:
         from tokenratio.training.loading import loading_arguments
         from tokenratio.training.models import load_tokenizer
 
-        tokenizer = load_tokenizer(name, init_kwargs)
+        tokenizer = tokenizer or load_tokenizer(name, init_kwargs)
         arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
