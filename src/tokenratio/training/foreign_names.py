@@ -31,9 +31,9 @@ _TABLE = {
     "use_bnb_nested_quant ref_model_quantization_bit",
     "save it with the tokenizer, and name the tokenizer's folder in tokenizer": "special_tokens "
     "tokens add_tokens add_special_tokens new_special_tokens eos_token pad_token resize_vocab",
-    "prompts are rendered with the tokenizer's own chat template: save another one with it, and "
-    "name its folder in tokenizer": "template chat_template chat_template_path "
-    "chat_template_jinja prompt_template default_system",
+    "chat_template": "template chat_template_path chat_template_jinja prompt_template",
+    "chat_template_kwargs.enable_thinking": "enable_thinking",
+    "a system prompt belongs to the rows, as their first message": "default_system",
     # The adapter.
     "peft": "use_peft use_lora adapter finetuning_type peft_config lora_config lora qlora",
     "peft.r": "lora_r lora_rank",
