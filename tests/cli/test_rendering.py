@@ -116,7 +116,7 @@ def test_a_run_is_generated_from_and_evaluated_as_it_was_trained(capsys, monkeyp
     seen.clear()
     # evaluate asks the reference as the run is asked
     said = run(capsys, "evaluate", "run", *argv, "--split", "train", "--pairs", "rows.jsonl")
-    assert len(seen) == 8
+    assert len(seen) >= 8
     assert all(text.endswith(NO_THOUGHT) for text in seen)
     assert "kl_policy_ref" in said
 
@@ -277,3 +277,29 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
     ).dataset[0]
     ids = judge._encode(Conversation(row["prompt"]), row["chosen"][0]["content"])["input_ids"]
     assert ids == [*trained["prompt_ids"], *trained["chosen_ids"]]
+
+
+def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
+    from tokenratio.cli.judges import JudgeContext, make_judge
+    from tokenratio.data.chat import Conversation
+    from tokenratio.evaluation.judges.scores import Response
+
+    tokenizer = model("policy", "qwen3")
+    turns = [{"role": "user", "content": "word?"}]
+    context = JudgeContext(None, "policy", Path(), Path("cache"), [])
+    plain = make_judge("implicit", {"policy": "policy"}, context)
+    told = make_judge("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}, context)
+    Path("policy/run.json").write_text(json.dumps({"config": {"chat_template_kwargs": QUIET}}))
+    trained = make_judge("implicit", {"policy": "policy"}, context)
+    ids = tuple(tokenizer("ash", add_special_tokens=False)["input_ids"])
+    for sampled in (None, ids):
+        for judge, prompt in (
+            (plain, Conversation(turns, None, QUIET)),
+            (told, Conversation(turns)),
+            (trained, Conversation(turns)),
+        ):
+            prompt_ids, _ = judge._encode(Response(prompt, "ash", sampled))
+            assert tokenizer.decode(prompt_ids).endswith(NO_THOUGHT)
+        prompt_ids, _ = plain._encode(Response(Conversation(turns), "ash", sampled))
+        assert NO_THOUGHT not in tokenizer.decode(prompt_ids)
+    assert plain.identity() != told.identity() == trained.identity()
