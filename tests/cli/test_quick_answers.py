@@ -15,7 +15,7 @@ from tokenratio.cli import declared
 from tokenratio.cli.arguments import fields_of
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.main import COMMANDS, main
-from tokenratio.cli.recipe import recipe_fields
+from tokenratio.cli.recipe import Recipe, recipe_fields
 from tokenratio.cli.score_tokens import ScoreOptions
 from tokenratio.data.contrast import PLACE
 from tokenratio.losses import METHODS
@@ -138,8 +138,11 @@ def test_a_source_that_cannot_be_read_is_imported_instead(tmp_path, monkeypatch)
     assert "dynamic.settings" in sys.modules
 
 
-def test_recipe_fields_are_those_of_the_classes():
-    assert set(fields_of(TokenRatioConfig)) < set(recipe_fields())
+def test_recipe_fields_are_those_of_the_classes_the_common_ones_first():
+    assert set(fields_of(TokenRatioConfig)) | set(fields_of(Recipe)) == set(recipe_fields())
+    order = list(recipe_fields())
+    assert order[0] == "model"
+    assert order.index("train_dataset") < order.index("loss") < order.index("learning_rate")
 
 
 def test_names_kept_for_help_are_the_librarys():

@@ -18,6 +18,7 @@ from tokenratio.cli.arguments import (
 )
 from tokenratio.cli.declared import declared_fields
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.method_settings import MethodSettings
 
 if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig
@@ -156,8 +157,10 @@ _TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
 
 
 def recipe_fields() -> dict[str, Field]:
-    """Every key a recipe or a flag of `train` may name."""
-    return _config_fields() | fields_of(Recipe)
+    """Every key a recipe or a flag of `train` may name: models, data and method come first."""
+    config = _config_fields()
+    of_method = {name: config[name] for name in fields_of(MethodSettings)}
+    return fields_of(Recipe) | of_method | config
 
 
 def _config_fields() -> dict[str, Field]:

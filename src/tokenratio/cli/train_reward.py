@@ -50,7 +50,7 @@ def reward_fields() -> dict[str, Field]:
         name: recipe[name] if text is None else replace(recipe[name], help=text)
         for name, text in _RECIPE_KEYS.items()
     }
-    return declared_fields("tokenratio.training.reward_model", "RewardConfig") | chosen
+    return chosen | declared_fields("tokenratio.training.reward_model", "RewardConfig")
 
 
 def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
