@@ -4,7 +4,9 @@ import random
 import pytest
 import torch
 
+from templates import family_tokenizer
 from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
+from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.generation import (
@@ -308,6 +310,26 @@ def test_conversations_go_through_the_template(make_policy):
     assert encode_prompts(tokenizer, [messages]) == encode_prompts(tokenizer, PROMPTS[:1])
     rows = sample_responses(make_policy(0), tokenizer, [messages], max_new_tokens=3, seed=0)
     assert rows[0][0].prompt_ids == tuple(tokenizer(PROMPTS[0])["input_ids"])
+
+
+@pytest.mark.parametrize("family", ["gemma", "llama3", "phi3"])
+def test_generation_stops_at_the_templates_end_of_turn(family):
+    """Also where neither tokenizer nor generation_config calls it an end."""
+    tokenizer = family_tokenizer(family)
+    model = tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    turns = [{"role": "user", "content": "ash"}]
+    options = {"temperature": 0, "max_new_tokens": 6, "seed": 0}
+    ((before,),) = sample_responses(model, tokenizer, [turns], **options)
+    # the model's third token takes the end's place in its head
+    end = turn_end(tokenizer, TemplateSettings()).token_id
+    third = before.response_ids[2]
+    assert third not in before.response_ids[:2]
+    with torch.no_grad():
+        rows = model.lm_head.weight
+        rows[[end, third]] = rows[[third, end]]
+    ((after,),) = sample_responses(model, tokenizer, [turns], **options)
+    assert after.response_ids == (*before.response_ids[:2], end)
+    assert (after.finish_reason, before.finish_reason) == ("eos", "length")
 
 
 def test_bos_stands_once(tokenizer):

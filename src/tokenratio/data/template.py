@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +242,7 @@ def _last_token(
     return end, content, id
 
 
+@lru_cache(maxsize=16)
 def _with_day(template: str, day: date) -> str:
     """The template with a clock that stands still.
 
