@@ -142,3 +142,20 @@ def test_splits_in_the_other_commands(make_recipe, capsys):
     used = rows_used("reward")
     assert used["train"] + used["eval"] == 16
     assert min(used.values()) > 0
+
+
+def test_a_second_run_reads_what_the_first_prepared(make_recipe, tmp_path, capsys):
+    recipe = make_recipe(
+        train_dataset="uf", eval_dataset="uf", data_cache_dir="cache", dataset_num_proc=2
+    )
+    assert main(["train", recipe, "--dry-run"]) == 0
+    first = capsys.readouterr().out
+    assert "read from the cache" not in first
+    assert main(["train", recipe]) == 0
+    said = capsys.readouterr().out
+    assert said.count("read from the cache: cache/") == 2
+    assert len(list(Path("cache").iterdir())) == 2
+    record = json.loads(Path("run/run.json").read_text())["data"]
+    assert main(["train", recipe, "--overwrite", "--data_cache_dir", "null"]) == 0
+    assert "read from the cache" not in capsys.readouterr().out
+    assert json.loads(Path("run/run.json").read_text())["data"] == record

@@ -14,6 +14,7 @@ from tokenratio.cli.recipe import Stage
 from tokenratio.cli.starting import source_of
 from tokenratio.cli.terminal import use_terminal, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
+from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.evaluation.generation import policy_sampler
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.reference import model_digest
@@ -21,7 +22,10 @@ from tokenratio.training.run_folder import replace_text
 from tokenratio.training.trainer import TokenRatioTrainer
 
 # What does not change the weights a stage ends with.
-_NOT_IN_KEY = ("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint")
+_NOT_IN_KEY = (
+    *("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint"),
+    *("data_cache_dir", "dataset_num_proc"),
+)
 _LONGEST_WORLD_RESPONSE = 64
 
 
@@ -30,11 +34,7 @@ def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     document = {
         "model": model_digest(model),
         "config": model.config.to_dict(),
-        "tokenizer": tokenizer.backend_tokenizer.to_str()
-        if tokenizer.is_fast
-        else sorted(tokenizer.get_vocab().items()),
-        "special_tokens": tokenizer.special_tokens_map,
-        "chat_template": tokenizer.chat_template,
+        "tokenizer": tokenizer_digest(tokenizer),
         "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
         "data": [
             (part.weight, source_digest(part.rows()))
@@ -85,9 +85,9 @@ def run_stage(
         )
     use_terminal(trainer)
     say(stage, f"{args.loss}: {source_name(stage.train_dataset)}")
-    say(stage, trainer.train_data.report.summary())
+    say(stage, trainer.train_data.summary())
     if isinstance(trainer.eval_data, PreparedData):
-        say(stage, f"evaluation:\n{trainer.eval_data.report.summary()}")
+        say(stage, f"evaluation:\n{trainer.eval_data.summary()}")
     if trainer.reference is not None:
         say(stage, f"reference: {trainer.reference.description}")
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

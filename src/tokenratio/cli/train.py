@@ -29,7 +29,10 @@ from tokenratio.training.run_folder import mask_secrets, replace_text
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
-    """Everything a run would use: settings, data, memory; no training, no files."""
+    """Everything a run would use: settings, data, memory; no training.
+
+    It writes no file but the prepared data, into the cache that the run reads it from.
+    """
     recipe = resolved.recipe
     tokenizer = tokenizer_of(recipe, resolved.main.args)
     config = config_of(recipe, tokenizer)
@@ -55,7 +58,7 @@ def dry_run(resolved: ResolvedRecipe) -> str:
             if source is not None:
                 data = encode_source(source_of(source), tokenizer, args, role=role)
                 what = f"{name}, {role}: {source_name(source)}"
-                parts.append(f"{what}\n{data.report.summary()}\n")
+                parts.append(f"{what}\n{data.summary()}\n")
         has_adapter = name != "sft" and recipe.peft
         estimate = estimate_memory(
             config,

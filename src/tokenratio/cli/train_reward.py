@@ -106,7 +106,7 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     use_terminal(trainer)
     size = sum(p.numel() for p in model.parameters())
     _say(args, f"reward model of {size:,} parameters: {source_name(recipe.train_dataset)}")
-    _say(args, trainer.train_data.report.summary())
+    _say(args, trainer.train_data.summary())
     try:
         result = trainer.train(resume_from_checkpoint=resume)
     except Exception:

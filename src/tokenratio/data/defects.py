@@ -57,6 +57,9 @@ class RowDefectError(Exception):
         self.kind = kind
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type["RowDefectError"], tuple[DefectKind, str]]:
+        return type(self), (self.kind, self.detail)  # it comes back from other processes
+
 
 class DefectLog:
     """Collects the refused rows, or stops at the first one.

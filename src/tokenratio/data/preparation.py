@@ -1,30 +1,25 @@
 """From a source to encoded rows and their account: read, parse, check, render, tokenise, cut."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from tokenratio.data.chat import render
-from tokenratio.data.defects import (
-    Defect,
-    DefectKind,
-    DefectLog,
-    OnBadRow,
-    RowDefectError,
-    WarningKind,
-)
+from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
+from tokenratio.data.display import printable
+from tokenratio.data.encoder import EncodedRow, Example, RowEncoder
 from tokenratio.data.encoding import (
     EncodedExample,
     Limits,
     SpecialTokens,
-    assemble,
     special_tokens,
-    tokenise,
 )
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import (
@@ -33,9 +28,10 @@ from tokenratio.data.formats import (
     parse_completion,
     parse_preference,
 )
-from tokenratio.data.omissions import describe, left_out
-from tokenratio.data.parts import source_digest
-from tokenratio.data.selection import SelectedRows, Selection, select_rows
+from tokenratio.data.omissions import describe
+from tokenratio.data.parts import SourcePart, source_digest
+from tokenratio.data.prepared_cache import ingredients_of, kept_on_disk
+from tokenratio.data.selection import Parse, Selection, select_rows
 from tokenratio.data.sources import Source, locate
 from tokenratio.data.summary import DataReport, Truncation
 from tokenratio.data.template import TemplateSettings, TurnEnd, depends_on_day, turn_end
@@ -48,8 +44,8 @@ if TYPE_CHECKING:
 PAIR_SIDES = ("chosen", "rejected")
 COMPLETION_SIDES = ("completion",)
 
-# Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
-_BATCH_SIZE = 512
+# Rows of an Arrow chunk: its offsets are 32 bits wide.
+_CHUNK_SIZE = 8192
 _EVERY_ROW = Selection()
 
 
@@ -69,6 +65,7 @@ class PreparedData:
             conversations.
         turn_end: the id of the template's end of turn; None where there is none, and without
             conversations.
+        read_from: the entry of the cache that this was read from; None if it was prepared now.
     """
 
     dataset: "Dataset"
@@ -77,6 +74,12 @@ class PreparedData:
     cuts: dict[int, tuple[int, ...]]
     template: Mapping[str, Any] = field(default_factory=dict)
     turn_end: int | None = None
+    read_from: Path | None = None
+
+    def summary(self) -> str:
+        """The account in a few lines, and where it was read from."""
+        kept = [] if self.read_from is None else [f"read from the cache: {self.read_from}"]
+        return "\n".join([self.report.summary(), *map(printable, kept)])
 
     def identity(self) -> dict[str, Any]:
         """Digest and account, as a run's record holds them."""
@@ -111,6 +114,8 @@ def prepare_pairs(
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
     template: TemplateSettings | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    num_proc: int = 1,
 ) -> PreparedData:
     """Encode preference pairs.
 
@@ -123,15 +128,14 @@ def prepare_pairs(
         split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
         selection: which rows are used.
         template: what the chat template is told besides the messages.
+        cache_dir: where prepared rows are kept, by the content of all they depend on; None to keep
+            none.
+        num_proc: processes that render and tokenise; the result is the same for any number.
     Raises:
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
             chat template, or, with `on_bad_row="error"`, a row is bad.
     """
-    parts = locate(source, split=split, prefer="prefs")
-    rows, log = select_rows(parts, selection, parse_preference), DefectLog(on_bad_row)
-    examples = parse_rows(rows.rows, parse_preference, log)
-    limits = Limits(max_length, max_prompt_length)
-    return _prepare(rows, examples, PAIR_SIDES, tokenizer, limits, log, template)
+    return _kept(locals(), PAIR_SIDES, parse_preference, "prefs")
 
 
 def prepare_completions(
@@ -144,37 +148,77 @@ def prepare_completions(
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
     template: TemplateSettings | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    num_proc: int = 1,
 ) -> PreparedData:
     """Encode prompts with one response each, for fine-tuning; otherwise as `prepare_pairs`.
 
     Of several splits that fit, `SPLIT_sft` is preferred.
     """
-    parts = locate(source, split=split, prefer="sft")
-    rows, log = select_rows(parts, selection, parse_completion), DefectLog(on_bad_row)
-    examples = parse_rows(rows.rows, parse_completion, log)
-    limits = Limits(max_length, max_prompt_length)
-    return _prepare(rows, examples, COMPLETION_SIDES, tokenizer, limits, log, template)
+    return _kept(locals(), COMPLETION_SIDES, parse_completion, "sft")
+
+
+def _kept(asked: dict[str, Any], sides: tuple[str, ...], parse: Parse, prefer: str) -> PreparedData:
+    """Prepare rows, or read them from the cache.
+
+    Args:
+        asked: every argument of the function that was called, so that the name of the entry
+            depends on one that is added later too.
+    """
+    arguments = dict(asked)
+    source, split, tokenizer = (arguments.pop(name) for name in ("source", "split", "tokenizer"))
+    root, num_proc = arguments.pop("cache_dir"), arguments.pop("num_proc")
+    template = arguments.pop("template") or TemplateSettings()
+    parts = locate(source, split=split, prefer=prefer)
+    data, entry = kept_on_disk(
+        root,
+        # Of the template's settings those that matter: today's date does not to most templates.
+        lambda: ingredients_of(
+            parts,
+            tokenizer,
+            {"sides": sides, "template": template.record(tokenizer), **arguments},
+        ),
+        PreparedData,
+        lambda: _prepare(
+            parts, sides, parse, tokenizer, template=template, num_proc=num_proc, **arguments
+        ),
+    )
+    return replace(data, read_from=entry)
 
 
 def _prepare(
-    selected: SelectedRows,
-    examples: Sequence[PreferenceExample] | Sequence[CompletionExample],
+    parts: list[SourcePart],
     sides: tuple[str, ...],
+    parse: Parse,
     tokenizer: "PreTrainedTokenizerBase",
-    limits: Limits,
-    log: DefectLog,
-    template: TemplateSettings | None,
+    *,
+    max_length: int | None,
+    max_prompt_length: int | None,
+    on_bad_row: OnBadRow,
+    selection: Selection,
+    template: TemplateSettings,
+    num_proc: int,
 ) -> PreparedData:
-    special, template = special_tokens(tokenizer), template or TemplateSettings()
+    selected, log = select_rows(parts, selection, parse), DefectLog(on_bad_row)
+    examples = parse_rows(selected.rows, parse, log)
+    special, limits = special_tokens(tokenizer), Limits(max_length, max_prompt_length)
     limits.check(special)
     end = turn_end(tokenizer, template)
-    rows = _encode(examples, sides, tokenizer, special, limits, log, template, end)
-    kept, encoded = [row.example for row in rows], [row.ids for row in rows]
+    encoder = RowEncoder(sides, tokenizer, special, limits, template, end)
+    kept: list[Example] = []
+    rows: list[EncodedRow] = []
+    for example, row in zip(examples, encoder.encode(examples, num_proc), strict=True):
+        if isinstance(row, RowDefectError):
+            log.refuse(example.origin, row)
+        else:
+            kept.append(example)
+            rows.append(row)
+    encoded = [row.ids for row in rows]
     log.require_kept(len(selected.rows), len(kept))
     ends = {special.eos: special.eos_text} | ({end.token_id: end.token} if end else {})
     omitted = [
-        Defect(row.example.origin, WarningKind.TEMPLATE_OMISSION, describe(row.left_out))
-        for row in rows
+        Defect(example.origin, WarningKind.TEMPLATE_OMISSION, describe(row.left_out))
+        for example, row in zip(kept, rows, strict=True)
         if row.left_out
     ]
     odd = [*find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
@@ -195,68 +239,14 @@ def _prepare(
         for index, row in enumerate(encoded)
         if row.prompt_cut or any(row.response_cuts)
     }
+    digest = _digest(selected.rows, encoded)
     return PreparedData(
-        _dataset(encoded, origins, sides),
+        _dataset(encoded, origins, sides, digest),
         report,
-        _digest(selected.rows, encoded),
+        digest,
         cuts,
         template.record(tokenizer) if is_chat else {},
         end.token_id if is_chat and end else None,
-    )
-
-
-@dataclass(frozen=True)
-class _EncodedRow:
-    """A row that is kept, its tokens, and its text that the template leaves out, by side."""
-
-    example: PreferenceExample | CompletionExample
-    ids: EncodedExample
-    left_out: Mapping[str, str]
-
-
-def _encode(
-    examples: Sequence[PreferenceExample] | Sequence[CompletionExample],
-    sides: tuple[str, ...],
-    tokenizer: "PreTrainedTokenizerBase",
-    special: SpecialTokens,
-    limits: Limits,
-    log: DefectLog,
-    template: TemplateSettings,
-    end: TurnEnd | None,
-) -> list[_EncodedRow]:
-    encoded: list[_EncodedRow] = []
-    for begin in range(0, len(examples), _BATCH_SIZE):
-        rendered, renderable = [], []
-        for example in examples[begin : begin + _BATCH_SIZE]:
-            try:
-                rendered.append(render(example, tokenizer, template, end))
-            except RowDefectError as error:
-                log.refuse(example.origin, error)
-            else:
-                renderable.append(example)
-        token_ids = tokenise(tokenizer, rendered, special) if rendered else []
-        for example, text, ids in zip(renderable, rendered, token_ids, strict=True):
-            missing = left_out(example, text, tokenizer, template)
-            try:
-                row = assemble(ids, sides, special, limits)
-            except RowDefectError as error:
-                log.refuse(example.origin, _explained(error, missing, sides))
-            else:
-                encoded.append(_EncodedRow(example, row, missing))
-    return encoded
-
-
-def _explained(
-    error: RowDefectError, missing: Mapping[str, str], sides: tuple[str, ...]
-) -> RowDefectError:
-    """A pair whose two sides are the same tokens because of what the template leaves out."""
-    of_responses = {side: missing[side] for side in sides if side in missing}
-    if error.kind is not DefectKind.IDENTICAL_TOKENS or not of_responses:
-        return error
-    return RowDefectError(
-        error.kind,
-        f"the template leaves out what tells them apart: {describe(of_responses)}; set "
-        "chat_template to one that renders it, or give the rows as text",
     )
 
 
@@ -332,7 +322,7 @@ def _report(
 
 
 def _dataset(
-    encoded: list[EncodedExample], origins: list[str], sides: tuple[str, ...]
+    encoded: list[EncodedExample], origins: list[str], sides: tuple[str, ...], digest: str
 ) -> "Dataset":
     import datasets
 
@@ -347,9 +337,20 @@ def _dataset(
             "origin": datasets.Value("string"),
         }
     )
-    return datasets.Dataset.from_dict(
-        {**columns, "row": list(range(len(encoded))), "origin": origins}, features=features
-    )
+    arrays = {name: _token_column(rows) for name, rows in columns.items()}
+    arrays |= {"row": pa.array(range(len(encoded)), pa.int64()), "origin": pa.array(origins)}
+    table = pa.table(arrays, schema=features.arrow_schema)
+    return datasets.Dataset(table, fingerprint=digest[:16])
+
+
+def _token_column(rows: list[NDArray[np.int32]]) -> pa.ChunkedArray:
+    """Rows of ids as Arrow has them, without Python's integers on the way."""
+    chunks = []
+    for begin in range(0, len(rows), _CHUNK_SIZE):
+        chunk = rows[begin : begin + _CHUNK_SIZE]
+        offsets = np.cumsum([0, *map(len, chunk)], dtype=np.int32)
+        chunks.append(pa.ListArray.from_arrays(offsets, np.concatenate(chunk)))
+    return pa.chunked_array(chunks)
 
 
 def _digest(rows: Sequence[SourceRow], encoded: list[EncodedExample]) -> str:

@@ -36,7 +36,7 @@ class SourceAccount:
 
     name: str
     split: str | None
-    unread: Sequence[str]
+    unread: tuple[str, ...]
     weight: float
     rows: int
     drawn: int

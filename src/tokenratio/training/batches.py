@@ -23,7 +23,7 @@ from tokenratio.data import (
 )
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.data_settings import Role
+from tokenratio.training.data_settings import Role, first_process_prepares
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
 from tokenratio.training.policy import language_model
@@ -69,7 +69,8 @@ def encode_source(
         TokenRatioError: see `prepare_pairs`.
     """
     encode = prepare_completions if args.loss == "sft" else prepare_pairs
-    return encode(source, tokenizer, **args.data_arguments(role))
+    with first_process_prepares(args):
+        return encode(source, tokenizer, **args.data_arguments(role))
 
 
 def with_contrast(data: PreparedData, args: TokenRatioConfig) -> PreparedData:

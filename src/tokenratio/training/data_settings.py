@@ -1,5 +1,6 @@
 """The settings that say which rows of the data a run uses, and how they are prepared."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -49,8 +50,27 @@ class DataSettings(ChatTemplateSettings):
         },
     )
 
+    data_cache_dir: str | None = field(
+        default="~/.cache/tokenratio/prepared",
+        metadata={
+            "help": "Where prepared data is kept, by the content of data, tokenizer and settings; "
+            "null to keep none."
+        },
+    )
+    dataset_num_proc: int = field(
+        default=1,
+        metadata={
+            "help": "Processes that render and tokenise the data; a fast tokenizer uses all cores "
+            "by itself where there is one."
+        },
+    )
+
     def check_data_settings(self) -> None:
         """Raise `TokenRatioError` for a value outside its domain."""
+        if self.dataset_num_proc < 1:
+            raise TokenRatioError(
+                f"dataset_num_proc must be at least 1, not {self.dataset_num_proc}"
+            )
         for role in ("train", "eval", "held_out"):
             self.selection(role)
         self.check_template_settings()
@@ -101,4 +121,17 @@ class DataSettings(ChatTemplateSettings):
             "split": self.split(role),
             "selection": self.selection(role),
             "template": self.template,
+            "cache_dir": self.data_cache_dir,
+            "num_proc": self.dataset_num_proc,
         }
+
+
+def first_process_prepares(args: Any) -> AbstractContextManager[None]:
+    """Let one process of each machine prepare the data, and the others read it from the cache.
+
+    Args:
+        args: `DataSettings` that are `TrainingArguments` too.
+    """
+    if args.data_cache_dir is None:
+        return nullcontext()
+    return args.main_process_first(desc="preparing the data")

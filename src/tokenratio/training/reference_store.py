@@ -5,15 +5,8 @@ only when it is finished, so it is there whole or not at all, and its values are
 their SHA-256 whenever a run opens it.
 """
 
-import contextlib
-import hashlib
 import json
 import math
-import os
-import re
-import shutil
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tokenratio.data import PreparedData
+from tokenratio.data import PreparedData, entries
 from tokenratio.data.batching import token_counts
 from tokenratio.training.run_folder import versions
 
@@ -39,8 +32,6 @@ _DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
 }
-_UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
-_DAY = 24 * 60 * 60
 
 
 class ReferenceCache:
@@ -166,7 +157,7 @@ def find_flaw(folder: Path) -> str | None:
         note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
         if note["key"] != folder.name:
             return "it is another entry's folder, renamed"
-        if note["sha256"] != _file_digest(folder / _VALUES):
+        if note["sha256"] != entries.file_digest(folder / _VALUES):
             return f"{_VALUES} is not as it was written"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -178,9 +169,7 @@ def begin_entry(folder: Path, layout: Layout) -> Path:
 
     Its file has its full size, so that several processes can write their rows into it.
     """
-    _remove_leftovers(folder.parent)
-    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
-    work.mkdir()
+    work = entries.begin_entry(folder)
     with (work / _VALUES).open("wb") as file:
         file.write(layout.header)
         for side in SIDES:
@@ -198,28 +187,10 @@ def finish_entry(work: Path, folder: Path, ingredients: Mapping[str, Any]) -> No
     """Give an entry its name; where another run was quicker, the other's entry stands."""
     note = {
         "key": folder.name,
-        "sha256": _file_digest(work / _VALUES),
+        "sha256": entries.file_digest(work / _VALUES),
         "ingredients": ingredients,
         "versions": versions(),
     }
     text = json.dumps(note, indent=2, default=str) + "\n"
     (work / _NOTE).write_text(text, encoding="utf-8")
-    try:
-        os.replace(work, folder)
-    except OSError:
-        if find_flaw(folder) is not None:
-            raise
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what killed runs left unfinished; one still at work has written within the day."""
-    for folder in root.iterdir():
-        if _UNFINISHED.fullmatch(folder.name):
-            with contextlib.suppress(OSError):
-                if time.time() - (folder / _VALUES).stat().st_mtime > _DAY:
-                    shutil.rmtree(folder)
+    entries.finish_entry(work, folder, find_flaw)

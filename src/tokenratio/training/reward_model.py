@@ -39,7 +39,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
 from tokenratio.training.constructors import explain_arguments, explain_settings
-from tokenratio.training.data_settings import DataSettings, Role
+from tokenratio.training.data_settings import DataSettings, Role, first_process_prepares
 from tokenratio.training.device import can_pin_memory
 from tokenratio.training.loading import loading_arguments, read_init_kwargs
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
@@ -258,7 +258,8 @@ class RewardTrainer(ResumableTrainer):
         def encode(source: Any, role: Role) -> PreparedData | None:
             if source is None:
                 return None
-            data = prepare_pairs(source, tokenizer, **args.data_arguments(role))
+            with first_process_prepares(args):
+                data = prepare_pairs(source, tokenizer, **args.data_arguments(role))
             check_fits(model, data)
             return data
 
