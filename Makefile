@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One CPU build of torch for everyone; the package itself states a range.
+# Everyone develops with the versions of constraints.txt; the package itself states ranges.
 STAMP := $(VENV)/.installed
 
 # Small inputs of real users with scripts that say RIGHT or FAULT; kept beside the repository.
