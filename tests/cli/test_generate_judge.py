@@ -493,7 +493,7 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(argv, message, sides, ca
 
 def test_the_endpoints_flags_are_the_judges_settings():
     """A flag that one of the two lacks would be accepted and do nothing."""
-    own = {"base_url", "model", "template", "temperature"}
+    own = {"base_url", "model", "template", "temperature", "max_tokens"}
     assert set(LLMSettings.__dataclass_fields__) - own == set(ENDPOINT_FLAGS) - {"endpoint"}
 
 
