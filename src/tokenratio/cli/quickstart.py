@@ -22,6 +22,7 @@ Trains a small policy on the review world by SFT, draws preference pairs from it
 TBPO-A, and evaluates both on held-out prompts and pairs. A few minutes on two cores.
 """
 _LONGEST_RESPONSE = 64
+_STEPS_PER_LINE = 20
 _SHOWN = (
     *("gold_reward", "win_rate/gold", "lc_win_rate/gold", "insults", "kl_policy_ref"),
     *("diversity/entropy", "diversity/self_bleu", "length/tokens", "pairs/accuracy"),
@@ -171,11 +172,11 @@ def _train(
     data: Any,
     args: "TokenRatioConfig",
 ) -> "TokenRatioTrainer":
-    from tokenratio.cli.terminal import use_terminal
+    from tokenratio.cli.progress import use_terminal
     from tokenratio.training.trainer import TokenRatioTrainer
 
     trainer = TokenRatioTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer)
-    use_terminal(trainer)
+    use_terminal(trainer, every=_STEPS_PER_LINE)
     trainer.train()
     trainer.save_model()
     return trainer

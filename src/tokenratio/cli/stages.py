@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.folders import EVAL_FILE
+from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
 from tokenratio.cli.starting import source_of
-from tokenratio.cli.terminal import use_terminal, user_mistakes
+from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.evaluation.generation import policy_sampler
@@ -112,9 +112,11 @@ def run_stage(
     if trainer.eval_data is None:
         return trainer, {}
     metrics = trainer.evaluate()
+    num = len(trainer.eval_data.dataset)
     if args.should_save:
-        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(metrics, indent=2) + "\n")
-    say(stage, _held_out(metrics, len(trainer.eval_data.dataset)))
+        document = {**metrics, "held_out": held_out_figures(metrics, num)}
+        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
+    say(stage, f"held out: {describe_held_out(metrics, num)}")
     return trainer, metrics
 
 
@@ -129,14 +131,3 @@ def say(stage: Stage, text: str) -> None:
     """Print on the first process."""
     if stage.args.process_index == 0:
         print(text, flush=True)
-
-
-def _held_out(metrics: dict[str, float], num_rows: int) -> str:
-    accuracy = metrics.get("eval_rewards/accuracies")
-    if accuracy is None:
-        return f"held out: loss {metrics['eval_loss']:.4f} ({num_rows} rows)"
-    error = math.sqrt(accuracy * (1 - accuracy) / num_rows)
-    return (
-        f"held out: reward accuracy {accuracy:.3f} ± {error:.3f} (standard error, {num_rows} "
-        f"pairs), margin {metrics['eval_rewards/margins']:.4f}, loss {metrics['eval_loss']:.4f}"
-    )

@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.utils import logging
 
 from tokenratio.errors import TokenRatioError
@@ -43,23 +41,3 @@ def user_mistakes(doing: str) -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise TokenRatioError(f"{doing}: {type(error).__name__}: {' '.join(lines[:3])}") from error
-
-
-class Progress(ProgressCallback):
-    """A progress bar that shows the latest metrics beside it instead of writing each line out."""
-
-    SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "tokens_per_second")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {name: f"{logs[name]:.4g}" for name in self.SHOWN if name in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
-
-
-def use_terminal(trainer: Trainer) -> None:
-    """Give a trainer our progress bar on a terminal and nothing elsewhere; metrics are in files."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if is_terminal():
-        trainer.add_callback(Progress)

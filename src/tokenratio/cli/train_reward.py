@@ -80,8 +80,9 @@ def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, "RewardConfig"]:
 def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     """Train, save, and measure on the held-out pairs, if there are any."""
     from tokenratio.cli.folders import claim_folder
+    from tokenratio.cli.progress import use_terminal
     from tokenratio.cli.starting import source_of, tokenizer_of
-    from tokenratio.cli.terminal import use_terminal, user_mistakes
+    from tokenratio.cli.terminal import user_mistakes
     from tokenratio.data import source_name
     from tokenratio.training.reward_model import RewardTrainer
 
@@ -143,7 +144,9 @@ def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
     import numpy as np
 
     from tokenratio.cli.folders import EVAL_FILE
+    from tokenratio.cli.progress import describe_accuracy
     from tokenratio.data.batching import token_counts
+    from tokenratio.evaluation.estimates import wilson_interval
     from tokenratio.evaluation.pairs import held_out_pairs
     from tokenratio.training.run_folder import replace_text
 
@@ -158,14 +161,15 @@ def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
         tokens["rejected_ids"],
         prompts=[tuple(ids) for ids in dataset["prompt_ids"]],
     ).overall
-    if args.should_save:
-        document = {**output.metrics, "held_out": asdict(scores)}
-        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
     accuracy, rule = scores.accuracy, scores.over_length
+    interval = wilson_interval(accuracy.mean, accuracy.num)
+    if args.should_save:
+        document = {**output.metrics, "held_out": {**asdict(scores), "interval": interval}}
+        replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
     _say(
         args,
-        f"held out: accuracy {accuracy.mean:.3f} ± {accuracy.standard_error:.3f} (standard error, "
-        f"{accuracy.num} pairs), {rule.mean:+.3f} ± {rule.standard_error:.3f} over "
+        f"held out: {describe_accuracy(accuracy.mean, interval, accuracy.num, scores.num_ties)}, "
+        f"{rule.mean:+.3f} ± {rule.standard_error:.3f} (standard error) over "
         f"'the {scores.better_rule} one'; loss {output.metrics['eval_loss']:.4f}",
     )
     return scores

@@ -222,6 +222,7 @@ def _preference_metrics(
         "rewards/rejected": (rewards[1], one),
         "rewards/margins": (margin, one),
         "rewards/accuracies": ((margin > 0).to(loss.dtype), one),
+        "rewards/ties": ((margin == 0).to(loss.dtype), one),
         "logps/chosen": (chosen.log_probs.sum(-1), one),
         "logps/rejected": (rejected.log_probs.sum(-1), one),
         "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),

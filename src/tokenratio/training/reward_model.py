@@ -377,6 +377,7 @@ def _metrics(chosen: Float[Tensor, "pairs"], rejected: Float[Tensor, "pairs"]) -
             "rewards/rejected": (rejected, one),
             "rewards/margins": (margin, one),
             "rewards/accuracies": ((margin > 0).to(margin.dtype), one),
+            "rewards/ties": ((margin == 0).to(margin.dtype), one),
         }
     )
 

@@ -49,6 +49,7 @@ from tokenratio.training.batches import (
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
 from tokenratio.training.config import TokenRatioConfig, require_supported
 from tokenratio.training.constructors import explain_arguments
+from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.models import (
@@ -159,7 +160,7 @@ class TokenRatioTrainer(ResumableTrainer):
             eval_dataset=datasets_of(self.eval_data),
             processing_class=processing_class,
             compute_metrics=self._eval_metrics,
-            callbacks=[MetricsWriter(), *(callbacks or [])],
+            callbacks=[DisplacementAlarm(args), MetricsWriter(), *(callbacks or [])],
         )
         self.add_callback(StepGuard(self.check_gradient))
         # `compute_loss` divides by all the step's pairs, over accumulation and processes.

@@ -1,0 +1,115 @@
+"""The displacement alarm: chosen responses lose probability while the margins rise."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tokenratio.training.config import TokenRatioConfig
+
+DISPLACEMENT_ALARM = "alarm/displacement"
+# Logged lines that are looked at together: at least the first number, at most the second.
+_FEWEST_LINES, _MOST_LINES = 5, 20
+# A response of 100 tokens that loses a nat has lost almost two thirds of its probability.
+_SMALLEST_LOSS = 0.01
+# Standard errors by which the loss and the margin must be seen. A long run is looked at often, so
+# the first is strict.
+_LOSS_ERRORS, _MARGIN_ERRORS = 4.0, 2.0
+_log = logging.getLogger(__name__)
+
+
+def is_displaced(log_ratios: Sequence[float], margins: Sequence[float]) -> bool:
+    """Whether chosen responses clearly lose probability to others while the margins are positive.
+
+    The policy starts as its reference, so a log-ratio below 0 is a loss.
+
+    Args:
+        log_ratios: `log_ratio/chosen` of successive logged lines, nats per token.
+        margins: `rewards/margins` of the same lines.
+
+    >>> is_displaced([-0.05, -0.06, -0.05, -0.07, -0.06], [0.3, 0.4, 0.4, 0.5, 0.4])
+    True
+    >>> is_displaced([-0.05, 0.06, -0.05, 0.07, -0.06], [0.3, 0.4, 0.4, 0.5, 0.4])
+    False
+    """
+    if len(log_ratios) < _FEWEST_LINES:
+        return False
+    fell = fmean(log_ratios) + _LOSS_ERRORS * _error(log_ratios) < -_SMALLEST_LOSS
+    return fell and fmean(margins) - _MARGIN_ERRORS * _error(margins) > 0
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean."""
+    return stdev(values) / math.sqrt(len(values))
+
+
+class DisplacementAlarm(TrainerCallback):
+    """Watches a run's logged lines, warns once, and marks the line at which it did.
+
+    Args:
+        config: of the run; decides what is advised.
+    """
+
+    def __init__(self, config: TokenRatioConfig) -> None:
+        self._config = config
+        self._lines: deque[tuple[float, float]] = deque(maxlen=_MOST_LINES)
+        self._has_spoken = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._lines.clear()
+        self._has_spoken = False
+        for line in state.log_history:  # of a resumed run
+            self.update(line, line["step"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        said = None if logs is None else self.update(logs, state.global_step)
+        if logs is not None and said is not None:
+            logs[DISPLACEMENT_ALARM] = 1.0  # the callbacks behind this one write it
+            if state.is_world_process_zero:
+                _log.warning("%s", said)
+
+    def update(self, line: Mapping[str, float], step: int) -> str | None:
+        """What to tell the user after this line; None as long as there is nothing to tell."""
+        names = ("log_ratio/chosen", "rewards/margins")
+        found = [line[name] for name in names if math.isfinite(line.get(name, math.nan))]
+        if len(found) < len(names):
+            return None
+        self._lines.append((found[0], found[1]))
+        if self._has_spoken:
+            return None
+        log_ratios, margins = zip(*self._lines, strict=True)
+        if not is_displaced(log_ratios, margins):
+            return None
+        self._has_spoken = True
+        return (
+            f"ALARM at step {step}: the chosen responses lose probability although the margins "
+            f"rise (log_ratio/chosen {fmean(log_ratios):.3f} nats per token over the last "
+            f"{len(log_ratios)} logged lines): it goes to responses that are in no pair. "
+            f"{self._advice()}; look at samples before trusting the margins"
+        )
+
+    def _advice(self) -> str:
+        config = self._config
+        anchor = (
+            f"raise sft_weight (now {config.sft_weight:g})"
+            if config.sft_weight
+            else "Set sft_weight (such as 0.1)"
+        )
+        steps = [anchor, f"lower learning_rate (now {config.learning_rate:g})"]
+        if config.beta is not None:
+            steps.append(f"raise beta (now {config.beta:g})")
+        said = ", ".join(steps[:-1]) + " or " + steps[-1]
+        return said[0].upper() + said[1:]
