@@ -222,7 +222,8 @@ def test_ten_steps_learn_what_is_separable(policy, tmp_path, capsys):
     assert accuracy["mean"] > 0.9
     assert accuracy["mean"] == pytest.approx(written["eval_rewards/accuracies"])
     assert accuracy["num"] == 64
-    assert f"accuracy {accuracy['mean']:.3f} ± {accuracy['standard_error']:.3f}" in (
+    low, high = written["held_out"]["interval"]
+    assert f"accuracy {accuracy['mean']:.3f} (95 % {low:.3f}–{high:.3f}; 64 pairs, no ties)" in (
         capsys.readouterr().out
     )
     record = json.loads((folder / "run.json").read_text())
