@@ -80,6 +80,7 @@ def test_advice_names_only_what_there_is():
             *("dtype", "attn_implementation", "revision", "trust_remote_code", "rope_scaling")
         },
         "lr_scheduler_kwargs": {"min_lr_rate"},
+        "chat_template_kwargs": {"enable_thinking"},
     }
     for ours, names in foreign_names._TABLE.items():
         assert not set(names.split()) & set(KNOWN) - {"bf16"}, ours
