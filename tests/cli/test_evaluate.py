@@ -483,7 +483,8 @@ def test_another_reference_than_that_of_training_is_an_alarm(house, pairs, capsy
 
 
 def test_the_reference_is_told_by_its_values_in_the_runs_own_dtype(house, pairs, capsys):
-    train("half", "dpo", model_init_kwargs={"dtype": "bfloat16"})
+    adapter = LoraConfig(r=4, target_modules="all-linear")
+    train("half", "dpo", model_init_kwargs={"dtype": "bfloat16"}, peft_config=adapter)
     evaluate(capsys, "half", "--pairs", pairs)
     assert not any("ALARM: it was trained" in note for note in measures("half").notes)
 

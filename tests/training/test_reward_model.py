@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(make_trainer):
         ({"model_config": {"model_type": "vit"}}, "cannot build the model"),
         ({"model_config": {"model_type": "bart"}}, "encoder"),
         ({"model_config": {"model_type": "llama", **TINY, **SHORT}}, "max_length to 8"),
-        ({"on_bad_row": "warn"}, "on_bad_row must be skip, error"),
+        ({"on_bad_row": "warn"}, "on_bad_row must be one of skip, error"),
         ({"train_sampling_strategy": "sorted"}, "train_sampling_strategy must be"),
         ({"per_device_train_batch_size": 0}, "must be at least 1"),
         ({"seed": -1}, "seed must be from 0"),

@@ -16,9 +16,12 @@ from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.evaluation.generation import policy_sampler
+from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
+from tokenratio.training.objective import evaluated_metrics
 from tokenratio.training.reference import model_digest
 from tokenratio.training.run_folder import replace_text
+from tokenratio.training.start_checks import check_settings
 from tokenratio.training.trainer import TokenRatioTrainer
 
 # What does not change the weights a stage ends with.
@@ -27,6 +30,24 @@ _NOT_IN_KEY = (
     *("data_cache_dir", "dataset_num_proc"),
 )
 _LONGEST_WORLD_RESPONSE = 64
+
+
+def check_stages(*stages: Stage, dry: bool) -> None:
+    """Find settings of any stage that would fail, before the first of them begins.
+
+    Args:
+        dry: whether nothing will be run, so that this machine need not be able to.
+    Raises:
+        TokenRatioError: which setting, and what to do.
+    """
+    for stage in stages:
+        if not dry:
+            check_machine(stage.args)
+        check_settings(
+            stage.args,
+            measured=evaluated_metrics(stage.args),
+            eval_dataset=stage.eval_dataset,
+        )
 
 
 def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.scoring import score_stage, scores_of_run
-from tokenratio.cli.stages import resume_of, run_stage, say, sources_of, stage_key
+from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
 from tokenratio.cli.starting import (
     adapter_size,
     config_of,
@@ -34,20 +34,15 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     It writes no file but the prepared data, into the cache that the run reads it from.
     """
     recipe = resolved.recipe
+    check_stages(*_stages(resolved).values(), dry=True)
     tokenizer = tokenizer_of(recipe, resolved.main.args)
     config = config_of(recipe, tokenizer)
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
-    contrast = resolved.contrast
-    stages = {"sft": resolved.sft, "main": resolved.main}
-    if contrast is not None:
-        voices = {k: v for k, v in vars(contrast).items() if k != "dpo"}
+    if resolved.contrast is not None:
+        voices = {k: v for k, v in vars(resolved.contrast).items() if k != "dpo"}
         parts.append(yaml.safe_dump({"score_tokens": voices}, sort_keys=False))
-        if {contrast.positive, contrast.negative} & set(TRAINED):
-            stages = {"sft": resolved.sft, "score_tokens": contrast.dpo, "main": resolved.main}
-    for name, stage in stages.items():
-        if stage is None:
-            continue
+    for name, stage in _stages(resolved).items():
         args = stage.args
         settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))
         settings = {k: v for k, v in settings.items() if v is not None}
@@ -71,9 +66,18 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     return "\n".join(parts)
 
 
+def _stages(resolved: ResolvedRecipe) -> dict[str, Stage]:
+    """The stages that a recipe trains, in order."""
+    stages, contrast = {"sft": resolved.sft, "main": resolved.main}, resolved.contrast
+    if contrast is not None and {contrast.positive, contrast.negative} & set(TRAINED):
+        stages = {"sft": resolved.sft, "score_tokens": contrast.dpo, "main": resolved.main}
+    return {name: stage for name, stage in stages.items() if stage is not None}
+
+
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
     recipe, args = resolved.recipe, resolved.main.args
+    check_stages(*_stages(resolved).values(), dry=False)
     if not resume_of(args.resume_from_checkpoint):
         with args.main_process_first():
             if args.should_save:

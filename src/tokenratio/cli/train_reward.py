@@ -84,8 +84,12 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     from tokenratio.cli.starting import source_of, tokenizer_of
     from tokenratio.cli.terminal import user_mistakes
     from tokenratio.data import source_name
-    from tokenratio.training.reward_model import RewardTrainer
+    from tokenratio.training.arguments import check_machine
+    from tokenratio.training.reward_model import RewardTrainer, evaluated_metrics
+    from tokenratio.training.start_checks import check_settings
 
+    check_machine(args)
+    check_settings(args, measured=evaluated_metrics(args), eval_dataset=recipe.eval_dataset)
     resume = args.resume_from_checkpoint
     if resume is not None and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"

@@ -116,9 +116,14 @@ def prepare_parts(
     source: Any, prepare: Callable[..., PreparedData | None], role: Role = "eval"
 ) -> Prepared:
     """Likewise what evaluation is given: a source, or a dict of several by name."""
-    if isinstance(source, dict) and not isinstance(source, DatasetDict) and "path" not in source:
+    if is_several(source):
         return {name: prepare(part, role=role) for name, part in source.items()}
     return prepare(source, role=role)
+
+
+def is_several(source: Any) -> bool:
+    """Whether what evaluation is given holds several sources by name."""
+    return isinstance(source, dict) and not isinstance(source, DatasetDict) and "path" not in source
 
 
 def ask_reference(

@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.names import require_choice
+from tokenratio.training.arguments import resolve_arguments
 from tokenratio.training.constructors import explain_settings
 from tokenratio.training.data_settings import DataSettings
-from tokenratio.training.device import can_pin_memory
-from tokenratio.training.loading import read_init_kwargs
 from tokenratio.training.method_settings import MethodSettings, require
 
 
@@ -55,7 +53,8 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
         metadata={
             "help": "Order of the rows: group_by_length (a batch's are alike), random, sequential; "
             "auto is the first for pairs and the second for sft, whose mean over a batch's tokens "
-            "would weigh the tokens of short rows more."
+            "would weigh the tokens of short rows more.",
+            "choices": ("auto", "group_by_length", "random", "sequential"),
         },
     )
     ddp_find_unused_parameters: bool | None = field(
@@ -128,14 +127,15 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     def __post_init__(self) -> None:
         self.resolve_method()
         self.check_data_settings()
-        require_choice("on_bad_row", self.on_bad_row, ("skip", "error"))
-        require_choice("share_prompt", self.share_prompt, ("auto", "always", "never"))
         for name in ("baseline_learning_rate", "baseline_clamp"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, name, value, "positive and finite")
-        for name in ("max_length", "max_prompt_length", "baseline_hidden_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1")
+        require(
+            self.baseline_hidden_size >= 1,
+            "baseline_hidden_size",
+            self.baseline_hidden_size,
+            "at least 1",
+        )
         require(
             self.max_length is None
             or self.max_prompt_length is None
@@ -143,12 +143,6 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
             "max_prompt_length",
             self.max_prompt_length,
             f"less than max_length ({self.max_length}), to leave room for a response",
-        )
-        require(
-            not self.remove_unused_columns,
-            "remove_unused_columns",
-            True,
-            "false: pairs would be lost",
         )
         require(
             self.share_prompt != "always" or self.compares_steps,
@@ -170,31 +164,11 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
             f"false: {self.loss} needs the reference's whole distribution at every token, which is "
             "kept for losses local to their step only",
         )
-        orders = ("auto", "group_by_length", "random", "sequential")
-        require_choice("train_sampling_strategy", self.train_sampling_strategy, orders)
-        require(
-            not self.label_smoothing_factor,
-            "label_smoothing_factor",
-            self.label_smoothing_factor,
-            "0: preference losses have label_smoothing",
+        resolve_arguments(
+            self,
+            super().__post_init__,
+            only={"use_liger_kernel": ((False,), "it replaces the model's forward pass")},
         )
-        require(
-            not self.use_liger_kernel, "use_liger_kernel", True, "false: it replaces the forward"
-        )
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(
-            self.gradient_accumulation_steps >= 1,
-            "gradient_accumulation_steps",
-            self.gradient_accumulation_steps,
-            "at least 1",
-        )
-        for name in ("seed", "data_seed"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < 2**32, name, value, "from 0 to 2**32 - 1")
-        super().__post_init__()
-        self.model_init_kwargs = read_init_kwargs(self.model_init_kwargs)
-        self.dataloader_pin_memory &= can_pin_memory()
         require(
             not self.center_baseline or self.aggregation != "sequence",
             "center_baseline",
@@ -223,20 +197,3 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     def keeps_log_probs(self) -> bool:
         """Whether log-probabilities are all the run keeps of its reference."""
         return self.cache_reference and "kl_ref_policy" not in self.method.needs
-
-
-def require_supported(args: TrainingArguments) -> None:
-    """Refuse settings of another class, and ways of running that are not supported.
-
-    Raises:
-        TokenRatioError: which, and what to do instead.
-    """
-    if not isinstance(args, TokenRatioConfig):
-        raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
-    if args.n_gpu > 1:
-        raise TokenRatioError(
-            f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
-            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
-        )
-    if args.deepspeed:
-        raise TokenRatioError("DeepSpeed is not supported: use DDP or FSDP")

@@ -7,6 +7,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Whether the greatest value of a metric is the best; None where that depends on what is wanted.
+GREATER_IS_BETTER: dict[str, bool | None] = {
+    "loss": False,
+    "rewards/chosen": True,
+    "rewards/rejected": False,
+    "rewards/margins": True,
+    "rewards/accuracies": True,
+    "logps/chosen": True,
+    "logps/rejected": False,
+    "log_ratio/chosen": True,
+    "log_ratio/mean": None,
+    "log_ratio/max_abs": False,
+    "kl_ref_policy": False,
+    "sft_anchor": False,
+    "state_weight/mean": None,
+    "state_weight/std": None,
+    "state_weight/clamped": False,
+    "tokens/past_shorter": None,
+}
+
+
+def greater_is_better(metric: str) -> bool | None:
+    """Whether the greatest value of a metric is the best; None where that depends.
+
+    Args:
+        metric: its name, also with `eval_` and the name of a held-out set before it.
+    """
+    name = metric.removeprefix("eval_")
+    # The longest name that fits: a set may be called anything.
+    for known in sorted(GREATER_IS_BETTER, key=len, reverse=True):
+        if name == known or name.endswith(f"_{known}"):
+            return GREATER_IS_BETTER[known]
+    return True  # not measured, which is said before the first step
+
 
 @dataclass(frozen=True)
 class ExampleMetrics:
@@ -17,6 +51,15 @@ class ExampleMetrics:
 
     ratios: dict[str, tuple[Float[Tensor, "examples"], Float[Tensor, "examples"]]]
     peaks: dict[str, Float[Tensor, "examples"]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The names under which `MetricSums.means` gives them."""
+        one = torch.ones(1)
+        sums = MetricSums()
+        ratios = dict.fromkeys(self.ratios, (one, one))
+        sums.add(ExampleMetrics(ratios, dict.fromkeys(self.peaks, one)))
+        return list(sums.means())
 
     def table(self) -> Float[Tensor, "examples columns"]:
         """All of it as one float64 array, for gathering over processes; `from_table` undoes it."""

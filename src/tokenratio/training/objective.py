@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokenratio.losses import RatioMatching, anchor_loss, sft_loss
 from tokenratio.ratios import baseline_state_weight
+from tokenratio.training.baseline import StateBaseline
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleMetrics
 from tokenratio.types import (
@@ -264,3 +265,26 @@ def _state_weight_metrics(
         clamped = (log_weight.abs() >= config.baseline_clamp) & pair.pair_mask
         metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
     return metrics
+
+
+def evaluated_metrics(config: TokenRatioConfig) -> list[str]:
+    """The metrics that evaluating a run with these settings reports, without `eval_`.
+
+    Found by computing those of a made-up pair of two tokens each.
+    """
+    if config.prediction_loss_only:
+        return ["loss"]
+    rows, token = torch.ones(2, 3, dtype=torch.long), torch.zeros(4)
+    mask = torch.tensor([[False, True, True]]).expand(2, 3)
+    if config.loss == "sft":
+        completions = CompletionBatch(rows, rows, mask, torch.arange(2))
+        return sft_losses(completions, {"log_probs": token}, 1.0).metrics.names
+    contrast = token if "contrast" in config.method.needs else None
+    pairs = PairBatch(rows, rows, mask, torch.arange(1), contrast=contrast)
+    answer = {"log_probs": token, "hidden": token[:, None]}
+    if config.method.has_reference:
+        answer["ref_log_probs"] = token
+        if not config.keeps_log_probs:
+            answer["kl_ref_policy"] = token
+    baseline = StateBaseline(1, 1) if "baseline" in config.method.needs else None
+    return preference_losses(pairs, answer, config, baseline, 1.0).metrics.names

@@ -36,16 +36,17 @@ from tokenratio.data import (
 )
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.arguments import resolve_arguments
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
 from tokenratio.training.constructors import explain_arguments, explain_settings
 from tokenratio.training.data_settings import DataSettings, Role, first_process_prepares
-from tokenratio.training.device import can_pin_memory
-from tokenratio.training.loading import loading_arguments, read_init_kwargs
+from tokenratio.training.loading import loading_arguments
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits
 from tokenratio.training.policy import disable_dropout
 from tokenratio.training.resume import ResumableTrainer
+from tokenratio.training.start_checks import check_run, check_trained_dtype
 from tokenratio.training.template_settings import fix_day
 
 _PAD = "<|pad|>"
@@ -73,7 +74,10 @@ class RewardConfig(DataSettings, TrainingArguments):
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
-        metadata={"help": "Order of the rows: group_by_length, random or sequential."},
+        metadata={
+            "help": "Order of the rows: group_by_length, random or sequential.",
+            "choices": ("group_by_length", "random", "sequential"),
+        },
     )
     max_length: int | None = field(
         default=2048,
@@ -101,29 +105,7 @@ class RewardConfig(DataSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.check_data_settings()
-        orders = ("group_by_length", "random", "sequential")
-        choices = {
-            "on_bad_row": ("skip", "error"),
-            "train_sampling_strategy": orders,
-            "remove_unused_columns": (False,),
-            "label_smoothing_factor": (0,),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                listed = ", ".join(map(str, allowed))
-                raise TokenRatioError(f"{name} must be {listed}, not {getattr(self, name)!r}")
-        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
-        for name in ("max_length", "max_prompt_length", *sizes, "gradient_accumulation_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TokenRatioError(f"{name} must be at least 1, not {value}")
-        for name in ("seed", "data_seed"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 2**32:
-                raise TokenRatioError(f"{name} must be from 0 to 2**32 - 1, not {value}")
-        super().__post_init__()
-        self.model_init_kwargs = read_init_kwargs(self.model_init_kwargs)
-        self.dataloader_pin_memory &= can_pin_memory()
+        resolve_arguments(self, super().__post_init__)
 
 
 def load_reward_model(
@@ -245,11 +227,8 @@ class RewardTrainer(ResumableTrainer):
             raise TokenRatioError(
                 f"the model has {model.config.num_labels} outputs; a reward model has one"
             )
-        if args.n_gpu > 1:
-            raise TokenRatioError(
-                f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
-                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
-            )
+        check_run(args, measured=evaluated_metrics(args), eval_dataset=eval_dataset)
+        check_trained_dtype(model, args.learning_rate)
         disable_dropout(model)
         tokenizer = with_chat_template(processing_class, args.chat_template)
         fix_day(args, tokenizer)
@@ -380,6 +359,12 @@ def _metrics(chosen: Float[Tensor, "pairs"], rejected: Float[Tensor, "pairs"]) -
             "rewards/ties": ((margin == 0).to(margin.dtype), one),
         }
     )
+
+
+def evaluated_metrics(args: RewardConfig) -> list[str]:
+    """The metrics that an evaluation reports, without `eval_`."""
+    reward = torch.zeros(1)
+    return ["loss", *([] if args.prediction_loss_only else _metrics(reward, reward).names)]
 
 
 def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:

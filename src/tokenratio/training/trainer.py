@@ -47,7 +47,7 @@ from tokenratio.training.batches import (
     require_signals,
 )
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
-from tokenratio.training.config import TokenRatioConfig, require_supported
+from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.constructors import explain_arguments
 from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
@@ -61,7 +61,7 @@ from tokenratio.training.models import (
     load_tokenizer,
     make_reference,
 )
-from tokenratio.training.objective import ExampleLosses
+from tokenratio.training.objective import ExampleLosses, evaluated_metrics
 from tokenratio.training.policy import (
     answer_token_requests,
     disable_dropout,
@@ -70,6 +70,7 @@ from tokenratio.training.policy import (
 from tokenratio.training.reference import Reference
 from tokenratio.training.resume import ResumableTrainer, adapter_settings
 from tokenratio.training.run_folder import replace_text
+from tokenratio.training.start_checks import check_run, check_trained_dtype
 from tokenratio.training.template_settings import fix_day
 
 _SUMS_FILE = "metric_sums.json"
@@ -111,7 +112,14 @@ class TokenRatioTrainer(ResumableTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
-        require_supported(args)
+        if not isinstance(args, TokenRatioConfig):
+            raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
+        check_run(
+            args,
+            measured=evaluated_metrics(args),
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
         if processing_class is None:
             processing_class = load_tokenizer(model, args.model_init_kwargs)
         processing_class = with_chat_template(processing_class, args.chat_template)
@@ -133,6 +141,7 @@ class TokenRatioTrainer(ResumableTrainer):
         if adapters is not None:
             is_reference = reference is not None and reference.model is None
             check_adapter(adapters, is_reference=is_reference)
+        check_trained_dtype(model, args.learning_rate)
         check_model(model)
         self.forward = Forward(args, language_model(model), reference, adapters)
 

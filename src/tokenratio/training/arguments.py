@@ -1,0 +1,162 @@
+"""What of transformers' `TrainingArguments` this library's trainers take, checked before a run."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
+from transformers.utils import strtobool
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_choice
+from tokenratio.training.device import can_pin_memory, default_device
+from tokenratio.training.loading import read_init_kwargs
+from tokenratio.training.metrics import greater_is_better
+
+# Each setting that does not go with these trainers: the values it may have, and why no other.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "remove_unused_columns": ((False,), "pairs are not arguments of the model and would be lost"),
+    "label_smoothing_factor": ((0, 0.0), "it is for classes; pairs have label_smoothing"),
+    "deepspeed": ((None, ""), "DeepSpeed is not supported: use DDP or FSDP"),
+    "parallelism_config": ((None,), "only DDP and FSDP are supported"),
+    "neftune_noise_alpha": (
+        (None,),
+        "noise on the embeddings makes policy and reference differ on the same tokens",
+    ),
+    "auto_find_batch_size": (
+        (False,),
+        "it changes the batches while the run goes on, so a run could not be repeated",
+    ),
+    "ignore_data_skip": ((False,), "a resumed run would see some rows twice"),
+    "fp16_full_eval": ((False,), "evaluation runs in the precision of training"),
+    "bf16_full_eval": ((False,), "evaluation runs in the precision of training"),
+    "label_names": ((None,), "pairs have no labels"),
+    "include_for_metrics": (([], None), "the metrics are computed from the losses"),
+    "batch_eval_metrics": ((False,), "metrics are summed batch by batch anyway"),
+    "eval_do_concat_batches": ((True,), "metrics cover the whole evaluation"),
+    "average_tokens_across_devices": (
+        (True,),
+        "the loss is a mean over the whole step, whatever the number of processes",
+    ),
+}
+_CHOICES: dict[str, type[Enum]] = {
+    "optim": OptimizerNames,
+    "lr_scheduler_type": SchedulerType,
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+}
+
+
+def resolve_arguments(
+    args: TrainingArguments,
+    theirs: Callable[[], None],
+    *,
+    only: Mapping[str, tuple[tuple[Any, ...], str]] | None = None,
+) -> None:
+    """Check the settings and let transformers fill in its defaults, without asking for a GPU.
+
+    A recipe for a GPU can be checked on a laptop: bfloat16 runs on a CPU too, and what the machine
+    cannot do is refused by `check_machine` when a run is set up.
+
+    Args:
+        theirs: `TrainingArguments.__post_init__` of `args`.
+        only: more settings like `_ONLY`.
+    Raises:
+        TokenRatioError: a setting that is not supported, or a value that it cannot have.
+    """
+    for name, (allowed, why) in {**_ONLY, **(only or {})}.items():
+        value = getattr(args, name)
+        if value not in allowed:
+            raise TokenRatioError(f"{name} must be {_say(allowed[0])}, not {_say(value)}: {why}")
+    if strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+        raise TokenRatioError(
+            "DeepSpeed is not supported: use DDP or FSDP (ACCELERATE_USE_DEEPSPEED is set; "
+            "`accelerate config` chooses another way)"
+        )
+    for name, kind in _CHOICES.items():
+        value = getattr(args, name)
+        require_choice(
+            name,
+            value.value if isinstance(value, Enum) else value,
+            [str(member.value) for member in kind],
+            listed="see the documentation of transformers.TrainingArguments",
+        )
+    _check_domains(args)
+    _choose_direction(args)
+    if args.bf16 and default_device().type == "cpu":
+        args.use_cpu = True  # transformers asks that for bfloat16 on a CPU
+    tf32, args.tf32 = args.tf32, None if default_device().type == "cpu" else args.tf32
+    try:
+        theirs()
+    except TokenRatioError:
+        raise
+    except Exception as error:  # transformers checks its own fields, with errors of many kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise TokenRatioError(said) from error
+    args.tf32 = tf32
+    args.model_init_kwargs = read_init_kwargs(args.model_init_kwargs)
+    args.dataloader_pin_memory &= can_pin_memory()
+
+
+def check_machine(args: TrainingArguments) -> None:
+    """Refuse what this machine cannot do, or does only in another way.
+
+    Raises:
+        TokenRatioError: which, and what to do instead.
+    """
+    if args.n_gpu > 1:
+        raise TokenRatioError(
+            f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
+            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if args.device.type != "cpu":
+        return
+    if args.fp16:
+        raise TokenRatioError("fp16 needs a GPU, and this run is on a CPU: use bf16, or neither")
+    if args.tf32:
+        raise TokenRatioError("tf32 needs a GPU, and this run is on a CPU: leave tf32 out")
+
+
+def _check_domains(args: TrainingArguments) -> None:
+    theirs = {field.name: field for field in fields(TrainingArguments)}
+    for field in fields(args):
+        choices = field.metadata.get("choices")
+        if choices and field is not theirs.get(field.name):
+            require_choice(field.name, getattr(args, field.name), choices)
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    for name in (*batches, "gradient_accumulation_steps", "max_length", "max_prompt_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise TokenRatioError(f"{name} must be at least 1, not {value}")
+    for name in ("seed", "data_seed"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 2**32:
+            raise TokenRatioError(f"{name} must be from 0 to 2**32 - 1, not {value}")
+
+
+def _choose_direction(args: TrainingArguments) -> None:
+    """Whether the greatest value of `metric_for_best_model` is the best, by what it measures.
+
+    transformers would take the greatest of anything whose name does not end in "loss".
+    """
+    metric = args.metric_for_best_model
+    if metric is None or args.greater_is_better is not None:
+        return
+    args.greater_is_better = greater_is_better(metric)
+    if args.greater_is_better is None:
+        raise TokenRatioError(
+            f"metric_for_best_model {metric}: whether the greatest or the smallest value is the "
+            "best depends on what is wanted; set greater_is_better to true or false"
+        )
+
+
+def _say(value: Any) -> str:
+    if value in (None, []):
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,222 @@
+"""What is checked before the first step, so that it does not fail hours later."""
+
+import copy
+import difflib
+import os
+import tempfile
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import huggingface_hub
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.names import suggestion
+from tokenratio.training.arguments import check_machine
+from tokenratio.training.batches import is_several
+
+# Optimizers that are built from the model as a whole ask for these.
+_OF_THE_MODEL = ("params", "model", "optimizer_dict")
+
+
+def check_run(args: TrainingArguments, **settings: Any) -> None:
+    """All that can be checked of a run before its model and data are loaded.
+
+    Args:
+        settings: of `check_settings`.
+    Raises:
+        TokenRatioError: see `check_machine`, `check_settings`, `check_surroundings`.
+    """
+    check_machine(args)
+    check_settings(args, **settings)
+    check_surroundings(args)
+
+
+def check_settings(
+    args: TrainingArguments,
+    *,
+    measured: Iterable[str],
+    eval_dataset: Any,
+    callbacks: Iterable[Any] | None = None,
+) -> None:
+    """Refuse settings that would fail, or do nothing, once training has begun.
+
+    Needs no model and no data, so that it comes before either is loaded.
+
+    Args:
+        measured: the metrics of an evaluation, without `eval_`.
+        eval_dataset: what the trainer is given to evaluate on; only whether and how many.
+    Raises:
+        TokenRatioError: which, and what to do instead.
+    """
+    _check_evaluation(args, measured, eval_dataset, callbacks or [])
+    _check_optimizer(args)
+    _check_schedule(args)
+
+
+def check_surroundings(args: TrainingArguments) -> None:
+    """Refuse a run whose trackers, hub or output folder cannot be used from this machine.
+
+    Raises:
+        TokenRatioError: which, and what to do.
+    """
+    available = get_available_reporting_integrations()
+    for name in args.report_to:
+        if isinstance(name, str) and name not in (*available, "none", "all"):
+            raise TokenRatioError(
+                f"report_to {name}: the package {name} is not installed, or not one that "
+                f"transformers reports to{suggestion(name, available)}"
+            )
+    if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
+        raise TokenRatioError(
+            "push_to_hub needs a token: run `hf auth login`, set HF_TOKEN, or give hub_token"
+        )
+    try:
+        os.makedirs(args.output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        raise TokenRatioError(
+            f"output_dir {args.output_dir} cannot be written to: {error.strerror or error}"
+        ) from None
+
+
+def check_trained_dtype(model: nn.Module, learning_rate: float) -> None:
+    """Refuse to train weights of less than 32 bits: rounding would swallow the updates.
+
+    bfloat16 keeps 8 bits of a weight, so an update of less than 1/256 of it is lost. Frozen weights
+    may have any dtype.
+
+    Raises:
+        TokenRatioError: names the dtype, and what to do.
+    """
+    for name, parameter in model.named_parameters():
+        low = parameter.is_floating_point() and parameter.dtype.itemsize < 4
+        if parameter.requires_grad and low:
+            refuse_dtype(parameter.dtype, learning_rate, name)
+
+
+def refuse_dtype(dtype: torch.dtype, learning_rate: float, parameter: str = "") -> NoReturn:
+    """Say why weights of this dtype cannot be trained, and what to do.
+
+    Raises:
+        TokenRatioError: always.
+    """
+    is_adapter = ".lora_" in parameter or ".modules_to_save." in parameter
+    todo = (
+        "load the model below the adapter in float32, or leave out modules_to_save and keep "
+        "peft's autocast_adapter_dtype"
+        if is_adapter
+        else "load the model with dtype float32 and set bf16 to true to compute in bfloat16, or "
+        "train a LoRA adapter"
+    )
+    name = str(dtype).removeprefix("torch.")
+    raise TokenRatioError(
+        f"weights in {name} cannot take updates of {learning_rate:g}, which are rounded away"
+        f"{f' ({parameter})' if parameter else ''}: {todo}"
+    )
+
+
+def _check_evaluation(
+    args: TrainingArguments,
+    measured: Iterable[str],
+    eval_dataset: Any,
+    callbacks: Iterable[Any],
+) -> None:
+    strategy = args.eval_strategy.value
+    if eval_dataset is None and args.held_out_share is None and strategy != "no":
+        raise TokenRatioError(f"eval_strategy {strategy} needs an eval_dataset or held_out_share")
+    for name, wanted in (
+        ("load_best_model_at_end", args.load_best_model_at_end),
+        ("save_strategy best", args.save_strategy.value == "best"),
+        ("early stopping", any(isinstance(c, EarlyStoppingCallback) for c in callbacks)),
+    ):
+        if wanted and strategy == "no":
+            raise TokenRatioError(f"{name} needs an eval_strategy (steps or epoch) to compare by")
+        if wanted and args.metric_for_best_model is None:
+            raise TokenRatioError(f"{name} needs metric_for_best_model")
+    if args.metric_for_best_model is not None:
+        parts = None
+        if is_several(eval_dataset):
+            parts = [name for name, part in eval_dataset.items() if part is not None]
+        _check_metric(args.metric_for_best_model, measured, parts)
+
+
+def _check_metric(metric: str, measured: Iterable[str], eval_sets: list[str] | None) -> None:
+    """Refuse a metric that no evaluation will report.
+
+    Args:
+        eval_sets: the names of several held-out sets; None for one without a name.
+    """
+    known = [
+        name if part is None else f"{part}_{name}"
+        for part in eval_sets or [None]
+        for name in measured
+    ]
+    name = metric.removeprefix("eval_")
+    if name in known:
+        return
+    endings = {of.rpartition("/")[2]: of for of in reversed(known)}
+    close = difflib.get_close_matches(name, known, n=1) or [
+        endings[of] for of in difflib.get_close_matches(name.rpartition("/")[2], endings, n=1)
+    ]
+    hint = f"; did you mean eval_{close[0]}?" if close else ""
+    raise TokenRatioError(
+        f"metric_for_best_model {metric} is not measured{hint}; known: "
+        f"{', '.join(f'eval_{name}' for name in known)}"
+    )
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    name, given = args.optim.value, str(args.optim_args or "").replace(" ", "")
+    pairs = [pair.partition("=") for pair in given.split(",")] if given else []
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise TokenRatioError(f"optim_args must be `name=value,name=value`, not {args.optim_args}")
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        if not set(_OF_THE_MODEL) & settings.keys():
+            kind([nn.Parameter(torch.zeros(2, 2))], **settings)
+    except Exception as error:
+        if args.optim_target_modules is not None:
+            return  # built from the model itself, when there is one
+        raise TokenRatioError(
+            f"optim {name}{f' with optim_args {given}' * bool(given)}: {_line(error)}"
+        ) from error
+    for key, _, _ in pairs:
+        if not _reads(args, key):
+            raise TokenRatioError(f"optim_args: {name} has no argument {key}")
+
+
+def _reads(args: TrainingArguments, key: str) -> bool:
+    """Whether the optimizer takes an argument; transformers passes over what it does not know."""
+    probed, bare = copy.copy(args), copy.copy(args)
+    probed.optim_args, bare.optim_args = f"{key}=7", None
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(probed) != Trainer.get_optimizer_cls_and_kwargs(
+            bare
+        )
+    except Exception:  # not a value for it, so it was read
+        return True
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+            num_warmup_steps=args.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+    except Exception as error:
+        raise TokenRatioError(
+            f"lr_scheduler_type {args.lr_scheduler_type.value} with lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
