@@ -190,7 +190,7 @@ def test_an_evaluation_needs_data(tmp_path):
     for kind in (TokenRatioConfig, RewardConfig):
         args = config(tmp_path, kind, eval_strategy="steps", eval_steps=1)
         with pytest.raises(TokenRatioError, match="eval_strategy steps needs an eval_dataset"):
-            start_checks.check_run(args, measured=["loss"], eval_dataset=None)
+            start_checks.check_run(args, kind, lambda args: ["loss"], None)
 
 
 def test_early_stopping_needs_something_to_compare(tmp_path):

@@ -227,7 +227,7 @@ class RewardTrainer(ResumableTrainer):
             raise TokenRatioError(
                 f"the model has {model.config.num_labels} outputs; a reward model has one"
             )
-        check_run(args, measured=evaluated_metrics(args), eval_dataset=eval_dataset)
+        check_run(args, RewardConfig, evaluated_metrics, eval_dataset)
         check_trained_dtype(model, args.learning_rate)
         disable_dropout(model)
         tokenizer = with_chat_template(processing_class, args.chat_template)

@@ -4,8 +4,8 @@ import copy
 import difflib
 import os
 import tempfile
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
 
 import huggingface_hub
 import torch
@@ -18,20 +18,30 @@ from tokenratio.names import suggestion
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.batches import is_several
 
+Settings = TypeVar("Settings", bound=TrainingArguments)
 # Optimizers that are built from the model as a whole ask for these.
 _OF_THE_MODEL = ("params", "model", "optimizer_dict")
 
 
-def check_run(args: TrainingArguments, **settings: Any) -> None:
+def check_run(
+    args: Any,
+    kind: type[Settings],
+    measured: Callable[[Settings], Iterable[str]],
+    eval_dataset: Any,
+    callbacks: Iterable[Any] | None = None,
+) -> None:
     """All that can be checked of a run before its model and data are loaded.
 
     Args:
-        settings: of `check_settings`.
+        kind: the class of settings that the trainer takes.
+        measured: gives the metrics of an evaluation, without `eval_`.
     Raises:
         TokenRatioError: see `check_machine`, `check_settings`, `check_surroundings`.
     """
+    if not isinstance(args, kind):
+        raise TokenRatioError(f"args must be a {kind.__name__}, not {type(args).__name__}")
     check_machine(args)
-    check_settings(args, **settings)
+    check_settings(args, measured=measured(args), eval_dataset=eval_dataset, callbacks=callbacks)
     check_surroundings(args)
 
 

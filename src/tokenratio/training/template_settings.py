@@ -75,13 +75,11 @@ def fix_day(
 
 
 def _day_of_run(args: Any) -> str | None:
-    from tokenratio.training.resume import last_checkpoint
-
     resume = args.resume_from_checkpoint
     folder = Path(args.output_dir)
     if isinstance(resume, str) and resume.lower() not in ("true", "false"):
         folders = [Path(resume), Path(resume).parent]
-    elif last_checkpoint(folder) is not None:
+    elif any(folder.glob("checkpoint-*")):
         folders = [folder]
     else:
         return None

@@ -112,14 +112,7 @@ class TokenRatioTrainer(ResumableTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
-        if not isinstance(args, TokenRatioConfig):
-            raise TokenRatioError(f"args must be a TokenRatioConfig, not {type(args).__name__}")
-        check_run(
-            args,
-            measured=evaluated_metrics(args),
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-        )
+        check_run(args, TokenRatioConfig, evaluated_metrics, eval_dataset, callbacks)
         if processing_class is None:
             processing_class = load_tokenizer(model, args.model_init_kwargs)
         processing_class = with_chat_template(processing_class, args.chat_template)
