@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tokenratio.data import SourceRow, parse_completion, parse_preference
+from tokenratio.data.boundary import divides_word
 from tokenratio.data.defects import DefectKind, RowDefectError
 
 
@@ -40,7 +41,7 @@ TURNS = [SYSTEM, user("hi"), bot("hello"), user("sky?")]
     [
         {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
-        {"chosen": "The sky is blue", "rejected": "The sky is blue and green"},
+        {"chosen": "The sky is blue.", "rejected": "The sky is blue. And green"},
         {"prompt": TURNS, "chosen": [bot("blue")], "rejected": [bot("green")]},
         {"chosen": [*TURNS, bot("blue")], "rejected": [*TURNS, bot("green")]},
         {"prompt": "sky?", "chosen": [*TURNS, bot("blue")], "rejected": [*TURNS, bot("green")]},
@@ -50,18 +51,38 @@ def test_preference_formats_agree_with_trl(fields):
     assert as_dict(parse_preference(row(**fields))) == trl_reading(fields)
 
 
-@given(prefix=st.text("ab ", min_size=1), chosen=st.text("ab "), rejected=st.text("ab "))
+@given(prefix=st.text("a. ", min_size=1), chosen=st.text("a. "), rejected=st.text("a. "))
 @settings(deadline=None, derandomize=True)
-def test_implicit_prompts_agree_with_trl(prefix, chosen, rejected):
+def test_implicit_prompts_agree_with_trl_outside_words(prefix, chosen, rejected):
     fields = {"chosen": prefix + chosen, "rejected": prefix + rejected}
     assume(chosen != rejected)
-    assert as_dict(parse_preference(row(**fields))) == trl_reading(fields)
+    expected = trl_reading(fields)
+    end = len(expected["prompt"])
+    assume(expected["prompt"].strip())
+    assume(not any(divides_word(fields[side], end) for side in ("chosen", "rejected")))
+    assert as_dict(parse_preference(row(**fields))) == expected
 
 
-def test_implicit_prompt_of_nothing_in_common():
-    # TRL looks at the last character here, as if it stood before the first.
-    example = parse_preference(row(chosen="yes ", rejected="no "))
-    assert as_dict(example) == {"prompt": "", "chosen": "yes ", "rejected": "no "}
+@given(prefix=st.text("ab ", min_size=1), chosen=st.text("ab "), rejected=st.text("ab "))
+@settings(deadline=None, derandomize=True)
+def test_an_implicit_prompt_ends_outside_words(prefix, chosen, rejected):
+    fields = {"chosen": prefix + chosen, "rejected": prefix + rejected}
+    try:
+        found = as_dict(parse_preference(row(**fields)))
+    except RowDefectError:
+        return
+    assert found["prompt"].strip()
+    for side, text in fields.items():
+        assert found["prompt"] + found[side] == text
+        assert not divides_word(text, len(found["prompt"]))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("yes ", "no "), ("Yes, it is.", "Yesterday."), (" a", " b")]
+)
+def test_responses_that_share_no_beginning_need_a_prompt(chosen, rejected):
+    with pytest.raises(RowDefectError, match="share no beginning; the columns ask, id are not"):
+        parse_preference(row(chosen=chosen, rejected=rejected, ask="Well?", id=3))
 
 
 def test_a_prompt_string_beside_answers_alone():
@@ -96,7 +117,7 @@ K = DefectKind
     [
         ({"prompt": "p", "chosen": "a"}, K.MISSING_COLUMN, "no rejected"),
         ({"question": "p"}, K.MISSING_COLUMN, "no chosen and no rejected"),
-        ({"prompt": "p", "chosen": 3, "rejected": "b"}, K.NON_STRING_FIELD, "chosen is a int"),
+        ({"prompt": "p", "chosen": 3, "rejected": "b"}, K.NON_STRING_FIELD, "chosen is a number"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, K.NON_STRING_FIELD, "prompt is null"),
         (
             {"prompt": "p", "chosen": ["a"], "rejected": ["b"]},
@@ -115,32 +136,23 @@ K = DefectKind
         ),
         ({"prompt": "p", "chosen": "a", "rejected": [bot("b")]}, K.MIXED_FORMAT, "one is a string"),
         (
-            {"prompt": [user("p")], "chosen": "a", "rejected": "b"},
-            K.MIXED_FORMAT,
-            "prompt is a list",
-        ),
-        (
             {"prompt": "other", "chosen": [user("p"), bot("a")], "rejected": [user("p"), bot("b")]},
             K.MIXED_FORMAT,
             "no user turn",
         ),
         (
-            {
-                "prompt": [user("p")],
-                "chosen": [{"from": "gpt", "value": "a"}],
-                "rejected": [bot("b")],
-            },
+            {"prompt": [user("p")], "chosen": [{"content": "a"}], "rejected": [bot("b")]},
             K.BAD_CONVERSATION,
-            "role of message 1 of chosen is None",
+            "role of message 1 of chosen is missing",
         ),
         (
             {
                 "prompt": [user("p")],
-                "chosen": [{"role": "gpt", "content": "a"}],
+                "chosen": [{"role": "narrator", "content": "a"}],
                 "rejected": [bot("b")],
             },
             K.BAD_CONVERSATION,
-            "'gpt'",
+            "'narrator'",
         ),
         (
             {"prompt": [], "chosen": [bot("a")], "rejected": [bot("b")]},
@@ -160,7 +172,7 @@ K = DefectKind
             K.MALFORMED_ROW,
             "not JSON",
         ),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": 3}, K.MALFORMED_ROW, "int"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": 3}, K.MALFORMED_ROW, "number"),
     ],
 )
 def test_refused_preferences(fields, kind, detail):

@@ -43,6 +43,7 @@ def test_encoded_pairs(make_tokenizer):
         "  T          2 tokens; 2 of 6 past it (33.3%)",
         "",
         "3 rows read, 2 kept, 1 refused",
+        "  layout: prompt; pair from chosen, rejected",
         "  refused: blank response: 1 (train_dataset:2; the first: chosen is empty)",
         "tokens: prompt 8, chosen 7, rejected 4",
         "past the shorter response: 3 response tokens (27.3%), which token-level losses do not see",

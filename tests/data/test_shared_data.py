@@ -21,13 +21,19 @@ pytestmark = pytest.mark.skipif(
 BLANK, SAME = DefectKind.BLANK_RESPONSE, DefectKind.IDENTICAL_PAIR
 DUPLICATE, CONTRADICTORY = WarningKind.DUPLICATE_ROW, WarningKind.CONTRADICTORY_PAIR
 TURNS, CR = WarningKind.SAME_ROLE_TURNS, WarningKind.CARRIAGE_RETURN
+REPEATED = WarningKind.PROMPT_REPEATED  # a model that goes on with the question
 FFFD, CONTROL = WarningKind.REPLACEMENT_CHARACTER, WarningKind.CONTROL_CHARACTER
 
 FOUND = [
     ("hh", {"test": 2307}, {BLANK: 4}, {TURNS: 4}),
     ("hh_small", {"train": 1518, "test": 228}, {}, {TURNS: 1}),
     ("tldr", {"train": 1601, "test": 175}, {}, {DUPLICATE: 191, CONTRADICTORY: 62}),
-    ("alpaca_pairs_small", {"train": 8000, "test": 1000}, {}, {CR: 11, CONTRADICTORY: 6}),
+    (
+        "alpaca_pairs_small",
+        {"train": 8000, "test": 1000},
+        {},
+        {CR: 11, CONTRADICTORY: 6, REPEATED: 1},
+    ),
     (
         "ultrafeedback_sample",
         {"train": 1000, "test": 200},

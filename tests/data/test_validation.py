@@ -14,13 +14,17 @@ from tokenratio.data import (
     read_rows,
 )
 from tokenratio.data.defects import DefectLog
-from tokenratio.data.formats import parse_preference
+from tokenratio.data.formats import DataParser, PreferenceExample
 from tokenratio.data.validation import parse_rows
 from tokenratio.errors import TokenRatioError
 
 
 def pair(prompt="p", chosen="good", rejected="bad", **more):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def parse(rows, log):
+    return parse_rows(rows, DataParser([rows], PreferenceExample), log)
 
 
 def counts(*rows):
@@ -38,7 +42,7 @@ def test_every_textual_defect_is_counted_once():
         {"prompt": "p", "chosen": "a"},
         pair(chosen=None),
         pair(chosen=[bot]),
-        pair(chosen=[{"role": "bot", "content": "a"}], rejected=[bot]),
+        pair(chosen=[{"role": "narrator", "content": "a"}], rejected=[bot]),
         pair(chosen="a\ud800"),
         pair(chosen=""),
         pair(rejected=" \n\u2003"),
@@ -93,7 +97,10 @@ def test_same_role_turns_of_transcripts(prompt, chosen, odd):
         (["system", "user"], 0),
         (["user", "user"], 1),
         (["user", "assistant"], 1),
-        (["user", "assistant", "tool", "tool"], 1),
+        (["user", "assistant", "tool", "tool"], 0),
+        (["user", "assistant", "tool", "assistant"], 1),
+        (["user", "assistant", "tool", "assistant", "tool"], 0),
+        (["user", "user", "assistant", "tool"], 1),
         (["user", "assistant", "user", "tool", "tool"], 0),
     ],
 )
@@ -121,7 +128,7 @@ def test_odd_characters_are_kept_and_counted():
 def test_on_bad_row_error_names_row_reason_and_remedy():
     rows = read_rows([pair(), pair(chosen=" "), pair(chosen=3)])
     with pytest.raises(TokenRatioError) as caught:
-        parse_rows(rows, parse_preference, DefectLog("error"))
+        parse(rows, DefectLog("error"))
     assert str(caught.value) == (
         "train_dataset:1: blank response: chosen is only whitespace. "
         "Correct or remove the row, or set on_bad_row to 'skip'."
@@ -134,7 +141,7 @@ def test_no_usable_row_is_an_error():
     log = DefectLog("skip")
     with pytest.raises(TokenRatioError, match="no rows"):
         log.require_kept(0, 0)
-    parse_rows(read_rows([pair(chosen=""), pair(chosen=3)]), parse_preference, log)
+    parse(read_rows([pair(chosen=""), pair(chosen=3)]), log)
     with pytest.raises(TokenRatioError, match=r"None of the 2 rows .* first, train_dataset:0"):
         log.require_kept(2, 0)
 

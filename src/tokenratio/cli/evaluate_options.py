@@ -38,6 +38,10 @@ class EvaluateOptions(TemplateOptions):
         default=None, metadata={"help": "Prompts to answer: a file, folder, hub name or world."}
     )
     split: str | None = field(default="test", metadata={"help": "Split of a folder or hub name."})
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    )
     num_prompts: int | None = field(default=None, metadata={"help": "Only the first so many."})
     num_samples: int = field(default=5, metadata={"help": "Responses per prompt."})
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})

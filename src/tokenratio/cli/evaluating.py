@@ -96,7 +96,9 @@ class _Room:
         self.world: World | None = None
         self.prompts: list[tuple[str, Prompt]] = []
         if options.prompts is not None:
-            self.prompts = read_prompts(options.prompts, split=options.split)
+            self.prompts = read_prompts(
+                options.prompts, split=options.split, columns=options.columns
+            )
             say_splits(options.prompts, options.split, report)
             self.prompts = self._once(self.prompts)[: options.num_prompts]
             if is_world_source(options.prompts):
@@ -199,7 +201,10 @@ class _Room:
         if against.startswith("column:"):
             source = source_of(str(self.options.prompts))
             given = reference_generations(
-                source, column=against.removeprefix("column:"), split=self.options.split
+                source,
+                column=against.removeprefix("column:"),
+                split=self.options.split,
+                columns=self.options.columns,
             )
             asked = {id for id, _ in self.prompts}
             return [generation for generation in given if generation.id in asked]
@@ -364,6 +369,7 @@ class _Room:
             max_prompt_length=options.max_prompt_length,
             split=options.split,
             template=template,
+            columns=options.columns,
         )
         if options.subset_column is None:
             return data, None

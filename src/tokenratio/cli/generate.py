@@ -61,6 +61,10 @@ class GenerateOptions(TemplateOptions):
         metadata={"help": "The same call gives the same samples; null: an endpoint is sent none."},
     )
     split: str | None = field(default=None, metadata={"help": "Split of a folder or hub name."})
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    )
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -95,7 +99,8 @@ def run(argv: list[str]) -> int:
     quiet_libraries()
     path = Path(options.output)
     check_output(path)
-    prompts = read_prompts(options.prompts, split=options.split)[: options.num_prompts]
+    prompts = read_prompts(options.prompts, split=options.split, columns=options.columns)
+    prompts = prompts[: options.num_prompts]
     say_splits(options.prompts, options.split)
     backend, settings = _backend(name, options, endpoint)
     settings |= {"prompts": options.prompts, "split": options.split}

@@ -1,6 +1,7 @@
 """`tokenratio inspect-data SOURCE`: decoded rows with masks, EOS, lengths, cuts, and defects."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.template_options import TemplateOptions, template_of
@@ -24,6 +25,11 @@ class InspectOptions(TemplateOptions):
     max_prompt_length: int | None = field(default=None, metadata={"help": "As in training."})
     split: str | None = field(
         default=None, metadata={"help": "Only this split of a folder or of a hub data set."}
+    )
+
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
     )
 
     def __post_init__(self) -> None:
@@ -61,6 +67,7 @@ def run(argv: list[str]) -> int:
             max_prompt_length=options.max_prompt_length,
             split=options.split,
             template=template,
+            columns=options.columns,
             generation_ends=ends,
         )
     )

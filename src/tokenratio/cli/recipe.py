@@ -127,7 +127,7 @@ class Recipe:
 TRAINED = ("dpo", "reversed_dpo")
 _CARRIED_TO_DPO = (
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
-    "train_split",
+    *("train_split", "columns"),
     *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
@@ -269,7 +269,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
     carried += (*_OF_ALL_STAGES, *_TEMPLATE)
     if "train_dataset" not in recipe.sft:
-        carried += ("train_split", "max_samples")
+        carried += ("train_split", "max_samples", "columns")
     settings = {
         "output_dir": str(base / "sft"),
         "optim": "adamw_torch",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenratio.cli.arguments import build, fields_of, read_command
 from tokenratio.cli.template_options import TemplateOptions, template_of
@@ -45,6 +45,10 @@ class ScoreOptions(TemplateOptions):
         default=2048, metadata={"help": "As in the run that will use the scores."}
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Likewise."})
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    )
     on_bad_row: Literal["skip", "error"] = field(
         default="skip", metadata={"help": "Rows that cannot be used: skip (counted) or error."}
     )
@@ -116,6 +120,7 @@ def run(argv: list[str]) -> int:
         on_bad_row=options.on_bad_row,
         split=options.split,
         template=template,
+        columns=options.columns,
     )
     print(data.report.summary())
     voices = []
@@ -126,7 +131,13 @@ def run(argv: list[str]) -> int:
         after = data
         if prompt != _PLACE:
             after = with_prompt_template(
-                data, rows, tokenizer, prompt, split=options.split, settings=template
+                data,
+                rows,
+                tokenizer,
+                prompt,
+                split=options.split,
+                settings=template,
+                columns=options.columns,
             )
         voices.append(Voice(model, after, prompt))
     if before is not None:

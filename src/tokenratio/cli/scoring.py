@@ -175,9 +175,14 @@ def _prompted(
 ) -> PreparedData:
     if prompt == PLACE:
         return part.data
-    split = args.split(part.role)
     return with_prompt_template(
-        part.data, part.source, tokenizer, prompt, split=split, settings=args.template
+        part.data,
+        part.source,
+        tokenizer,
+        prompt,
+        split=args.split(part.role),
+        settings=args.template,
+        columns=args.columns,
     )
 
 
@@ -199,6 +204,7 @@ def _key(
             (role, source_digest(read_rows(source, split=main.args.split(role))))
             for source, role in _by_role(main, sources)
         ],
+        "columns": main.args.columns,
         "selection": [asdict(main.args.selection(role)) for role in ("train", "eval")],
         "limits": [main.args.max_length, main.args.max_prompt_length, main.args.bf16],
         "contrast": [

@@ -16,8 +16,10 @@ from transformers import (
 
 from tokenratio.cli.recipe import Recipe, Stage
 from tokenratio.cli.terminal import user_mistakes
-from tokenratio.data import describe_splits, parse_completion, parse_preference, read_rows
+from tokenratio.data import CompletionExample, PreferenceExample, describe_splits, locate
+from tokenratio.data.columns import Columns
 from tokenratio.data.defects import RowDefectError
+from tokenratio.data.formats import DataParser
 from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
@@ -55,7 +57,7 @@ def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
 def _own_tokenizer(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
     spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
     if isinstance(spec, dict):
-        texts = _texts(recipe.train_dataset, args.split("train"))
+        texts = _texts(recipe.train_dataset, args.split("train"), args.columns)
         return train_byte_level_bpe(texts, spec["byte_level_bpe"])
     assert spec is not None
     if is_world_source(spec):
@@ -113,15 +115,19 @@ def adapter_size(config: PretrainedConfig, settings: dict[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _texts(source: Any, split: str) -> Iterator[str]:
+def _texts(source: Any, split: str, columns: Columns | None) -> Iterator[str]:
     """Every text of a data set, for training a tokenizer.
 
     Rows that cannot be used are passed over here: preparing the data counts and reports them.
     """
-    for row in read_rows(source_of(source), split=split):
-        for parse in (parse_preference, parse_completion):
+    groups = [part.rows() for part in locate(source_of(source), split=split)]
+    parsers = [
+        DataParser(groups, wanted, columns) for wanted in (PreferenceExample, CompletionExample)
+    ]
+    for row in [row for rows in groups for row in rows]:
+        for parser in parsers:
             try:
-                example = parse(row)
+                example = parser.parse(row)
             except RowDefectError:
                 continue
             for side in ("prompt", "chosen", "rejected", "completion"):
@@ -129,5 +135,5 @@ def _texts(source: Any, split: str) -> Iterator[str]:
                 if isinstance(text, str):
                     yield text
                 elif text is not None:
-                    yield from (message["content"] for message in text)
+                    yield from (message.get("content", "") for message in text)
             break

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.data.formats import CompletionExample, Message, PreferenceExample
+from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.messages import Message
 from tokenratio.data.template import (
     TemplateSettings,
     TurnEnd,
@@ -129,7 +130,8 @@ def render_turns(
     if tokenizer.chat_template is None:
         raise TokenRatioError(
             f"{origin} is a conversation, and the tokenizer has no chat template: set "
-            "chat_template, take a chat model's tokenizer, or give the data as strings."
+            "chat_template, take a chat model's tokenizer, or give the data as strings "
+            "without system, history or tools."
         )
     return apply_template(
         tokenizer,

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenratio.data.chat import render
+from tokenratio.data.columns import Columns
 from tokenratio.data.defects import DefectLog, RowDefectError
 from tokenratio.data.encoding import begin, special_tokens, tokenise
-from tokenratio.data.formats import PreferenceExample, Text, parse_preference
+from tokenratio.data.formats import DataParser, PreferenceExample
+from tokenratio.data.messages import Text
 from tokenratio.data.preparation import PreparedData
-from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.sources import Source, locate
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.validation import parse_rows
 from tokenratio.errors import TokenRatioError
@@ -36,6 +38,7 @@ def with_prompt_template(
     *,
     split: str | None = "train",
     settings: TemplateSettings | None = None,
+    columns: Columns | None = None,
 ) -> PreparedData:
     """The rows of `data` with `template` around their prompts; the responses' tokens stay.
 
@@ -46,11 +49,14 @@ def with_prompt_template(
         source: what `data` was prepared from, and with which tokenizer.
         template: holds `{prompt}` once.
         settings: of the chat template, as `data` was prepared with.
+        columns: likewise.
     Raises:
         TokenRatioError: a row is not in the source, or its prompt has no turn of the user.
     """
-    parsed = parse_rows(read_rows(source, split=split), parse_preference, DefectLog("skip"))
-    examples = {example.origin: example for example in parsed}
+    groups = [part.rows() for part in locate(source, split=split)]
+    parser = DataParser(groups, PreferenceExample, columns)
+    parsed = parse_rows([row for rows in groups for row in rows], parser, DefectLog("skip"))
+    examples = {example.origin: example for example in parsed.examples}
     settings = settings or TemplateSettings()
     end = turn_end(tokenizer, settings)
     rendered = []

@@ -15,6 +15,9 @@ class DefectKind(StrEnum):
 
     MALFORMED_ROW = "malformed row"
     MISSING_COLUMN = "missing column"
+    AMBIGUOUS_PROMPT = "ambiguous prompt"
+    NO_PREFERENCE = "no preference"
+    LABELLED_BAD = "labelled bad"
     NON_STRING_FIELD = "non-string field"
     MIXED_FORMAT = "mixed format"
     BAD_CONVERSATION = "bad conversation"
@@ -32,6 +35,8 @@ class WarningKind(StrEnum):
 
     DUPLICATE_ROW = "duplicate row"
     CONTRADICTORY_PAIR = "contradictory pair"
+    PROMPT_REPEATED = "prompt repeated"
+    MESSAGES_AS_TEXT = "messages as text"
     SAME_ROLE_TURNS = "consecutive same-role turns"
     REPLACEMENT_CHARACTER = "replacement character U+FFFD"
     CARRIAGE_RETURN = "carriage return"

@@ -78,6 +78,27 @@ def row_of(origin: str, value: object) -> SourceRow:
     return SourceRow(origin, value)
 
 
+def without_filled_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table without the keys that Arrow filled in, at every depth.
+
+    In Arrow all objects of a column have the same keys: a tool's arguments get those of every other
+    tool, with null for a value. A null that was meant cannot be told from those and goes too; it
+    stays in a column that holds JSON as text. Columns themselves and items of lists stay.
+
+    >>> without_filled_nulls({"a": None, "b": [{"c": None, "d": [None, {"e": None}]}]})
+    {'a': None, 'b': [{'d': [None, {}]}]}
+    """
+    return {name: _without_nulls(value) for name, value in fields.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
 def _decode(data: bytes, name: str) -> str:
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
@@ -161,7 +182,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
             for batch in file.iter_batches():
                 for fields in batch.to_pylist():
                     number += 1
-                    yield row_of(f"{name}:{number}", fields)
+                    yield row_of(f"{name}:{number}", without_filled_nulls(fields))
     except (OSError, pyarrow.ArrowException) as error:
         raise TokenRatioError(f"{name}: cannot be read as Parquet: {_first_line(error)}") from error
 

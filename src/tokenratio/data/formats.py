@@ -1,23 +1,25 @@
-"""The shapes preference and fine-tuning rows come in, brought to one.
+"""Preference and fine-tuning rows of every layout, brought to one form.
 
-These are TRL's formats: standard (strings) and conversational (lists of `{"role", "content"}`),
-with an explicit or an implicit prompt, and the mixture UltraFeedback uses (a string beside whole
-conversations).
+The form is TRL's: prompt and responses, all of them texts or all of them lists of messages.
+`columns.py` says which columns they come from; here the parts are fitted together.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeVar
 
-from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.data.boundary import begins_with, extract_prompt, opening_end
+from tokenratio.data.columns import Columns, Parts, SourceColumns
+from tokenratio.data.defects import Defect, DefectKind, RowDefectError, WarningKind
 from tokenratio.data.files import SourceRow
+from tokenratio.data.messages import Message, Text, messages_in, with_context
+from tokenratio.data.summary import Reading
 
-Message: TypeAlias = dict[str, Any]
-Text: TypeAlias = "str | list[Message]"
-
-# A template skips an unknown role in silence, and the turn with it.
-ROLES = ("system", "developer", "user", "assistant", "tool")
+# The share of a source's rows that makes what they have in common its layout.
+_NEARLY_ALL = 0.9
+# A response that begins with so long a prompt does so because the prompt is in there twice.
+_LONG_PROMPT = 20
 
 
 @dataclass(frozen=True)
@@ -51,114 +53,231 @@ class CompletionExample:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_preference(row: SourceRow) -> PreferenceExample:
-    """Read a preference row: `{"chosen", "rejected"}` with or without `"prompt"`.
+Example = TypeVar("Example", PreferenceExample, CompletionExample)
+
+
+def parse_preference(row: SourceRow, columns: Columns | None = None) -> PreferenceExample:
+    """Read a preference row by itself; `DataParser` reads those of whole sources.
 
     Raises:
-        RowDefectError: the row has none of the formats; says which column is why.
+        RowDefectError: the row has no layout that is known; says which column is why.
+        TokenRatioError: see `SourceColumns`.
     """
-    fields = _readable(row)
-    prompt, chosen, rejected = _resolve(fields, ("chosen", "rejected"))
-    return PreferenceExample(
-        row.origin, prompt, chosen, rejected, tools_of(fields), template_kwargs_of(fields)
-    )
+    return DataParser([[row]], PreferenceExample, columns).parse(row)
 
 
-def parse_completion(row: SourceRow) -> CompletionExample:
-    """Read a fine-tuning row.
-
-    `{"prompt", "completion"}`; `{"text"}` (all of it is learnt, the prompt is empty);
-    `{"messages"}` (the last turn is learnt, those before are the prompt); or a preference row, of
-    which chosen is learnt.
+def parse_completion(row: SourceRow, columns: Columns | None = None) -> CompletionExample:
+    """Read a fine-tuning row by itself; of a preference row, chosen is learnt.
 
     Raises:
-        RowDefectError: the row has none of the formats; says which column is why.
+        RowDefectError, TokenRatioError: as `parse_preference`.
     """
-    fields = _readable(row)
-    tools = tools_of(fields)
-    if "completion" in fields:
-        prompt, completion = _resolve(fields, ("completion",))
-    elif "messages" in fields:
-        messages = _text(fields, "messages")
-        if isinstance(messages, str):
-            raise RowDefectError(
-                DefectKind.MIXED_FORMAT, "messages is a string, not a list of messages"
-            )
-        prompt, completion = messages[:-1], messages[-1:]
-        _check_turns(prompt, [completion])
-    elif "text" in fields:
-        prompt, completion = "", _text(fields, "text")
-        if not isinstance(completion, str):
-            raise RowDefectError(
-                DefectKind.NON_STRING_FIELD, "text is a list; call the column messages"
-            )
-    elif "chosen" in fields:
-        whole = "prompt" not in fields or (
-            isinstance(fields["chosen"], list) and "rejected" in fields
-        )
-        names = ("chosen", "rejected") if whole else ("chosen",)
-        prompt, completion, *_ = _resolve(fields, names)
-    else:
-        wanted = "prompt and completion, text, messages, or prompt, chosen and rejected"
-        raise RowDefectError(
-            DefectKind.MISSING_COLUMN, f"it needs {wanted}; it has {sorted(fields)}"
-        )
-    return CompletionExample(row.origin, prompt, completion, tools, template_kwargs_of(fields))
+    return DataParser([[row]], CompletionExample, columns).parse(row)
 
 
-def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """The length of the implicit prompt: what both sides begin with (characters or messages).
+class DataParser(Generic[Example]):
+    """Parses the rows of several sources, each by what that source as a whole is found to be.
 
-    TRL's rule: a space before the first difference belongs to the responses, and where one side is
-    the beginning of the other, its last element is still its response.
-
-    >>> extract_prompt("The sky is blue.", "The sky is green.")
-    10
+    Args:
+        groups: all rows of each source.
+        wanted: `PreferenceExample` or `CompletionExample`.
+        columns: see `SourceColumns`.
+    Raises:
+        TokenRatioError: see `SourceColumns`.
     """
-    shorter = min(len(chosen), len(rejected))
-    if not shorter:
-        return 0
-    pairs = zip(chosen, rejected, strict=False)
-    length = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter - 1)
-    differs = chosen[length] != rejected[length]
-    return length - 1 if differs and length and chosen[length - 1] == " " else length
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[SourceRow]],
+        wanted: type[Example],
+        columns: Columns | None = None,
+    ) -> None:
+        # By the row itself: of two sources, rows may stand at the same place.
+        self._parsers: dict[int, _SourceParser[Example]] = {}
+        for rows in groups:
+            parser = _SourceParser(rows, wanted, columns)
+            self._parsers |= dict.fromkeys(map(id, rows), parser)
+
+    def parse(self, row: SourceRow) -> Example:
+        """The example of one of the rows.
+
+        Raises:
+            RowDefectError: the row cannot be used; says why.
+        """
+        found, _ = self._parsers[id(row)].parsed(row)
+        if isinstance(found, RowDefectError):
+            raise found
+        return found
+
+    def oddities(self, row: SourceRow) -> list[Defect]:
+        """What parsing one of the rows found odd about it."""
+        return self._parsers[id(row)].parsed(row)[1]
+
+    def reading(self, rows: Sequence[SourceRow]) -> Reading:
+        """How these of the rows were read."""
+        found = [self._parsers[id(row)].found[id(row)] for row in rows]
+        parts = [part for part in found if isinstance(part, Parts)]
+        unread = Counter(name for part in parts for name in part.unread)
+        return Reading(dict(Counter(part.layout for part in parts)), dict(unread), len(parts))
 
 
-def _readable(row: SourceRow) -> dict[str, Any]:
-    if row.problem is not None:
-        raise RowDefectError(DefectKind.MALFORMED_ROW, row.problem)
-    return row.fields
-
-
-def _resolve(fields: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
-    """`[prompt, *responses]`: all strings, or all lists of messages."""
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise RowDefectError(
-            DefectKind.MISSING_COLUMN, f"no {' and no '.join(missing)}; it has {sorted(fields)}"
+class _SourceParser(Generic[Example]):
+    def __init__(
+        self, rows: Sequence[SourceRow], wanted: type[Example], columns: Columns | None
+    ) -> None:
+        self._wanted = wanted
+        self._sides = ("chosen", "rejected") if wanted is PreferenceExample else ("completion",)
+        self._columns = SourceColumns(
+            rows, "pair" if wanted is PreferenceExample else "completion", columns
         )
-    responses = [_text(fields, name) for name in names]
-    conversational = isinstance(responses[0], list)
-    if any(isinstance(response, list) != conversational for response in responses):
-        raise RowDefectError(
-            DefectKind.MIXED_FORMAT,
-            f"of {' and '.join(names)} one is a string, one a list of messages",
-        )
-    if "prompt" not in fields:
-        return _split_implicit(responses)
-    prompt = _text(fields, "prompt")
-    if isinstance(prompt, list) != conversational:
+        self.found = {id(row): self._parts(row) for row in rows}
+        parts = [found for found in self.found.values() if isinstance(found, Parts)]
+        self._repeats = _most(_repeat_prompt(part) for part in parts)
+        self._num_shared, self._num_implicit = _count_shared(parts)
+        self._parsed: dict[int, tuple[Example | RowDefectError, list[Defect]]] = {}
+        self._odd: list[Defect] = []
+
+    def _parts(self, row: SourceRow) -> Parts | RowDefectError:
+        try:
+            return self._columns.parts(row)
+        except RowDefectError as error:
+            return error
+
+    def parsed(self, row: SourceRow) -> tuple[Example | RowDefectError, list[Defect]]:
+        """The example or why there is none, and what is odd about it."""
+        if id(row) not in self._parsed:
+            self._odd = []
+            self._parsed[id(row)] = (self._example(row), self._odd)
+        return self._parsed[id(row)]
+
+    def _example(self, row: SourceRow) -> Example | RowDefectError:
+        found = self.found[id(row)]
+        if isinstance(found, RowDefectError):
+            return found
+        try:
+            prompt, responses = self._fitted(found, row.origin)
+        except RowDefectError as error:
+            return error
+        if any(isinstance(text, str) and messages_in(text) for text in responses):
+            detail = "a response is messages as JSON text, unlike most of its column: kept as text"
+            self._odd.append(Defect(row.origin, WarningKind.MESSAGES_AS_TEXT, detail))
+        return self._wanted(row.origin, prompt, *responses, found.tools, found.template_kwargs)
+
+    def _fitted(self, parts: Parts, origin: str) -> tuple[Text, list[Any]]:
+        prompt, responses = parts.prompt, list(parts.responses)
+        names = self._sides if len(responses) == 1 else ("chosen", "rejected")
+        conversational = isinstance(responses[0], list)
+        if any(isinstance(response, list) != conversational for response in responses):
+            raise RowDefectError(
+                DefectKind.MIXED_FORMAT,
+                f"of {' and '.join(names)} one is a string, one a list of messages",
+            )
+        if isinstance(prompt, str) and not conversational:
+            prompt, responses = self._once(prompt, responses, origin)
+        elif prompt is None and not conversational:
+            prompt, responses = self._split_text(responses, parts)
+            if parts.system or parts.history:
+                raise RowDefectError(
+                    DefectKind.MIXED_FORMAT,
+                    "a system prompt or history stands beside texts that hold the whole dialogue",
+                )
+            return prompt, responses[: len(self._sides)]
+        if isinstance(prompt, str) and not conversational:
+            if not self._columns.is_chat or parts.is_text:
+                return prompt, responses
+            prompt = [{"role": "user", "content": prompt}]
         if not conversational:
+            responses = [[{"role": "assistant", "content": text}] for text in responses]
+        turns, responses = self._conversation(prompt, responses, parts, origin)
+        turns = with_context(turns, parts.system, parts.history)
+        _check_turns(turns, responses)
+        return turns, responses[: len(self._sides)]
+
+    def _conversation(
+        self, prompt: Text | None, responses: list[Any], parts: Parts, origin: str
+    ) -> tuple[list[Message], list[Any]]:
+        if parts.is_whole:
+            return responses[0][:-1], [responses[0][-1:]]
+        if prompt is None:
+            return _split_conversations(responses)
+        if isinstance(prompt, str):
+            return _split_mixed(prompt, responses)
+        rests = [_after(response, prompt) for response in responses]
+        if all(rests):
+            self._repeated(origin, f"{_begin(rests)}: taken off")
+            return prompt, rests
+        if any(rests):
             raise RowDefectError(
-                DefectKind.MIXED_FORMAT, f"prompt is a list of messages, {names[0]} a string"
+                DefectKind.BAD_CONVERSATION,
+                "one response begins with the prompt's messages, the other does not, and holds a "
+                "turn of 'user'",
             )
-        return _split_mixed(prompt, responses)
-    if conversational:
-        _check_turns(prompt, responses)
-    return [prompt, *responses]
+        if prompt and prompt[-1] in [response[0] for response in responses if response]:
+            prompt = prompt[:-1]  # a conversation that ends in one of the answers
+        return prompt, responses
+
+    def _once(self, prompt: str, responses: list[Any], origin: str) -> tuple[str, list[Any]]:
+        """Without the prompt where the responses begin with it again."""
+        ends = [begins_with(response, prompt) for response in responses]
+        rests = [response[end:] for response, end in zip(responses, ends, strict=True)]
+        if all(ends) and all(rest.strip() for rest in rests):
+            is_long = len(prompt.strip()) >= _LONG_PROMPT and len(responses) > 1
+            taken = self._repeats or is_long
+            done = "taken off" if taken else "kept"
+            self._odd.append(
+                Defect(origin, WarningKind.PROMPT_REPEATED, f"{_begin(rests)}: {done}")
+            )
+            return (prompt, rests) if taken else (prompt, responses)
+        goes_on = any(end and rest.strip() for end, rest in zip(ends, rests, strict=True))
+        if goes_on and len(responses) > 1 and len(prompt.strip()) >= _LONG_PROMPT:
+            side = "chosen" if ends[0] else "rejected"
+            self._repeated(origin, f"only {side} begins with the prompt: kept")
+        elif len(responses) > 1 and prompt.strip():
+            # Whole transcripts beside the prompt: they hold it, in the form that was meant.
+            length = extract_prompt(*responses)
+            transcript = responses[0][:length]
+            if opening_end(transcript) == length > 0 and prompt.strip() in transcript:
+                self._repeated(
+                    origin, "both responses are transcripts that hold the prompt: taken off"
+                )
+                return transcript, [response[length:] for response in responses]
+        return prompt, responses
+
+    def _repeated(self, origin: str, detail: str) -> None:
+        self._odd.append(Defect(origin, WarningKind.PROMPT_REPEATED, detail))
+
+    def _split_text(self, responses: list[Any], parts: Parts) -> tuple[str, list[Any]]:
+        _check_pair(responses)
+        length = extract_prompt(*responses)
+        prompt = responses[0][:length]
+        is_sound = opening_end(prompt) == length > 0 or 2 * self._num_shared >= self._num_implicit
+        if not prompt.strip() or not is_sound:
+            raise RowDefectError(DefectKind.MISSING_COLUMN, self._no_prompt(parts, prompt))
+        return prompt, [response[length:] for response in responses]
+
+    def _no_prompt(self, parts: Parts, prompt: str) -> str:
+        shared = "chosen and rejected share no beginning"
+        if prompt.strip():
+            without = self._num_implicit - self._num_shared
+            shared += f" in {without:,} of {self._num_implicit:,} rows"
+        text = f"no prompt column; {shared}"
+        if parts.unread:
+            names = ", ".join(parts.unread)
+            text += f"; the columns {names} are not read: rename one to prompt, or set columns"
+        return text
 
 
-def _split_implicit(responses: list[Any]) -> list[Any]:
+def _split_conversations(responses: list[Any]) -> tuple[list[Message], list[Any]]:
+    if len(responses) == 1:
+        if len(responses[0]) < 2:
+            raise RowDefectError(DefectKind.MISSING_COLUMN, "no prompt")
+        return responses[0][:-1], [responses[0][-1:]]
+    _check_pair(responses)
+    length = extract_prompt(*responses)
+    return responses[0][:length], [response[length:] for response in responses]
+
+
+def _check_pair(responses: list[Any]) -> None:
     if len(responses) == 1:
         raise RowDefectError(DefectKind.MISSING_COLUMN, "no prompt")
     if any(not response for response in responses):
@@ -166,63 +285,28 @@ def _split_implicit(responses: list[Any]) -> list[Any]:
     if responses[0] == responses[1]:
         # Said here: where nothing differs, nothing tells the prompt from the responses.
         raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
-    length = extract_prompt(*responses)
-    prompt, *rest = responses[0][:length], *(response[length:] for response in responses)
-    if isinstance(prompt, list):
-        _check_turns(prompt, rest)
-    return [prompt, *rest]
 
 
-def _split_mixed(prompt: str, responses: list[Any]) -> list[Any]:
+def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list[Any]]:
     """A prompt string beside messages: answers alone, or whole conversations that hold it."""
     if all(response[0]["role"] == "assistant" for response in responses if response):
-        turns = [{"role": "user", "content": prompt}]
-        _check_turns(turns, responses)
-        return [turns, *responses]
-    if len(responses) == 1:
-        turns, rest = responses[0][:-1], [responses[0][-1:]]
-        _check_turns(turns, rest)
-    else:
-        turns, *rest = _split_implicit(responses)
+        return [{"role": "user", "content": prompt}], responses
+    turns, rest = _split_conversations(responses)
     said = [turn.get("content", "").strip() for turn in turns if turn["role"] == "user"]
     if prompt.strip() not in said:
         raise RowDefectError(
             DefectKind.MIXED_FORMAT, "the prompt column is no user turn of the conversation"
         )
-    return [turns, *rest]
+    return turns, rest
 
 
-def _text(fields: dict[str, Any], name: str) -> Text:
-    value = fields[name]
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        kind = "null" if value is None else f"a {type(value).__name__}"
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{name} is {kind}, not a string or messages"
-        )
-    return [_message(item, f"message {number} of {name}") for number, item in enumerate(value, 1)]
-
-
-def _message(item: object, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{where} is a {type(item).__name__}, not an object"
-        )
-    # Arrow fills the keys a message lacks with null; templates take them for present.
-    message = {key: value for key, value in item.items() if value is not None}
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise RowDefectError(
-            DefectKind.BAD_CONVERSATION,
-            f"the role of {where} is {role!r}, not one of {list(ROLES)}",
-        )
-    if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
-        kind = "null" if content is None else f"a {type(content).__name__}"
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"the content of {where} is {kind}, not a string"
-        )
-    return message
+def _after(response: list[Message], prompt: list[Message]) -> list[Message]:
+    """The turns behind the prompt's, system turn or not; empty where they are not repeated."""
+    bare = [turn for turn in prompt if turn["role"] not in ("system", "developer")]
+    for turns in (prompt, bare):
+        if turns and len(response) > len(turns) and response[: len(turns)] == turns:
+            return response[len(turns) :]
+    return []
 
 
 def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
@@ -238,40 +322,37 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
                 )
 
 
-def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row tells the chat template besides its messages.
-
-    Raises:
-        RowDefectError: `chat_template_kwargs` is no object.
-    """
-    options = fields.get("chat_template_kwargs") or {}
-    if not isinstance(options, dict):
-        raise RowDefectError(
-            DefectKind.MALFORMED_ROW,
-            f"chat_template_kwargs is a {type(options).__name__}, not an object",
-        )
-    # Arrow gives every row the keys of all rows, with null where a row had none.
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def tools_of(fields: Mapping[str, Any]) -> list[Any] | None:
-    """The row's tools, JSON schemas; None where it has none.
-
-    Raises:
-        RowDefectError: `tools` is neither a list nor the JSON of one.
-    """
-    tools = fields.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)  # often stored as text, since Arrow wants one type per column
-        except ValueError as error:
-            raise RowDefectError(
-                DefectKind.MALFORMED_ROW, f"tools is a string that is not JSON: {error}"
-            ) from error
-    if not tools:
+def _repeat_prompt(parts: Parts) -> bool | None:
+    """Whether the responses of a text row begin with its prompt; None where that is no question."""
+    if not isinstance(parts.prompt, str) or not parts.prompt.strip():
         return None
-    if not isinstance(tools, list):
-        raise RowDefectError(
-            DefectKind.MALFORMED_ROW, f"tools is a {type(tools).__name__}, not a list of schemas"
-        )
-    return tools
+    texts = [text for text in parts.responses if isinstance(text, str)]
+    if len(texts) != len(parts.responses) or not texts:
+        return None
+    ends = [begins_with(text, parts.prompt) for text in texts]
+    return all(ends)
+
+
+def _most(answers: Iterator[bool | None]) -> bool:
+    """Whether nearly all of at least two rows say yes."""
+    known = [answer for answer in answers if answer is not None]
+    return len(known) > 1 and sum(known) >= _NEARLY_ALL * len(known)
+
+
+def _count_shared(parts: Sequence[Parts]) -> tuple[int, int]:
+    """Of the text rows without a prompt, how many have one implicitly, and how many there are."""
+    implicit = [
+        part.responses
+        for part in parts
+        if part.prompt is None
+        and len(part.responses) == 2
+        and all(isinstance(text, str) and text for text in part.responses)
+    ]
+    shared = [pair[0][: extract_prompt(*pair)] for pair in implicit]
+    return sum(bool(str(text).strip()) for text in shared), len(implicit)
+
+
+def _begin(rests: Sequence[Any]) -> str:
+    return (
+        "both responses begin with the prompt" if len(rests) == 2 else "it begins with the prompt"
+    )

@@ -1,26 +1,26 @@
 """What `tokenratio inspect-data` prints: rows as training sees them, then the source's account."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tokenratio.data.choosing import use_of
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
+from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import DefectLog
 from tokenratio.data.display import printable, quoted
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import (
     CompletionExample,
+    DataParser,
     PreferenceExample,
-    parse_completion,
-    parse_preference,
 )
 from tokenratio.data.preparation import (
-    PAIR_SIDES,
     PreparedData,
     prepare_completions,
     prepare_pairs,
 )
-from tokenratio.data.sources import Source, describe_splits, locate, read_rows
+from tokenratio.data.sources import Source, describe_splits, locate
 from tokenratio.data.summary import DataReport
 from tokenratio.data.tables import describe_table
 from tokenratio.data.template import TemplateSettings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Characters of a text shown, and tokens shown on each side of the boundary.
 _SHOWN = 240
 _AROUND = 3
+# The rows of each source.
+_Groups: TypeAlias = Sequence[Sequence[SourceRow]]
 
 
 def inspect_source(
@@ -44,6 +46,7 @@ def inspect_source(
     max_prompt_length: int | None = None,
     split: str | None = None,
     template: TemplateSettings | None = None,
+    columns: Columns | None = None,
     generation_ends: Sequence[int] | None = None,
 ) -> str:
     """The body of `tokenratio inspect-data`: whatever the source holds, shown and counted.
@@ -55,6 +58,7 @@ def inspect_source(
         max_length, max_prompt_length: as in training; only with a tokenizer.
         split: None for what training reads, or else for the only split there is.
         template: what the chat template is told besides the messages.
+        columns: as in training; see `SourceColumns`.
         generation_ends: the ids in `eos_token_id` of the model's generation_config, where it is
             known.
     Returns:
@@ -64,11 +68,12 @@ def inspect_source(
             once encoded.
     """
     split = _shown_split(source) if split is None else split
-    rows = read_rows(source, split=split)
-    shape = _shape(rows)
-    if tokenizer is None or shape is None or not _check(rows, shape)[0]:
-        return "\n".join([*describe_splits(source, split=split), _inspect_text(rows, num_rows)])
-    prepare = prepare_pairs if shape is parse_preference else prepare_completions
+    groups = [part.rows() for part in locate(source, split=split)]
+    wanted = _wanted(groups, columns)
+    if tokenizer is None or wanted is None or not _check(groups, wanted, columns)[0]:
+        text = _inspect_text(groups, num_rows, columns)
+        return "\n".join([*describe_splits(source, split=split), text])
+    prepare = prepare_pairs if wanted is PreferenceExample else prepare_completions
     prepared = prepare(
         source,
         tokenizer,
@@ -76,6 +81,7 @@ def inspect_source(
         max_prompt_length=max_prompt_length,
         split=split,
         template=template,
+        columns=columns,
     )
     shown = inspect_rows(prepared, tokenizer, num_rows=num_rows)
     warning = end_disagreement(prepared, tokenizer, generation_ends)
@@ -120,13 +126,20 @@ def end_disagreement(
     )
 
 
-def inspect_text(source: Source, *, num_rows: int = 3, split: str | None = None) -> str:
+def inspect_text(
+    source: Source,
+    *,
+    num_rows: int = 3,
+    split: str | None = None,
+    columns: Columns | None = None,
+) -> str:
     """Rows and their account without a tokenizer; lengths in words and characters.
 
     Rows that are neither pairs nor completions (questions, judgements) are described by column.
     """
     split = _shown_split(source) if split is None else split
-    text = _inspect_text(read_rows(source, split=split), num_rows)
+    groups = [part.rows() for part in locate(source, split=split)]
+    text = _inspect_text(groups, num_rows, columns)
     return "\n".join([*describe_splits(source, split=split), text])
 
 
@@ -138,37 +151,42 @@ def _shown_split(source: Source) -> str | None:
     return "train"
 
 
-def check_text(rows: Sequence[SourceRow], *, preference: bool = True) -> DataReport:
+def check_text(
+    rows: Sequence[SourceRow], *, preference: bool = True, columns: Columns | None = None
+) -> DataReport:
     """The account of rows as text: every defect and oddity a tokenizer is not needed to find.
 
     Args:
         rows: from `read_rows`.
         preference: the rows are pairs; else fine-tuning rows.
+        columns: see `SourceColumns`.
     Returns:
         A report with lengths in words.
     """
-    return _check(rows, parse_preference if preference else parse_completion)[1]
+    return _check([rows], PreferenceExample if preference else CompletionExample, columns)[1]
 
 
-def _inspect_text(rows: Sequence[SourceRow], num_rows: int) -> str:
+def _inspect_text(groups: _Groups, num_rows: int, columns: Columns | None) -> str:
+    rows = [row for group in groups for row in group]
     if not rows:
         raise TokenRatioError("The data source has no rows.")
-    shape = _shape(rows)
-    if shape is None:
+    wanted = _wanted(groups, columns)
+    if wanted is None:
         return describe_table(rows)
-    examples, report = _check(rows, shape)
+    examples, report = _check(groups, wanted, columns)
     blocks = [_text_row(example) for example in islice(examples, num_rows)]
     return "\n\n".join([*blocks, report.summary()])
 
 
 def _check(
-    rows: Sequence[SourceRow], parse: Callable[[SourceRow], Any]
+    groups: _Groups, wanted: type[Any], columns: Columns | None
 ) -> tuple[list[Any], DataReport]:
-    log = DefectLog("skip")
-    examples = parse_rows(rows, parse, log)
+    rows, log = [row for group in groups for row in group], DefectLog("skip")
+    parsed = parse_rows(rows, DataParser(groups, wanted, columns), log)
+    examples = parsed.examples
     if not examples:
         # Nothing to show, but the reasons are what one came for.
-        return examples, DataReport(len(rows), 0, log.defects, unit="words")
+        return examples, DataReport(len(rows), 0, log.defects, unit="words", reading=parsed.reading)
     sizes = [_words(example) for example in examples]
     past = None
     if isinstance(examples[0], PreferenceExample):
@@ -177,19 +195,28 @@ def _check(
         rows_read=len(rows),
         rows_kept=len(examples),
         defects=log.defects,
-        warnings=find_warnings(examples),
+        warnings=[*parsed.odd, *find_warnings(examples)],
         unit="words",
         lengths={side: sum(size[side] for size in sizes) for side in sizes[0]},
         past_shorter=past,
+        reading=parsed.reading,
     )
 
 
-def _shape(rows: Sequence[SourceRow]) -> Callable[[SourceRow], Any] | None:
-    """How to parse the rows, by the columns that occur: as pairs, as completions, or not at all."""
-    columns = {column for row in rows for column in row.fields}
-    if columns & set(PAIR_SIDES) or not columns:
-        return parse_preference
-    return parse_completion if columns & {"completion", "messages", "text"} else None
+def _wanted(
+    groups: _Groups, columns: Columns | None
+) -> type[PreferenceExample] | type[CompletionExample] | None:
+    """What the rows are, by the columns that occur: pairs, completions, or neither."""
+    fields = [
+        source.renamed(row.fields)
+        for source in (SourceColumns(rows, "prompt", columns) for rows in groups)
+        for row in source.rows
+        if row.problem is None
+    ]
+    use = use_of(fields)
+    if use is None:
+        return None
+    return PreferenceExample if use == "pair" else CompletionExample
 
 
 def _words(example: PreferenceExample | CompletionExample) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.chat import Conversation, RenderedExample, render_turns
 from tokenratio.data.display import quoted
-from tokenratio.data.formats import CompletionExample, PreferenceExample, Text
+from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.messages import Text
 from tokenratio.data.template import TemplateSettings
 from tokenratio.data.validation import responses_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenratio.data.display import printable
-from tokenratio.data.files import SourceRow, read_file, row_of
+from tokenratio.data.files import SourceRow, read_file, row_of, without_filled_nulls
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def _rows_of(name: str, item: Any) -> Iterator[SourceRow]:
     if isinstance(item, Path):
         yield from read_file(item, name)
         return
-    # Without its format: a "torch" one would turn numbers into tensors.
-    items = item if isinstance(item, list | tuple) else item.with_format(None)
+    # A data set without its format: a "torch" one would turn numbers into tensors.
+    is_list = isinstance(item, list | tuple)
+    items = item if is_list else map(without_filled_nulls, item.with_format(None))
     for index, value in enumerate(items):
         yield row_of(f"{name}:{index}", value)
 

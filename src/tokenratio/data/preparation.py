@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tokenratio.data.columns import Columns
 from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
 from tokenratio.data.display import printable
 from tokenratio.data.encoder import EncodedRow, Example, RowEncoder
@@ -25,13 +26,11 @@ from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import (
     CompletionExample,
     PreferenceExample,
-    parse_completion,
-    parse_preference,
 )
 from tokenratio.data.omissions import describe
 from tokenratio.data.parts import SourcePart, source_digest
 from tokenratio.data.prepared_cache import ingredients_of, kept_on_disk
-from tokenratio.data.selection import Parse, Selection, select_rows
+from tokenratio.data.selection import Selection, select_rows
 from tokenratio.data.sources import Source, locate
 from tokenratio.data.summary import DataReport, Truncation
 from tokenratio.data.template import TemplateSettings, TurnEnd, depends_on_day, turn_end
@@ -114,6 +113,7 @@ def prepare_pairs(
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
     template: TemplateSettings | None = None,
+    columns: Columns | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     num_proc: int = 1,
 ) -> PreparedData:
@@ -128,6 +128,8 @@ def prepare_pairs(
         split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
         selection: which rows are used.
         template: what the chat template is told besides the messages.
+        columns: where the source's layout is none that is known: our names to its columns, such as
+            `{"prompt": "ask"}`; see `SourceColumns`.
         cache_dir: where prepared rows are kept, by the content of all they depend on; None to keep
             none.
         num_proc: processes that render and tokenise; the result is the same for any number.
@@ -135,7 +137,7 @@ def prepare_pairs(
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
             chat template, or, with `on_bad_row="error"`, a row is bad.
     """
-    return _kept(locals(), PAIR_SIDES, parse_preference, "prefs")
+    return _kept(locals(), PAIR_SIDES, PreferenceExample, "prefs")
 
 
 def prepare_completions(
@@ -148,6 +150,7 @@ def prepare_completions(
     split: str | None = "train",
     selection: Selection = _EVERY_ROW,
     template: TemplateSettings | None = None,
+    columns: Columns | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     num_proc: int = 1,
 ) -> PreparedData:
@@ -155,10 +158,12 @@ def prepare_completions(
 
     Of several splits that fit, `SPLIT_sft` is preferred.
     """
-    return _kept(locals(), COMPLETION_SIDES, parse_completion, "sft")
+    return _kept(locals(), COMPLETION_SIDES, CompletionExample, "sft")
 
 
-def _kept(asked: dict[str, Any], sides: tuple[str, ...], parse: Parse, prefer: str) -> PreparedData:
+def _kept(
+    asked: dict[str, Any], sides: tuple[str, ...], wanted: type[Any], prefer: str
+) -> PreparedData:
     """Prepare rows, or read them from the cache.
 
     Args:
@@ -180,7 +185,7 @@ def _kept(asked: dict[str, Any], sides: tuple[str, ...], parse: Parse, prefer: s
         ),
         PreparedData,
         lambda: _prepare(
-            parts, sides, parse, tokenizer, template=template, num_proc=num_proc, **arguments
+            parts, sides, wanted, tokenizer, template=template, num_proc=num_proc, **arguments
         ),
     )
     return replace(data, read_from=entry)
@@ -189,7 +194,7 @@ def _kept(asked: dict[str, Any], sides: tuple[str, ...], parse: Parse, prefer: s
 def _prepare(
     parts: list[SourcePart],
     sides: tuple[str, ...],
-    parse: Parse,
+    wanted: type[Any],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int | None,
@@ -197,10 +202,13 @@ def _prepare(
     on_bad_row: OnBadRow,
     selection: Selection,
     template: TemplateSettings,
+    columns: Columns | None,
     num_proc: int,
 ) -> PreparedData:
-    selected, log = select_rows(parts, selection, parse), DefectLog(on_bad_row)
-    examples = parse_rows(selected.rows, parse, log)
+    selected = select_rows(parts, selection, wanted, columns)
+    log = DefectLog(on_bad_row)
+    parsed = parse_rows(selected.rows, selected.parser, log)
+    examples = parsed.examples
     special, limits = special_tokens(tokenizer), Limits(max_length, max_prompt_length)
     limits.check(special)
     end = turn_end(tokenizer, template)
@@ -221,13 +229,14 @@ def _prepare(
         for example, row in zip(kept, rows, strict=True)
         if row.left_out
     ]
-    odd = [*find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
+    odd = [*parsed.odd, *find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
     is_chat = any(not isinstance(example.prompt, str) for example in kept)
     origins = [example.origin for example in kept]
     report = replace(
         _report(len(selected.rows), log.defects, odd, encoded, sides),
         sources=selected.accounts(origins),
         selection=selected.notes,
+        reading=parsed.reading,
         notes=_template_notes(tokenizer, special, template, end) if is_chat else (),
     )
     # Judged once, used as often as their source's weight says.

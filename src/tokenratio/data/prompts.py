@@ -1,26 +1,36 @@
-"""Prompts to generate from: the column `prompt` of any source, or what benchmarks call it."""
+"""Prompts to generate from: the very ones that training on the same source uses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenratio.data.chat import Prompt, prompt_of
+from tokenratio.data.choosing import use_of
+from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import RowDefectError
+from tokenratio.data.display import printable
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import template_kwargs_of, tools_of
-from tokenratio.data.sources import Source, read_rows
+from tokenratio.data.formats import CompletionExample, DataParser, PreferenceExample
+from tokenratio.data.messages import with_context
+from tokenratio.data.sources import Source, locate, source_name
 from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
 
-# MT-Bench asks `turns`, AlpacaEval an `instruction`.
-_COLUMNS = ("prompt", "instruction", "turns")
 
-
-def read_prompts(source: Source, *, split: str | None = None) -> list[tuple[str, Prompt]]:
+def read_prompts(
+    source: Source, *, split: str | None = None, columns: Columns | None = None
+) -> list[tuple[str, Prompt]]:
     """`(origin, prompt)` of every row; a prompt is a text or a conversation.
 
-    A conversation keeps what its row tells the chat template (`tools`, `chat_template_kwargs`).
-    A conversation keeps its turns up to the last one that is not the assistant's. Of a benchmark's
-    `turns` the first is taken.
+    Of pairs and completions it is the prompt that training reads, in any layout it understands. A
+    row that cannot be trained on (a blank response) still has its prompt. Of rows that are neither,
+    a conversation keeps its turns up to the last one that is not the assistant's, and of MT-Bench's
+    `turns` the first is taken. A conversation keeps what its row tells the chat template (`tools`,
+    `chat_template_kwargs`).
 
+    Args:
+        source: see `read_rows`; or a world's name.
+        split: see `read_rows`.
+        columns: see `SourceColumns`.
     Raises:
         TokenRatioError: a row without a usable prompt, named by its origin, or no rows.
     """
@@ -28,39 +38,65 @@ def read_prompts(source: Source, *, split: str | None = None) -> list[tuple[str,
         source = [
             row if isinstance(row, Mapping) else {"prompt": row} for row in world_rows(source)
         ]
-    prompts = [(row.origin, _prompt_of(row)) for row in read_rows(source, split=split)]
+    prompts = [
+        prompt
+        for part in locate(source, split=split)
+        for prompt in _prompts_of(part.rows(), columns)
+    ]
     if not prompts:
-        raise TokenRatioError(f"{source} holds no rows")
+        raise TokenRatioError(f"{source_name(source)} holds no rows")
     return prompts
 
 
-def _prompt_of(row: SourceRow) -> Prompt:
-    if row.problem is not None:
-        raise TokenRatioError(f"{row.origin}: {row.problem}")
-    name = next((name for name in _COLUMNS if name in row.fields), None)
-    if name is None:
-        raise TokenRatioError(f"{row.origin}: no column {' or '.join(_COLUMNS)}")
-    value = row.fields[name]
-    if name == "turns" and isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(_is_message(turn) for turn in value):
-        turns = list(value)
+def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tuple[str, Prompt]]:
+    for row in rows:
+        if row.problem is not None:
+            raise TokenRatioError(printable(f"{row.origin}: {row.problem}"))
+    alone = SourceColumns(rows, "prompt", columns)
+    trained = _trained(rows, use_of([alone.renamed(row.fields) for row in rows]), columns)
+    # What the other rows are, a row that cannot be trained on is too.
+    is_chat = alone.is_chat or any(not isinstance(prompt, str) for prompt in trained.values())
+    return [
+        (row.origin, trained[id(row)] if id(row) in trained else _alone(row, alone, is_chat))
+        for row in rows
+    ]
+
+
+def _trained(
+    rows: Sequence[SourceRow], use: str | None, columns: Columns | None
+) -> dict[int, Prompt]:
+    """The prompts of the rows that can be trained on."""
+    prompts: dict[int, Prompt] = {}
+    if use is None:
+        return prompts
+    wanted: type[Any] = PreferenceExample if use == "pair" else CompletionExample
+    parser = DataParser([rows], wanted, columns)
+    for row in rows:
+        try:
+            example = parser.parse(row)
+        except RowDefectError:
+            continue  # it may have a prompt all the same
+        if example.prompt:  # `text` has none
+            prompts[id(row)] = prompt_of(example.prompt, example.tools, example.template_kwargs)
+    return prompts
+
+
+def _alone(row: SourceRow, columns: SourceColumns, is_chat: bool) -> Prompt:
+    """The prompt of a row by its prompt's column alone."""
+    try:
+        parts = columns.parts(row)
+        prompt = parts.prompt
+        assert prompt is not None
+        if isinstance(prompt, str):
+            if not is_chat:
+                return prompt
+            prompt = [{"role": "user", "content": prompt}]
+        turns = list(prompt)
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
-        if turns:
-            try:
-                tools, template_kwargs = tools_of(row.fields), template_kwargs_of(row.fields)
-            except RowDefectError as error:
-                raise TokenRatioError(f"{row.origin}: {error}") from None
-            return prompt_of(turns, tools, template_kwargs)
-    raise TokenRatioError(f"{row.origin}: {name} is neither a text nor a conversation")
-
-
-def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and isinstance(value.get("role"), str)
-        and isinstance(value.get("content"), str)
-    )
+        if not turns:
+            raise TokenRatioError(f"{row.origin}: the prompt has no turn of the user")
+        turns = with_context(turns, parts.system, parts.history)
+        return prompt_of(turns, parts.tools, parts.template_kwargs)
+    except RowDefectError as error:
+        raise TokenRatioError(printable(f"{row.origin}: {error}")) from None

@@ -5,19 +5,18 @@ when the file is sorted anew, and hardly changes when rows are added.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Generic, Literal
 
+from tokenratio.data.columns import Columns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.formats import CompletionExample, DataParser, Example, PreferenceExample
 from tokenratio.data.parts import SourcePart, canonical
 from tokenratio.data.summary import SourceAccount
 from tokenratio.data.validation import plain_text, responses_of
 from tokenratio.errors import TokenRatioError
-
-Parse: TypeAlias = Callable[[SourceRow], Any]
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,20 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class SelectedRows:
+class SelectedRows(Generic[Example]):
     """The rows to use.
 
     Attributes:
         rows: each once, in the order of the sources.
         times: how often each is used, by its origin; those used once are left out.
         notes: what was left out of which rows, in words.
+        parser: of all rows of the sources, so that those left out count for how they are read.
     """
 
     rows: list[SourceRow]
     times: dict[str, int]
     notes: list[str]
+    parser: DataParser[Example]
     parts: list[SourcePart] = field(repr=False)
     counts: list[int] = field(repr=False)
     part_of: dict[str, int] = field(repr=False)
@@ -92,26 +93,34 @@ class SelectedRows:
         ]
 
 
-def select_rows(parts: list[SourcePart], selection: Selection, parse: Parse) -> SelectedRows:
+def select_rows(
+    parts: list[SourcePart],
+    selection: Selection,
+    wanted: type[Example],
+    columns: Columns | None = None,
+) -> SelectedRows[Example]:
     """Read the parts and take the rows that are selected.
 
     Args:
-        parse: `parse_preference` or `parse_completion`; a row that it refuses counts as training
+        wanted: `PreferenceExample` or `CompletionExample`; a row that is refused counts as training
             data, whose account then says why.
+        columns: see `SourceColumns`.
     Raises:
-        TokenRatioError: a source cannot be read, or one side of the held-out split is empty.
+        TokenRatioError: a source cannot be read, or one side of the held-out split is empty; see
+            `SourceColumns`.
     """
+    groups = [part.rows() for part in parts]
+    parser = DataParser(groups, wanted, columns)
     rows: list[SourceRow] = []
     times: list[int] = []
     counts, part_of, notes = [], {}, []
-    for index, part in enumerate(parts):
-        own = part.rows()
+    for index, (part, own) in enumerate(zip(parts, groups, strict=True)):
         counts.append(len(own))
         rows += own
         times += _weighted(own, part.weight, selection.seed)
         part_of |= {row.origin: index for row in own}
     if selection.held_out_share is not None:
-        times = _one_side(rows, times, selection, parse, notes)
+        times = _one_side(rows, times, selection, parser, notes)
     total = sum(times)
     if selection.max_samples is not None and total > selection.max_samples:
         times = _sampled(rows, times, selection.max_samples, selection.seed)
@@ -124,6 +133,7 @@ def select_rows(parts: list[SourcePart], selection: Selection, parse: Parse) -> 
         [row for row, num in pairs if num],
         {row.origin: num for row, num in pairs if num > 1},
         notes,
+        parser,
         parts,
         counts,
         part_of,
@@ -155,7 +165,7 @@ def _one_side(
     rows: Sequence[SourceRow],
     times: list[int],
     selection: Selection,
-    parse: Parse,
+    parser: DataParser[Example],
     notes: list[str],
 ) -> list[int]:
     prompts: dict[str, bool] = {}
@@ -164,7 +174,7 @@ def _one_side(
         held_out.append(False)
         if num:
             try:
-                prompt = prompt_text(parse(row))
+                prompt = prompt_text(parser.parse(row))
             except RowDefectError:
                 continue
             held_out[-1] = prompts.setdefault(prompt, selection.holds_out(prompt))

@@ -20,6 +20,36 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How rows were read.
+
+    Attributes:
+        layouts: rows by the layout taken, in words.
+        unread: rows by column that nothing was read from.
+        rows_read: all rows.
+    """
+
+    layouts: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
+    rows_read: int = 0
+
+    def lines(self) -> list[str]:
+        """The layout and what was not read, in a few lines."""
+        several = len(self.layouts) > 1
+        lines = [
+            f"layout: {name}" + (f" ({_rows(num)})" if several else "")
+            for name, num in sorted(self.layouts.items(), key=lambda item: -item[1])
+        ]
+        if self.unread:
+            names = [
+                name if num == self.rows_read else f"{name} ({_rows(num)})"
+                for name, num in self.unread.items()
+            ]
+            lines.append(f"columns not read: {', '.join(names)}")
+        return lines
+
+
+@dataclass(frozen=True)
 class SourceAccount:
     """What was read of one source, of several perhaps.
 
@@ -76,6 +106,7 @@ class DataReport:
         selection: what was left out before rows were judged, in words; rows left out are not among
             `rows_read`.
         notes: what else a reader has to know, a sentence each.
+        reading: which layout was taken, and which columns were not read.
     """
 
     rows_read: int
@@ -89,6 +120,7 @@ class DataReport:
     sources: Sequence[SourceAccount] = ()
     selection: Sequence[str] = ()
     notes: Sequence[str] = ()
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def defect_counts(self) -> dict[str, int]:
@@ -114,6 +146,7 @@ class DataReport:
         lines = [] if alone else [source.describe() for source in self.sources]
         lines += self.selection
         lines.append(f"{self.rows_read:,} rows read, {self.rows_kept:,} kept, {refused:,} refused")
+        lines += [f"  {line}" for line in self.reading.lines()]
         lines += [f"  refused: {line}" for line in _count_lines(self.defects)]
         lines += [f"  kept, but odd: {line}" for line in _count_lines(self.warnings)]
         if self.lengths:
@@ -141,6 +174,8 @@ class DataReport:
             "selection": list(self.selection),
             "rows_read": self.rows_read,
             "rows_kept": self.rows_kept,
+            "layouts": dict(self.reading.layouts),
+            "columns_not_read": dict(self.reading.unread),
             "refused": _by_kind(self.defects),
             "odd": _by_kind(self.warnings),
             "unit": self.unit,
@@ -153,6 +188,10 @@ class DataReport:
             },
             "notes": list(self.notes),
         }
+
+
+def _rows(num: int) -> str:
+    return f"{num:,} {'row' if num == 1 else 'rows'}"
 
 
 def _by_kind(found: Sequence[Defect]) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
 
 from tokenratio.data.defects import Defect, DefectKind, DefectLog, RowDefectError, WarningKind
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import CompletionExample, PreferenceExample, Text
-
-Example = TypeVar("Example", PreferenceExample, CompletionExample)
+from tokenratio.data.formats import CompletionExample, DataParser, Example, PreferenceExample
+from tokenratio.data.messages import Text
+from tokenratio.data.summary import Reading
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -19,28 +20,43 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
+@dataclass(frozen=True)
+class ParsedRows(Generic[Example]):
+    """The rows of a source that can be used.
+
+    Attributes:
+        examples: in the source's order.
+        odd: what parsing found odd about them.
+        reading: how the source was read.
+    """
+
+    examples: list[Example]
+    odd: list[Defect]
+    reading: Reading
+
+
 def parse_rows(
-    rows: Iterable[SourceRow], parse: Callable[[SourceRow], Example], log: DefectLog
-) -> list[Example]:
-    """Parse and check every row; those that cannot be used go to `log`.
+    rows: Sequence[SourceRow], parser: DataParser[Example], log: DefectLog
+) -> ParsedRows[Example]:
+    """Parse and check rows; those that cannot be used go to `log`.
 
     Args:
-        rows: as read from the source.
-        parse: `parse_preference` or `parse_completion`.
+        rows: some or all of the parser's.
+        parser: knows the sources that the rows are of.
         log: counts the refused rows, or raises at the first.
-    Returns:
-        The examples kept, in order.
     """
-    kept = []
+    kept: list[Example] = []
+    odd: list[Defect] = []
     for row in rows:
         try:
-            example = parse(row)
+            example = parser.parse(row)
             check_example(example)
         except RowDefectError as error:
             log.refuse(row.origin, error)
         else:
             kept.append(example)
-    return kept
+            odd += parser.oddities(row)
+    return ParsedRows(kept, odd, parser.reading(rows))
 
 
 def responses_of(example: PreferenceExample | CompletionExample) -> dict[str, Text]:
@@ -143,6 +159,6 @@ def _same_role(example: PreferenceExample | CompletionExample, response: Text) -
         inside = isinstance(response, str) and _TRANSCRIPT_TURN.search(example.prompt)
         roles = _TRANSCRIPT_TURN.findall(example.prompt + response) if inside else []
     else:
-        # Several tools may answer one call.
-        roles = [turn["role"] for turn in [*example.prompt, *response] if turn["role"] != "tool"]
-    return next((a for a, b in itertools.pairwise(roles) if a == b), None)
+        roles = [turn["role"] for turn in [*example.prompt, *response]]
+    # Several tools may answer one call.
+    return next((a for a, b in itertools.pairwise(roles) if a == b != "tool"), None)

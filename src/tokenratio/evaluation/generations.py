@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenratio.data.chat import Prompt, prompt_extras, prompt_of
+from tokenratio.data.columns import Columns
+from tokenratio.data.messages import messages_in
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.data.worlds import is_world_source, world_rows
@@ -148,7 +150,11 @@ def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def reference_generations(
-    source: Source, *, column: str = "chosen", split: str | None = None
+    source: Source,
+    *,
+    column: str = "chosen",
+    split: str | None = None,
+    columns: Columns | None = None,
 ) -> list[Generation]:
     """The responses that a data set has, as if somebody had generated them.
 
@@ -157,18 +163,23 @@ def reference_generations(
 
     Args:
         column: a text, or messages of which the last is the response.
+        columns: of the prompts; see `SourceColumns`.
     Raises:
         TokenRatioError: a row without a usable prompt or response, named by its origin.
     """
     if isinstance(source, str) and is_world_source(source):
         source = world_rows(source)
     settings = settings_digest({"source": str(source), "split": split, "column": column})
-    prompts = read_prompts(source, split=split)
+    prompts = read_prompts(source, split=split, columns=columns)
     generations = []
     for (origin, prompt), row in zip(prompts, read_rows(source, split=split), strict=True):
         value = row.fields.get(column)
-        if isinstance(value, list) and value and isinstance(value[-1], Mapping):
-            value = value[-1].get("content")
+        if isinstance(value, str):
+            value = messages_in(value) or value
+        if isinstance(value, list | Mapping) and value:
+            last = value if isinstance(value, Mapping) else value[-1]
+            if isinstance(last, Mapping):
+                value = last.get("content", last.get("value"))
         if not isinstance(value, str):
             raise TokenRatioError(
                 f"{origin}: column {column} is neither a text nor messages that end in one"

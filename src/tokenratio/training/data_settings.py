@@ -42,6 +42,13 @@ class DataSettings(ChatTemplateSettings):
             "of an eval_dataset. No prompt is on both sides, in no stage."
         },
     )
+    columns: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the data has a layout of its own: our names to its columns, such as "
+            "{prompt: ask, chosen: good, rejected: bad}; null leaves a column out (docs/data.md)."
+        },
+    )
     selection_seed: int = field(
         default=0,
         metadata={
@@ -120,6 +127,7 @@ class DataSettings(ChatTemplateSettings):
             **{name: getattr(self, name) for name in names},
             "split": self.split(role),
             "selection": self.selection(role),
+            "columns": self.columns,
             "template": self.template,
             "cache_dir": self.data_cache_dir,
             "num_proc": self.dataset_num_proc,

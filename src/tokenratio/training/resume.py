@@ -58,7 +58,7 @@ MAY_DIFFER = frozenset(
         *("ddp_timeout", "ddp_backend", "use_cpu", "reference_cache_dir", "token_scores"),
         # The rows themselves are compared.
         *("on_bad_row", "train_split", "eval_split", "max_eval_samples"),
-        *("data_cache_dir", "dataset_num_proc"),
+        *("columns", "data_cache_dir", "dataset_num_proc"),
     )
 )
 # More of these is allowed, and what that does to the learning rate is said.

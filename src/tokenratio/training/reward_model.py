@@ -100,7 +100,7 @@ class RewardConfig(DataSettings, TrainingArguments):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
-        *("model_init_kwargs", "chat_template_kwargs"),
+        *("model_init_kwargs", "chat_template_kwargs", "columns"),
     ]
 
     def __post_init__(self) -> None:

@@ -1,0 +1,360 @@
+"""Which columns of a source are read, and as what: decided once, by all of its rows.
+
+A row alone cannot tell whether its text is JSON by accident, whether `label` is a verdict, or
+whether its neighbours hold a system prompt. The rows of a source can.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tokenratio.data.choosing import choose, clash_text, holds_prompt
+from tokenratio.data.context import system_of, template_kwargs_of, tools_of, verdict
+from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.data.display import printable
+from tokenratio.data.files import SourceRow
+from tokenratio.data.layouts import (
+    COMPLETIONS,
+    HISTORY_COLUMN,
+    LABEL_COLUMNS,
+    PAIRS,
+    PROMPTS,
+    SYSTEM_COLUMNS,
+    TEMPLATE_COLUMNS,
+    Layout,
+    Use,
+    first_fit,
+)
+from tokenratio.data.messages import (
+    Message,
+    Text,
+    earlier_turns,
+    is_broken_messages,
+    messages_in,
+    text_or_messages,
+)
+from tokenratio.errors import TokenRatioError
+
+# Our names, which `columns` maps to the source's.
+COLUMN_NAMES = (
+    *("prompt", "chosen", "rejected", "completion", "messages", "text"),
+    *("system", "history", "tools", "chat_template_kwargs", "label"),
+)
+Columns: TypeAlias = Mapping[str, str | Sequence[str] | None]
+
+_MAYBE_MESSAGES = {name for layout in (*PROMPTS, *PAIRS, *COMPLETIONS) for name in layout.columns}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a row's columns hold, before the parts are fitted together.
+
+    Attributes:
+        prompt: None where the responses hold it.
+        responses: chosen and rejected, or the completion alone.
+        is_whole: the one response is a conversation of which the last turn is learnt.
+        is_text: all of a text is learnt; there is no prompt.
+        system, history: of their columns.
+        layout: in words.
+        unread: columns of the row that hold something and no part came from.
+    """
+
+    prompt: Text | None
+    responses: tuple[Text, ...]
+    is_whole: bool
+    is_text: bool
+    system: str | None
+    history: list[Message]
+    tools: list[Any] | None
+    template_kwargs: dict[str, Any]
+    layout: str
+    unread: tuple[str, ...]
+
+
+@dataclass
+class SourceColumns:
+    """Reads the rows of one source, all by what the source as a whole is found to be.
+
+    Args:
+        rows: all rows of the source.
+        use: what is wanted of them.
+        columns: our names (`COLUMN_NAMES`) to the source's, where its layout is none that is
+            known; a list of columns for `prompt` joins their texts with a blank line; null leaves
+            a column out.
+    Raises:
+        TokenRatioError: `columns` has an unknown name, or names a column that no row has.
+    """
+
+    rows: Sequence[SourceRow]
+    use: Use
+    columns: Columns | None = None
+
+    def __post_init__(self) -> None:
+        self.columns = self.columns or {}
+        good = [row.fields for row in self.rows if row.problem is None]
+        _check_columns(self.columns, good, self.rows)
+        self._json = self._json_columns(good)
+        fields = [self.renamed(each) for each in good]
+        self.is_chat = any(self._makes_chat(each) for each in fields)
+        self._label = self._label_column(fields)
+
+    def parts(self, row: SourceRow) -> Parts:
+        """Read one row.
+
+        Raises:
+            RowDefectError: it lacks a column, or a column does not hold what it should.
+        """
+        if row.problem is not None:
+            raise RowDefectError(DefectKind.MALFORMED_ROW, row.problem)
+        fields = self._decoded(self.renamed(row.fields))
+        choice = choose(self.use, fields)
+        if self.use == "prompt" and choice.prompt is None and not choice.clash:
+            raise RowDefectError(DefectKind.MISSING_COLUMN, f"no prompt column; {_has(fields)}")
+        if self.use != "prompt" and choice.responses is None:
+            raise RowDefectError(DefectKind.MISSING_COLUMN, self._missing(fields))
+        found = {} if choice.responses is None else choice.responses.read(fields)
+        prompt_layout = choice.prompt
+        if prompt_layout is not None and prompt_layout.needs != ("prompt",) and holds_prompt(found):
+            prompt_layout = None  # the conversations hold it
+        elif choice.clash and not holds_prompt(found):
+            raise RowDefectError(DefectKind.AMBIGUOUS_PROMPT, clash_text(choice.clash))
+        if prompt_layout is not None:
+            found = {**found, **prompt_layout.read(fields)}
+        read = self._columns_read(fields, choice.responses, prompt_layout)
+        self._refuse_labelled_bad(fields, choice.responses)
+        unread = tuple(k for k, v in row.fields.items() if v is not None and k not in read)
+        layout = self._label_of(choice.responses, prompt_layout, fields)
+        return self._made(fields, found, choice.responses, layout, unread)
+
+    def _made(
+        self,
+        fields: Mapping[str, Any],
+        found: Mapping[str, Any],
+        responses: Layout | None,
+        layout: str,
+        unread: tuple[str, ...],
+    ) -> Parts:
+        is_whole = "messages" in found and self.use == "completion"
+        has_context = "text" not in found
+        consumed = () if responses is None else responses.columns
+        system = system_of(fields) if has_context else None
+        history = []
+        if has_context and HISTORY_COLUMN in fields and HISTORY_COLUMN not in consumed:
+            history = earlier_turns(fields[HISTORY_COLUMN], HISTORY_COLUMN)
+        prompt = text_or_messages(found["prompt"], "prompt") if "prompt" in found else None
+        texts = self._responses(found, prompt)
+        if "text" in found:
+            prompt = ""
+        return Parts(
+            prompt,
+            texts,
+            is_whole,
+            "text" in found,
+            system,
+            history,
+            tools_of(found if found.get("tools") else fields),
+            template_kwargs_of(fields),
+            layout,
+            unread,
+        )
+
+    def _responses(self, found: Mapping[str, Any], prompt: Text | None) -> tuple[Text, ...]:
+        if self.use == "prompt":
+            return ()
+        if self.use == "pair":
+            return tuple(text_or_messages(found[name], name) for name in ("chosen", "rejected"))
+        name = next(n for n in ("completion", "messages", "text", "chosen") if n in found)
+        text = text_or_messages(found[name], name)
+        if name == "text" and not isinstance(text, str):
+            raise RowDefectError(
+                DefectKind.NON_STRING_FIELD, "text is a list; call the column messages"
+            )
+        if name == "messages" and isinstance(text, str):
+            raise RowDefectError(
+                DefectKind.MIXED_FORMAT, "messages is a string, not a list of messages"
+            )
+        # Where the responses hold the prompt, the other one tells where it ends.
+        needs_both = prompt is None or (isinstance(prompt, str) and not isinstance(text, str))
+        if name == "chosen" and "rejected" in found and needs_both:
+            return text, text_or_messages(found["rejected"], "rejected")
+        return (text,)
+
+    def renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields under our names."""
+        if not self.columns:
+            return dict(fields)
+        taken = {name for value in self.columns.values() for name in _names(value)}
+        renamed = {k: v for k, v in fields.items() if k not in taken and k not in self.columns}
+        for ours, value in self.columns.items():
+            names = _names(value)
+            if names and all(name in fields for name in names):
+                values = [fields[name] for name in names]
+                renamed[ours] = values[0] if isinstance(value, str) else _joined(values, names)
+        return renamed
+
+    def _json_columns(self, rows: Iterable[Mapping[str, Any]]) -> set[str]:
+        """The columns whose texts are, for the most part, messages as JSON or Python's own text."""
+        mapped = {name for value in (self.columns or {}).values() for name in _names(value)}
+        texts: Counter[str] = Counter()
+        messages: Counter[str] = Counter()
+        for fields in rows:
+            for name, value in fields.items():
+                if isinstance(value, str) and value and name in _MAYBE_MESSAGES | mapped:
+                    texts[name] += 1
+                    if value.lstrip()[:1] in ("[", "{"):
+                        found = messages_in(value) is not None or is_broken_messages(value)
+                        messages[name] += found
+        ours = {n: o for o, v in (self.columns or {}).items() for n in _names(v)}
+        return {ours.get(name, name) for name in messages if 2 * messages[name] > texts[name]}
+
+    def _decoded(self, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in self._json & fields.keys():
+            value = fields[name]
+            if isinstance(value, str) and value:
+                messages = messages_in(value)
+                if messages is None:
+                    how = "as NumPy prints them" if is_broken_messages(value) else "in most rows"
+                    raise RowDefectError(
+                        DefectKind.MALFORMED_ROW,
+                        f"{name} holds messages as text {how}, but this is not JSON of messages",
+                    )
+                fields[name] = messages
+        return fields
+
+    def _makes_chat(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the row has what only a conversation can hold."""
+        if any(fields.get(name) for name in TEMPLATE_COLUMNS):
+            return True
+        names = {*SYSTEM_COLUMNS, HISTORY_COLUMN} & fields.keys()
+        pair = first_fit(PAIRS, fields)
+        return bool(names - set(() if pair is None else pair.columns))
+
+    def _label_column(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """The column that says whether a completion is to be learnt, if its values can say it."""
+        if self.use != "completion":
+            return None
+        for name in LABEL_COLUMNS:
+            values = [row[name] for row in rows if row.get(name) is not None]
+            if values and all(verdict(value) is not None for value in values):
+                return name
+        return None
+
+    def _refuse_labelled_bad(self, fields: Mapping[str, Any], responses: Layout | None) -> None:
+        if not self._reads_label(fields, responses):
+            return
+        value = fields[str(self._label)]
+        if not verdict(value):
+            raise RowDefectError(
+                DefectKind.LABELLED_BAD,
+                f"{self._label} is {json.dumps(value)}; only what is labelled good is learnt "
+                "(columns: {label: null} ignores the label)",
+            )
+
+    def _reads_label(self, fields: Mapping[str, Any], responses: Layout | None) -> bool:
+        unpaired = responses is not None and responses.use == "completion"
+        return (
+            unpaired and self._label in fields and not set(responses.needs) & {"text", "chosen"}  # type: ignore[union-attr]
+        )
+
+    def _columns_read(
+        self, fields: Mapping[str, Any], responses: Layout | None, prompt: Layout | None
+    ) -> set[str]:
+        """The names, as the source has them, that a row is read from."""
+        layouts = [layout for layout in (responses, prompt) if layout is not None]
+        read = {name for layout in layouts for name in layout.columns} | {*TEMPLATE_COLUMNS}
+        if not any(layout.needs == ("text",) for layout in layouts):
+            read |= {HISTORY_COLUMN, *[n for n in SYSTEM_COLUMNS if n in fields][:1]}
+        if self._reads_label(fields, responses):
+            read.add(str(self._label))
+        if responses is not None and responses.needs == ("chosen",):
+            read.add("rejected")
+        assert self.columns is not None
+        mapped = {n for ours in read & self.columns.keys() for n in _names(self.columns[ours])}
+        return (read - self.columns.keys()) | mapped
+
+    def _label_of(
+        self, responses: Layout | None, prompt: Layout | None, fields: Mapping[str, Any]
+    ) -> str:
+        """The layout in words: `prompt from question, with system; pair from chosen, rejected`."""
+        consumed = () if responses is None else responses.columns
+        beside = [
+            name
+            for name in (*SYSTEM_COLUMNS, HISTORY_COLUMN, "tools")
+            if fields.get(name) and name not in consumed
+        ]
+        if prompt is not None:
+            text = self._part("prompt", prompt)
+        elif responses is None or responses.use == "completion":
+            text = ""
+        elif "prompt" in responses.note:
+            text = "prompt and "
+        else:
+            text = "prompt from the beginning of both responses"
+        text += f", with {', '.join(beside)}" if beside else ""
+        if responses is None:
+            return text
+        joint = "; " if text and not text.endswith("and ") else ""
+        return text + joint + self._part(responses.use, responses)
+
+    def _part(self, use: str, layout: Layout) -> str:
+        assert self.columns is not None
+        names = [
+            " + ".join(_names(self.columns[name])) if name in self.columns else name
+            for name in layout.needs
+        ]
+        if names == [use]:
+            return use
+        return f"{use} from {', '.join(names)}" + (f" ({layout.note})" if layout.note else "")
+
+    def _missing(self, fields: Mapping[str, Any]) -> str:
+        if self.use == "completion":
+            wanted = "prompt and completion, text, messages, or prompt, chosen and rejected"
+            return f"it needs {wanted}; {_has(fields)}"
+        missing = [name for name in ("chosen", "rejected") if name not in fields]
+        text = f"no {' and no '.join(missing)}; {_has(fields)}"
+        if "completion" in fields and {*LABEL_COLUMNS} & fields.keys():
+            text += "; unpaired rows with a label are only for loss: sft"
+        return text
+
+
+def _check_columns(
+    columns: Columns, rows: Sequence[Mapping[str, Any]], sources: Sequence[SourceRow]
+) -> None:
+    there = list(dict.fromkeys(name for fields in rows for name in fields))
+    for ours, value in columns.items():
+        if ours not in COLUMN_NAMES:
+            raise TokenRatioError(
+                printable(f"columns: {ours!r} cannot be mapped; known: {', '.join(COLUMN_NAMES)}.")
+            )
+        is_list = isinstance(value, list | tuple) and ours == "prompt"
+        if not (value is None or isinstance(value, str) or is_list):
+            raise TokenRatioError(
+                printable(f"columns: {ours} must be the name of a column or null, not {value!r}.")
+            )
+        for name in _names(value):
+            if rows and name not in there:
+                raise TokenRatioError(
+                    printable(
+                        f"columns: {sources[0].origin.rpartition(':')[0]} has no column {name!r} "
+                        f"(for {ours}); it has {', '.join(there)}."
+                    )
+                )
+
+
+def _has(fields: Mapping[str, Any]) -> str:
+    return f"it has {', '.join(sorted(fields)) or 'no column'}"
+
+
+def _names(value: "str | Sequence[str] | None") -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def _joined(values: Sequence[Any], names: Sequence[str]) -> Any:
+    texts = [value for value in values if value is not None and value != ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise RowDefectError(
+            DefectKind.NON_STRING_FIELD, f"{' and '.join(names)} are not all strings"
+        )
+    return "\n\n".join(texts)

@@ -1,0 +1,260 @@
+"""Conversations in the forms that data sets use, brought to `{"role", "content"}` messages."""
+
+import ast
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from tokenratio.data.defects import DefectKind, RowDefectError
+
+Message: TypeAlias = dict[str, Any]
+Text: TypeAlias = str | list[Message]
+
+# A template skips an unknown role in silence, and the turn with it.
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# Names of the same roles in ShareGPT, LLaMA-Factory, ms-swift and older data sets.
+_ROLE_NAMES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "tool_call"),
+    **dict.fromkeys(
+        ("function", "observation", "ipython", "function_response", "tool_response"), "tool"
+    ),
+}
+# Python's own text of a conversation, as pandas and NumPy write it to CSV.
+_PYTHON_TEXT_LIMIT = 1_000_000
+
+
+def text_or_messages(value: object, name: str) -> Text:
+    """A column's value as a text or a list of messages.
+
+    Understood: a text; a list of messages (`role` and `content`, or ShareGPT's `from` and `value`);
+    one message alone; a list of `{"input", "output"}` exchanges.
+
+    Args:
+        name: the column, for messages.
+    Raises:
+        RowDefectError: the value is something else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and _is_message(value):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise RowDefectError(
+            DefectKind.NON_STRING_FIELD, f"{name} is {kind_of(value)}, not a string or messages"
+        )
+    if value and all(
+        isinstance(item, Mapping) and {"input", "output"} <= {*item} for item in value
+    ):
+        return _exchanges([(item["input"], item["output"]) for item in value], name)
+    return [_message(item, f"message {number} of {name}") for number, item in enumerate(value, 1)]
+
+
+def earlier_turns(value: object, name: str) -> list[Message]:
+    """The turns of a `history` column; empty for null and for an empty text.
+
+    Understood: `[[question, answer], ...]`, messages, and either as JSON text.
+
+    Raises:
+        RowDefectError: the value is something else.
+    """
+    value = structured(value)
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        raise RowDefectError(
+            DefectKind.NON_STRING_FIELD,
+            f"{name} is a string, not earlier turns ([[question, answer], ...] or messages)",
+        )
+    if isinstance(value, Sequence) and all(isinstance(item, list | tuple) for item in value):
+        if any(len(item) != 2 for item in value):
+            raise RowDefectError(
+                DefectKind.BAD_CONVERSATION, f"an item of {name} is not [question, answer]"
+            )
+        return _exchanges([tuple(item) for item in value], name)
+    turns = text_or_messages(value, name)
+    assert not isinstance(turns, str)
+    return turns
+
+
+def structured(value: object) -> object:
+    """What a text holds if it is JSON (or Python's own form) of a list or object; else the value.
+
+    >>> structured('["a", "b"]'), structured("{'a': None}"), structured("[sic]")
+    (['a', 'b'], {'a': None}, '[sic]')
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    if len(value) > _PYTHON_TEXT_LIMIT:
+        return value
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def messages_in(text: str) -> list[Any] | None:
+    """The messages that a text holds as JSON or in Python's own form; None of any other text.
+
+    >>> messages_in('[{"role": "user", "content": "Hi"}]')
+    [{'role': 'user', 'content': 'Hi'}]
+    >>> messages_in('[{"name": "Ada"}]')
+    """
+    value = structured(text)
+    items = [value] if isinstance(value, Mapping) else value
+    if isinstance(items, list) and items and all(map(_is_message, items)):
+        return items
+    return None
+
+
+def is_broken_messages(text: str) -> bool:
+    """Whether a text begins like messages but cannot be read, as what NumPy prints.
+
+    >>> is_broken_messages("[{'role': 'user', 'content': 'Hi'}\\n {'role': 'assistant'}]")
+    True
+    """
+    start = text.lstrip()
+    if start[:1] != "[" or start[1:].lstrip()[:1] != "{" or structured(text) is not text:
+        return False
+    quoted = {f"{mark}{key}{mark}" for key in ("role", "from") for mark in "'\""}
+    return any(key in text for key in quoted)
+
+
+def with_context(turns: list[Message], system: str | None, history: list[Message]) -> list[Message]:
+    """A conversation behind the system turn and earlier turns that other columns hold.
+
+    Raises:
+        RowDefectError: the conversation has another system turn.
+    """
+    own = turns[0] if turns and turns[0]["role"] in ("system", "developer") else None
+    rest = turns if own is None else turns[1:]
+    if history and rest[: len(history)] != history:
+        rest = [*history, *rest]
+    if rest and rest[0]["role"] in ("system", "developer") and own is None:
+        own, rest = rest[0], rest[1:]
+    if system and own is not None and own.get("content", "").strip() != system.strip():
+        raise RowDefectError(
+            DefectKind.BAD_CONVERSATION,
+            "the system column and the system turn of the conversation differ",
+        )
+    if system and own is None:
+        own = {"role": "system", "content": system}
+    return rest if own is None else [own, *rest]
+
+
+def kind_of(value: object) -> str:
+    """What a value is called in a message to a reader.
+
+    >>> kind_of(None), kind_of(3), kind_of(["a"])
+    ('null', 'a number', 'a list')
+    """
+    if value is None:
+        return "null"
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a string"))
+    kinds = (*kinds, (Mapping, "an object"), (list | tuple, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "another kind of value")
+
+
+def _is_message(item: object) -> bool:
+    if not isinstance(item, Mapping):
+        return False
+    if isinstance(item.get("role"), str):
+        return "content" in item or "tool_calls" in item
+    return isinstance(item.get("from"), str) and "value" in item
+
+
+def _is_exchange(item: object) -> bool:
+    return isinstance(item, Mapping) and {"input", "output"} <= {*item}
+
+
+def _exchanges(pairs: Sequence[tuple[Any, Any]], name: str) -> list[Message]:
+    turns = []
+    for question, answer in pairs:
+        for role, content in (("user", question), ("assistant", answer)):
+            if not isinstance(content, str):
+                raise RowDefectError(
+                    DefectKind.NON_STRING_FIELD,
+                    f"an exchange of {name} holds {kind_of(content)}, not a string",
+                )
+            turns.append({"role": role, "content": content})
+    return turns
+
+
+def _message(item: object, where: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise RowDefectError(
+            DefectKind.NON_STRING_FIELD, f"{where} is {kind_of(item)}, not an object"
+        )
+    # A key without a value is no key: templates take null for a value.
+    message = {key: value for key, value in item.items() if value is not None}
+    if "role" not in message and "from" in message:
+        message = {
+            "role": message.pop("from"),
+            "content": message.pop("value", None),
+            **message,
+        }
+        message = {key: value for key, value in message.items() if value is not None}
+    role = message.get("role")
+    if isinstance(role, str):
+        role = role if role in ROLES else _ROLE_NAMES.get(role.lower(), role)
+    if role == "tool_call":
+        message = {**_tool_calls(message.get("content"), where), **_others(message)}
+        role = "assistant"
+    if role not in ROLES:
+        raise RowDefectError(
+            DefectKind.BAD_CONVERSATION,
+            f"the role of {where} is {'missing' if role is None else repr(role)}, not one of "
+            f"{', '.join(ROLES)}",
+        )
+    message["role"] = role
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        content = message["content"] = _joined(content, where)
+    if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
+        raise RowDefectError(
+            DefectKind.NON_STRING_FIELD,
+            f"the content of {where} is {kind_of(content)}, not a string",
+        )
+    return message
+
+
+def _others(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key not in ("role", "content")}
+
+
+def _joined(parts: Sequence[object], where: str) -> str:
+    """The text of a content that is a list of parts, as multimodal data sets write it."""
+    texts = []
+    for part in parts:
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(text, str):
+            what = f"a part of type {kind!r}" if isinstance(kind, str) else kind_of(part)
+            raise RowDefectError(
+                DefectKind.NON_STRING_FIELD,
+                f"the content of {where} holds {what}; only text is supported",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tool_calls(content: object, where: str) -> Message:
+    """An assistant's turn from a `function_call` turn, whose value is JSON of one call or more."""
+    calls = structured(content)
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise RowDefectError(
+            DefectKind.BAD_CONVERSATION,
+            f'{where} is a tool call, but not JSON with "name" and "arguments"',
+        )
+    functions = [{"name": c["name"], "arguments": c.get("arguments", {})} for c in calls]
+    return {"tool_calls": [{"type": "function", "function": f} for f in functions]}
