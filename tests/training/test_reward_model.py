@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tiny import WORDS, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.train_reward import run
@@ -264,15 +265,31 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     assert [json.loads(line)["step"] for line in lines if "rewards/margins" in line] == [1, 2, 3, 4]
 
 
-def test_an_adapter_is_no_start(policy, tmp_path):
-    from peft import LoraConfig, get_peft_model
+def test_a_policys_adapter_is_part_of_the_body(policy, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(policy)
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = load_reward_model(tmp_path / "adapter", seed=0)
+    plain = load_reward_model(policy, seed=0)
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        hidden = adapted.get_base_model().model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(model.model(input_ids=ids).last_hidden_state, hidden)
+        assert (plain.model(input_ids=ids).last_hidden_state - hidden).abs().max() > 0.1
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    again = load_reward_model(tmp_path / "adapter", seed=0)
+    assert torch.equal(model.score.weight, again.score.weight)
+    assert again.config.num_labels == 1
 
-    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    get_peft_model(tiny_model(), config).save_pretrained(tmp_path / "adapter")
+
+def test_a_reward_models_adapter_is_no_start(policy, tmp_path):
+    adapted = get_peft_model(tiny_model(), LoraConfig(target_modules="all-linear"))
+    adapted.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
-    settings_ = json.loads(path.read_text()) | {"base_model_name_or_path": str(policy)}
-    path.write_text(json.dumps(settings_))
-    with pytest.raises(TokenRatioError, match="is an adapter: merge it"):
+    changed = {"base_model_name_or_path": str(policy), "task_type": "SEQ_CLS"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(TokenRatioError, match=r"another kind of model \(SEQ_CLS\)"):
         load_reward_model(tmp_path / "adapter", seed=0)
 
 

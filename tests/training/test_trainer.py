@@ -286,10 +286,10 @@ def test_reference_in_another_dtype_is_noticed(tmp_path, tokenizer):
         make(tmp_path, tokenizer, model=model, ref_model=rounded).train()
 
 
-def test_trained_adapter_without_its_own_reference_is_noticed(tmp_path, tokenizer):
+def test_adapter_that_does_not_start_at_zero_is_noticed(tmp_path, tokenizer):
     lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     trainer = make(tmp_path, tokenizer, peft_config=lora)
-    with pytest.raises(TokenRatioError, match="adapter that is already trained"):
+    with pytest.raises(TokenRatioError, match="adapter that does not start at zero"):
         trainer.train()
 
 

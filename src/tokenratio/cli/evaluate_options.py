@@ -159,16 +159,24 @@ class Subject:
     @property
     def start(self) -> str | None:
         """What the run says it is measured from: its `ref_model`, or the model it started from."""
+        from tokenratio.training.provenance import relocated
+
         reference = self.record.get("reference")
-        said = reference.get("description") if isinstance(reference, Mapping) else None
-        name = self.record.get("model")
+        reference = reference if isinstance(reference, Mapping) else {}
+        name, said = self.record.get("model"), reference.get("description")
         if isinstance(said, str) and said.startswith("ref_model "):
             name = said.removeprefix("ref_model ")
+        if isinstance(reference.get("path"), str):
+            name = reference["path"]
         if not isinstance(name, str) or not name:
             return None
-        # Named relative to where the run was started, which is mostly a folder above it.
-        places = [Path(), *Path(self.path).resolve().parents]
-        return next((str(place / name) for place in places if (place / name).is_dir()), name)
+        # Runs and what they started from may have been moved together; older runs name it relative
+        # to where they were started, which is mostly a folder above them.
+        folder = Path(self.path).resolve()
+        moved = relocated(name, folder) if Path(name).is_absolute() else None
+        places = [Path(name), *([] if moved is None else [moved])]
+        places += [place / name for place in folder.parents]
+        return next((str(place) for place in places if place.is_dir()), name)
 
     @property
     def loss(self) -> str | None:

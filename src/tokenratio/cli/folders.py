@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import METRICS_FILE, RUN_FILE
+from tokenratio.training.run_folder import BASE_FOLDER, METRICS_FILE, ORIGIN_FILE, RUN_FILE
 
 EVAL_FILE = "eval.json"
 STAGE_FILE = "stage.json"
@@ -21,7 +21,7 @@ _FILES = (
 )
 
 
-def claim_folder(folder: Path, *, overwrite: bool, inputs: Iterable[str | None]) -> None:
+def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None]) -> None:
     """Make sure a run may write into `folder`: nothing is lost that nobody asked to lose.
 
     Args:
@@ -48,6 +48,14 @@ def claim_folder(folder: Path, *, overwrite: bool, inputs: Iterable[str | None])
             f"{folder} already holds a run: continue it with --resume_from_checkpoint true, "
             "replace it with --overwrite, or choose another --output_dir"
         )
+    for name in inputs:
+        if name is not None and {*Path(name).resolve().parents, Path(name).resolve()} & {
+            path.resolve() for path in found
+        }:
+            raise TokenRatioError(
+                f"{name}, which the run starts from, is part of the run in {folder} that "
+                "--overwrite would remove: choose another --output_dir"
+            )
     for path in found:
         if path.is_dir():
             shutil.rmtree(path)
@@ -61,6 +69,8 @@ def _artefacts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             yield path
+    if (folder / BASE_FOLDER / ORIGIN_FILE).is_file():
+        yield folder / BASE_FOLDER
 
 
 def is_done(folder: Path, key: str) -> bool:

@@ -12,6 +12,7 @@ from tokenratio.errors import TokenRatioError
 # torch only after the command line has been checked.
 COMMANDS = {
     "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
+    "merge": ("tokenratio.cli.merge", "join adapters and their base into a plain model"),
     "train-reward": ("tokenratio.cli.train_reward", "train a reward model, to judge with"),
     "generate": ("tokenratio.cli.generate", "sample responses from a model or an endpoint"),
     "judge": ("tokenratio.cli.judge", "compare responses with a judge"),

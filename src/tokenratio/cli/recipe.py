@@ -83,7 +83,11 @@ class Recipe:
         default=None, metadata={"help": "Held-out pairs, likewise."}
     )
     peft: dict[str, Any] | None = field(
-        default=None, metadata={"help": "LoRA: the arguments of peft.LoraConfig."}
+        default=None,
+        metadata={
+            "help": "A new adapter: the arguments of peft.LoraConfig, or with peft_type those of "
+            "another kind. One that the model has already is merged first."
+        },
     )
     sft: dict[str, Any] | None = field(
         default=None,
@@ -148,8 +152,9 @@ _CONTRASTS: dict[str, dict[str, str]] = {
     },
 }
 _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
-# A stage of its own may have its own data, and any setting of a run.
-_SFT_KEYS = ("train_dataset", "eval_dataset")
+# A stage of its own may have its own data and adapter, and any setting of a run.
+_SFT_DATA = ("train_dataset", "eval_dataset")
+_SFT_KEYS = (*_SFT_DATA, "peft")
 # What is held out of the run is held out of every stage before it.
 _OF_ALL_STAGES = ("held_out_share", "selection_seed")
 # A stage before the run renders conversations as the run does, unless it says otherwise.
@@ -169,11 +174,12 @@ def _config_fields() -> dict[str, Field]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its settings and its data."""
+    """One training run: its settings, its data, and its adapter if it trains a new one."""
 
     args: "TokenRatioConfig"
     train_dataset: Any
     eval_dataset: Any
+    peft: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.args.evaluated(self.train_dataset, self.eval_dataset)
@@ -225,8 +231,10 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
     recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
     if recipe.sft is not None:
         check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
-        for name in _SFT_KEYS:
+        for name in _SFT_DATA:
             _check_sources(recipe.sft.get(name), f"{name} in sft of {path}")
+        if not isinstance(recipe.sft.get("peft") or {}, dict):
+            raise TokenRatioError(f"peft in sft of {path} must hold `key: value` lines")
         for name in _OF_ALL_STAGES:
             if name in recipe.sft:
                 raise TokenRatioError(
@@ -258,7 +266,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     base = Path("runs") / Path(path).stem
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
     settings = {"output_dir": str(base / loss), **defaults, **_given(settings)}
-    main = Stage(_config(settings, path), recipe.train_dataset, recipe.eval_dataset)
+    main = Stage(_config(settings, path), recipe.train_dataset, recipe.eval_dataset, recipe.peft)
     contrast = _contrast(recipe, main, settings, base, path)
     if recipe.sft is None:
         return ResolvedRecipe(recipe, None, contrast, main)
@@ -282,7 +290,8 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         "loss": "sft",
     }
     data = recipe.sft.get("train_dataset", recipe.train_dataset)
-    sft = Stage(_config(settings, f"sft of {path}"), data, recipe.sft.get("eval_dataset"))
+    config = _config(settings, f"sft of {path}")
+    sft = Stage(config, data, recipe.sft.get("eval_dataset"), recipe.sft.get("peft"))
     return ResolvedRecipe(recipe, sft, contrast, main)
 
 
@@ -320,7 +329,8 @@ def _contrast(
     # What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
     shared = {k: v for k, v in settings.items() if k in (*_CARRIED_TO_DPO, *_TEMPLATE)}
     fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
-    stage = Stage(_config({**shared, **own, **fixed}, where), main.train_dataset, None)
+    config = _config({**shared, **own, **fixed}, where)
+    stage = Stage(config, main.train_dataset, None, main.peft)
     return Contrast(**chosen, dpo=stage)
 
 

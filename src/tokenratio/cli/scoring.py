@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
@@ -22,6 +22,7 @@ from tokenratio.data import (
 )
 from tokenratio.data.contrast import PLACE, with_prompt_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.adapters import merge_adapters
 from tokenratio.training.batches import encode_source
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.data_settings import Role
@@ -46,7 +47,6 @@ def score_stage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sources: tuple[Any, Any],
-    peft_config: LoraConfig | None,
 ) -> Path:
     """Train the models that the contrast needs, score all rows of the run, return the folder.
 
@@ -54,7 +54,6 @@ def score_stage(
 
     Args:
         sources: the run's data, for training and held out.
-        peft_config: the run's; models trained for the contrast have the same adapter.
     Raises:
         TokenRatioError: a model cannot be loaded or read the rows; the run is to use FSDP.
     """
@@ -67,7 +66,7 @@ def score_stage(
     for name in (contrast.positive, contrast.negative):
         if name not in ("reference", *TRAINED):
             models[name] = load_model(name, main.args.model_init_kwargs)
-    key = _key(contrast, main, models, tokenizer, sources, peft_config)
+    key = _key(contrast, main, models, tokenizer, sources)
     folder = Path(f"{contrast.dpo.args.output_dir}-{key[:8]}")
     if is_done(folder, key) and _can_be_read(folder):
         say(main, f"token scores: {folder} has the same settings and data; using it")
@@ -82,7 +81,7 @@ def score_stage(
     for name, data in zip(TRAINED, (pairs, _swapped(pairs)), strict=True):
         if name in (contrast.positive, contrast.negative):
             stage = _stage_in(contrast.dpo, folder / name)
-            models[name] = _trained(stage, model, tokenizer, data, peft_config)
+            models[name] = _trained(stage, model, tokenizer, data)
     scores: TokenScores | None = None
     for part in parts:
         voices = [
@@ -152,18 +151,15 @@ def _trained(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
-    peft_config: LoraConfig | None,
 ) -> PreTrainedModel:
     """A copy of the starting policy after DPO on these pairs."""
     say(stage, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
     with stage.args.main_process_first():
         if stage.args.should_save:
             claim_folder(Path(stage.args.output_dir), overwrite=True, inputs=())
-    trainer, _ = run_stage(
-        stage, copy.deepcopy(model), tokenizer, sources=(data, None), peft_config=peft_config
-    )
+    trainer, _ = run_stage(stage, copy.deepcopy(model), tokenizer, sources=(data, None))
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    policy = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
+    policy = merge_adapters(policy) if isinstance(policy, PeftModel) else policy
     # The next model is trained with the device to itself.
     policy = policy.to("cpu")
     trainer.accelerator.free_memory()
@@ -192,13 +188,10 @@ def _key(
     models: dict[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     sources: tuple[Any, Any],
-    peft_config: LoraConfig | None,
 ) -> str:
     """Digest of all that the scores depend on, by content."""
-    adapter = None if peft_config is None else peft_config.to_dict()
     document = {
         "dpo": stage_key(contrast.dpo, models["reference"], tokenizer),
-        "adapter": json.loads(json.dumps(adapter, default=sorted)),
         "models": {name: model_digest(model) for name, model in models.items()},
         "data": [
             (role, source_digest(read_rows(source, split=main.args.split(role))))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.folders import EVAL_FILE
@@ -56,6 +56,7 @@ def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         "model": model_digest(model),
         "config": model.config.to_dict(),
         "tokenizer": tokenizer_digest(tokenizer),
+        "adapter": stage.peft,
         "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
         "data": [
             (part.weight, source_digest(part.rows()))
@@ -86,7 +87,6 @@ def run_stage(
     *,
     sources: tuple[Any, Any],
     ref_model: str | None = None,
-    peft_config: LoraConfig | None = None,
 ) -> tuple[TokenRatioTrainer, dict[str, float]]:
     """Train, save and evaluate; returns the trainer and the held-out metrics.
 
@@ -102,7 +102,7 @@ def run_stage(
             train_dataset=sources[0],
             eval_dataset=sources[1],
             processing_class=tokenizer,
-            peft_config=peft_config,
+            peft_config=stage.peft,
         )
     use_terminal(trainer)
     say(stage, f"{args.loss}: {source_name(stage.train_dataset)}")
@@ -111,13 +111,14 @@ def run_stage(
         say(stage, f"evaluation:\n{trainer.eval_data.summary()}")
     if trainer.reference is not None:
         say(stage, f"reference: {trainer.reference.description}")
+    is_adapted = isinstance(trainer.model, PeftModel)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     estimate = estimate_memory(
         model.config,
         args,
         tokens_per_row=trainer.train_data.longest,
-        trainable_parameters=None if peft_config is None else trainable,
-        reference_copy=ref_model is not None or peft_config is None,
+        trainable_parameters=trainable if is_adapted else None,
+        reference_copy=ref_model is not None or not is_adapted,
     )
     say(stage, f"rows of up to {trainer.train_data.longest} tokens; {estimate.brief}")
     try:

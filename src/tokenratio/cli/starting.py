@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import PeftConfig
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +24,9 @@ from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.models import add_adapter, load_model, load_tokenizer
+from tokenratio.training.adapter_settings import peft_config_of
+from tokenratio.training.adapters import add_adapter
+from tokenratio.training.models import load_config, load_model, load_tokenizer
 
 
 def source_of(source: Any, sampler: Any = None) -> Any:
@@ -76,7 +78,7 @@ def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     """
     with user_mistakes("cannot build the model's configuration"):
         if recipe.model is not None:
-            return AutoConfig.from_pretrained(recipe.model)
+            return load_config(recipe.model)
         settings = dict(recipe.model_config or {})
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(tokenizer, name))
@@ -98,20 +100,11 @@ def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
         return AutoModelForCausalLM.from_config(config)
 
 
-def lora_of(settings: dict[str, Any]) -> LoraConfig:
-    """The adapter that `peft` describes.
-
-    Raises:
-        TokenRatioError: settings that LoRA does not have.
-    """
-    with user_mistakes("peft"):
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
-
-
-def adapter_size(config: PretrainedConfig, settings: dict[str, Any]) -> int:
+def adapter_size(config: PretrainedConfig, settings: PeftConfig | dict[str, Any]) -> int:
     """Trainable parameters of an adapter, without allocating the model."""
+    new = settings if isinstance(settings, PeftConfig) else peft_config_of(settings)
     with user_mistakes("peft"), torch.device("meta"):
-        model = add_adapter(AutoModelForCausalLM.from_config(config), lora_of(settings))
+        model = add_adapter(AutoModelForCausalLM.from_config(config), new)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
@@ -15,16 +16,18 @@ from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sourc
 from tokenratio.cli.starting import (
     adapter_size,
     config_of,
-    lora_of,
     policy_of,
     source_of,
     tokenizer_of,
 )
+from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
+from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.batches import encode_source
 from tokenratio.training.data_settings import Role
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.training.provenance import chain_of
 from tokenratio.training.run_folder import mask_secrets, replace_text
 
 
@@ -54,13 +57,14 @@ def dry_run(resolved: ResolvedRecipe) -> str:
                 data = encode_source(source_of(source), tokenizer, args, role=role)
                 what = f"{name}, {role}: {source_name(source)}"
                 parts.append(f"{what}\n{data.summary()}\n")
-        has_adapter = name != "sft" and recipe.peft
+        # Without a new one the adapter of the starting policy is trained further.
+        settings = _adapter_of(resolved, stage) if stage.peft is None else stage.peft
         estimate = estimate_memory(
             config,
             args,
             tokens_per_row=args.max_length or config.get_text_config().max_position_embeddings,
-            trainable_parameters=adapter_size(config, recipe.peft) if has_adapter else None,
-            reference_copy=recipe.ref_model is not None or not recipe.peft,
+            trainable_parameters=None if settings is None else adapter_size(config, settings),
+            reference_copy=recipe.ref_model is not None or settings is None,
         )
         parts.append(f"{name}, rows of {args.max_length} tokens: {estimate}\n")
     return "\n".join(parts)
@@ -77,6 +81,9 @@ def _stages(resolved: ResolvedRecipe) -> dict[str, Stage]:
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
     recipe, args = resolved.recipe, resolved.main.args
+    for stage in (resolved.sft, resolved.main):
+        if stage is not None and stage.peft is not None:
+            peft_config_of(stage.peft)  # a mistake there is found before a folder is claimed
     check_stages(*_stages(resolved).values(), dry=False)
     if not resume_of(args.resume_from_checkpoint):
         with args.main_process_first():
@@ -88,12 +95,11 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         model, tokenizer = load_model(folder), load_tokenizer(folder)
     else:
         model = policy_of(recipe, resolved.main, tokenizer)
-    peft_config = None if recipe.peft is None else lora_of(recipe.peft)
     sources = sources_of(resolved.main, model, tokenizer)
     if resolved.contrast is not None:
         resume = resume_of(args.resume_from_checkpoint)
         args.token_scores = scores_of_run(resume, args.output_dir) or str(
-            score_stage(resolved.contrast, resolved.main, model, tokenizer, sources, peft_config)
+            score_stage(resolved.contrast, resolved.main, model, tokenizer, sources)
         )
     _, metrics = run_stage(
         resolved.main,
@@ -101,7 +107,6 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         tokenizer,
         sources=sources,
         ref_model=recipe.ref_model,
-        peft_config=peft_config,
     )
     # Or a process that ends first may be aborted by the threads of its process group.
     args.distributed_state.wait_for_everyone()
@@ -109,12 +114,33 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
     return metrics
 
 
+def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str, Any] | None:
+    """The settings of the adapter that a stage's starting policy has."""
+    sft, name = resolved.sft, resolved.recipe.model
+    if sft is not None and stage is not sft and sft.peft is not None:
+        return sft.peft
+    adapters = () if name is None else chain_of(name, stage.args.model_init_kwargs)[2]
+    if not adapters:
+        return None
+    with user_mistakes(f"cannot read the adapter {adapters[-1].name}"):
+        config = PeftConfig.from_pretrained(adapters[-1].name, **adapters[-1].where)
+    config.inference_mode = False
+    return config
+
+
+def _inputs(recipe: Recipe) -> tuple[str, ...]:
+    """All folders that a run reads its models from, the bases of adapters too."""
+    parts: list[str] = []
+    for name in (recipe.model, recipe.ref_model):
+        if name is not None and Path(name).is_dir():
+            base, _, adapters = chain_of(name)
+            parts += [base, *(adapter.name for adapter in adapters)]
+    return tuple(part for part in parts if Path(part).is_dir())
+
+
 def _claim(recipe: Recipe, stage: Stage) -> None:
-    claim_folder(
-        Path(stage.args.output_dir),
-        overwrite=recipe.overwrite,
-        inputs=(recipe.model, recipe.ref_model),
-    )
+    folder = Path(stage.args.output_dir)
+    claim_folder(folder, overwrite=recipe.overwrite, inputs=_inputs(recipe))
 
 
 def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -139,7 +165,7 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
             claim_folder(
                 folder,
                 overwrite=recipe.overwrite or not is_named,
-                inputs=(recipe.model, recipe.ref_model),
+                inputs=_inputs(recipe),
             )
     run_stage(stage, model, tokenizer, sources=sources_of(stage, model, tokenizer))
     if args.should_save:

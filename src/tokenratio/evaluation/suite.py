@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.adapters import load_adapter
 from tokenratio.training.device import default_device
 from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.training.provenance import absolute
 from tokenratio.training.run_folder import replace_text, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import PreTrainedModel
 
 _LIBRARY_FILES = ("json", "csv", "parquet", "text")
 # Of resampled standard errors; means, as all of the suites' are, have one in closed form.
@@ -289,7 +290,7 @@ def _load_lm(
     policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
     tokenizer = load_tokenizer(model, init_kwargs)
     if peft is not None:
-        policy = _with_adapter(policy, peft)
+        policy = load_adapter(policy, absolute(peft), {})
     policy.to(device or default_device())
     lm = HFLM(
         pretrained=policy,
@@ -299,15 +300,6 @@ def _load_lm(
         trust_remote_code=False,
     )
     return lm, weights_digest(policy)
-
-
-def _with_adapter(policy: "PreTrainedModel", peft: str | Path) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(policy, str(peft))
-    except Exception as error:  # whatever is wrong with the files
-        raise TokenRatioError(f"cannot load adapter {str(peft)!r}: {_first_line(error)}") from None
 
 
 def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:

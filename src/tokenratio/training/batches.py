@@ -27,6 +27,7 @@ from tokenratio.training.data_settings import Role, first_process_prepares
 from tokenratio.training.models import check_fits
 from tokenratio.training.packing import why_not_shared
 from tokenratio.training.policy import language_model
+from tokenratio.training.reference import Reference
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import ReferenceCache, What
 from tokenratio.training.token_scores import TokenScores, has_contrast
@@ -153,24 +154,19 @@ def ask_reference(
 
 def asking_reference(
     encode: Callable[..., PreparedData | None],
-    reference: PreTrainedModel | None,
+    reference: Reference,
     policy: nn.Module,
     args: TokenRatioConfig,
     padding_id: int,
 ) -> Callable[..., PreparedData | None]:
-    """`encode`, which also gives every row the reference's log-probabilities.
-
-    Args:
-        reference: the model of its own; None for the policy with its adapter off.
-    """
+    """`encode`, which also gives every row the reference's log-probabilities."""
 
     def encode_and_ask(source: Any, *, role: Role) -> PreparedData | None:
         data = encode(source, role=role)
         if data is None:
             return None
-        cache = ask_reference(data, "log_probs", reference or policy, args, padding_id)
-        if reference is not None:
-            reference.to("cpu")  # it has said all that is needed
+        cache = ask_reference(data, "log_probs", reference.model or policy, args, padding_id)
+        reference.leave_device()
         return with_ref_log_probs(data, cache)
 
     return encode_and_ask

@@ -1,21 +1,25 @@
-"""From names to models: loading, the adapter, and the reference that goes with it."""
+"""From names to models and tokenizers; the reference that goes with a model; checks."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from tokenratio.data import PreparedData
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.training.adapter_checks import is_fresh
+from tokenratio.training.adapters import load_adapter, merge_adapters
 from tokenratio.training.loading import WHERE_KWARGS, loading_arguments
 from tokenratio.training.policy import (
     answer_token_requests,
@@ -24,20 +28,73 @@ from tokenratio.training.policy import (
     language_model,
     own_head,
 )
+from tokenratio.training.provenance import (
+    Origin,
+    chain_of,
+    located,
+    origin_of,
+    saved_adapter,
+)
 from tokenratio.training.reference import Reference
 
 
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
     """A causal language model by hub name or folder, in float32 unless `init_kwargs` differs.
 
+    An adapter comes in its base, switched on and frozen; adapters below it are merged.
+
     Raises:
         TokenRatioError: it cannot be found or loaded.
     """
     arguments = loading_arguments(init_kwargs)
+    how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
+    base, where, adapters = chain_of(name, arguments)
     try:
-        return AutoModelForCausalLM.from_pretrained(str(name), **arguments)
+        model = AutoModelForCausalLM.from_pretrained(base, **how, **where)
     except Exception as error:  # whatever is wrong with the files or the arguments
-        raise TokenRatioError(f"cannot load model {str(name)!r}: {_first_line(error)}") from None
+        of = f", the base of the adapter {name}" if adapters else ""
+        raise TokenRatioError(f"cannot load model {base!r}{of}: {first_line(error)}") from None
+    for adapter in adapters:
+        model = load_adapter(model, adapter.name, adapter.where)
+    return model
+
+
+def load_merged(
+    name: str | Path, init_kwargs: dict[str, Any] | None = None
+) -> PreTrainedModel | None:
+    """The plain model that an adapter and its base make together; None if `name` is no adapter.
+
+    Raises:
+        TokenRatioError: it cannot be loaded or merged, or is no adapter of a causal language model.
+    """
+    adapters = chain_of(name, init_kwargs)[2]
+    if not adapters:
+        return None
+    try:
+        kind = PeftConfig.from_pretrained(adapters[-1].name, **adapters[-1].where).task_type
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise TokenRatioError(f"cannot read the adapter {name}: {first_line(error)}") from None
+    if kind not in (None, "CAUSAL_LM"):
+        raise TokenRatioError(
+            f"{name} is an adapter of another kind of model ({kind}), not of a policy: name the "
+            "policy that it was trained on"
+        )
+    return merge_adapters(load_model(name, init_kwargs))
+
+
+def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
+    """The configuration of a model by hub name or folder; of an adapter, its base's.
+
+    Raises:
+        TokenRatioError: there is none.
+    """
+    base, where, _ = chain_of(name, init_kwargs)
+    try:
+        return AutoConfig.from_pretrained(base, **where)
+    except Exception as error:
+        raise TokenRatioError(
+            f"cannot load the configuration of {base!r}: {first_line(error)}"
+        ) from None
 
 
 def load_tokenizer(
@@ -45,17 +102,24 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model, from the revision that the model's `init_kwargs` name.
 
+    An adapter saved without one has that of its base.
+
     Raises:
         TokenRatioError: there is none.
     """
-    name = model if isinstance(model, str | Path) else language_model(model).config.name_or_path
+    if isinstance(model, str | Path):
+        name = located(model)
+    else:
+        name = origin_of(model).name or language_model(model).config.name_or_path
     where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}
     try:
-        return AutoTokenizer.from_pretrained(str(name), **where)
+        return AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:
-        raise TokenRatioError(
-            f"cannot load a tokenizer for {str(name)!r}: {_first_line(error)}"
-        ) from None
+        said = first_line(error)
+    adapter = saved_adapter(name, where) if name else None
+    if adapter is not None:
+        return load_tokenizer(adapter.base, dict(adapter.base_where))
+    raise TokenRatioError(f"cannot load a tokenizer for {name!r}: {said}")
 
 
 def generation_ends(config: Any) -> list[int] | None:
@@ -67,25 +131,30 @@ def generation_ends(config: Any) -> list[int] | None:
 def load_generation_ends(name: str | Path) -> list[int] | None:
     """Likewise of a model by hub name or folder; None too where it has no generation_config."""
     try:
-        return generation_ends(GenerationConfig.from_pretrained(str(name)))
+        base, where, _ = chain_of(name)
+        return generation_ends(GenerationConfig.from_pretrained(base, **where))
     except (OSError, ValueError):
         return None
 
 
 def make_reference(
     model: PreTrainedModel | PeftModel,
-    ref_model: str | Path | PreTrainedModel | None,
-    peft_config: PeftConfig | None,
+    ref_model: str | Path | PreTrainedModel | PeftModel | None,
+    *,
+    adds_adapter: bool,
     init_kwargs: dict[str, Any] | None,
 ) -> Reference:
     """The reference of a policy that is about to be trained, and before its adapter is added.
 
+    Args:
+        adds_adapter: a new adapter is about to be added to `model`.
     Raises:
         TokenRatioError: `ref_model` cannot be loaded, or is the policy itself.
     """
     if isinstance(ref_model, str | Path):
         ref_model = load_model(ref_model, init_kwargs)
     if ref_model is not None:
+        ref_model = language_model(ref_model)
         shared = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) in shared for parameter in ref_model.parameters()):
             raise TokenRatioError(
@@ -96,51 +165,12 @@ def make_reference(
             raise TokenRatioError(
                 f"the policy has {vocabularies[0]} tokens, ref_model {vocabularies[1]}"
             )
-        return Reference.frozen(ref_model, f"ref_model {ref_model.config.name_or_path}")
-    if peft_config is None and not isinstance(model, PeftModel):
-        return Reference.copy_of(model)
-    return Reference.adapter_off(model)
-
-
-def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig) -> PeftModel:
-    """Wrap the model in an adapter.
-
-    Raises:
-        TokenRatioError: it has one, or the configuration does not fit.
-    """
-    if isinstance(model, PeftModel):
-        raise TokenRatioError(
-            "the model already has an adapter: leave out peft_config, or merge it"
-        )
-    try:
-        return get_peft_model(model, peft_config)
-    except (ValueError, TypeError) as error:
-        raise TokenRatioError(f"peft_config does not fit the model: {_first_line(error)}") from None
-
-
-def check_adapter(model: PeftModel, *, is_reference: bool) -> None:
-    """Refuse virtual tokens, and what would not be off in the reference.
-
-    PEFT switches off the layers it added and the copies of `modules_to_save`. Biases of the base
-    (`bias="all"`) and trained token rows stay on.
-
-    Args:
-        is_reference: the policy with its adapter off is the reference.
-    Raises:
-        TokenRatioError: names the first such parameter.
-    """
-    if model.active_peft_config.is_prompt_learning:
-        raise TokenRatioError("prompt learning is not supported: use LoRA, or another added layer")
-    if not is_reference:
-        return
-    prefix = model.base_model.prefix
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and prefix not in name and ".modules_to_save." not in name:
-            raise TokenRatioError(
-                f"{name} would be trained and stay on when the adapter is off, so that the "
-                "reference would move with the policy: use bias='none' and no "
-                "trainable_token_indices, or pass ref_model"
-            )
+        origin = origin_of(ref_model)
+        return Reference.frozen(ref_model, f"ref_model {origin}", origin)
+    origin = origin_of(model)
+    if isinstance(model, PeftModel) and is_fresh(model):
+        return Reference.adapter_off(Origin(origin.base, origin.base))
+    return Reference.adapter_off(origin) if adds_adapter else Reference.copy_of(model, origin)
 
 
 def check_fits(model: nn.Module, data: PreparedData) -> None:
@@ -180,7 +210,3 @@ def check_model(model: nn.Module) -> None:
     sample = torch.arange(min(8, len(weight)), device=weight.device)[None]
     check_statistics(model, sample)
     check_causal(model, sample)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

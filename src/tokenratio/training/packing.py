@@ -122,8 +122,6 @@ def why_not_shared(model: nn.Module) -> str | None:
 
 def _adapters(model: nn.Module) -> list[Any]:
     """The configurations of PEFT's adapters, in its wrapper or added to the model itself."""
-    if isinstance(model, PreTrainedModel) and not model._hf_peft_config_loaded:
-        return []
     return list(getattr(model, "peft_config", {}).values())
 
 

@@ -181,7 +181,8 @@ def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
     if isinstance(head, BaseTunerLayer):
         raise TokenRatioError(
             "an adapter on the output head (lm_head) is not supported: leave it out of "
-            "target_modules, or train the whole head with modules_to_save=['lm_head']"
+            "target_modules, or train the whole head with modules_to_save=['lm_head']; one that is "
+            "trained already can be merged (`tokenratio merge`)"
         )
     weight = getattr(head, "weight", None)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.adapters import shared_copy
 from tokenratio.training.packing import model_inputs
 from tokenratio.training.policy import (
     HeadWeights,
@@ -22,7 +23,10 @@ from tokenratio.training.policy import (
     language_model,
     own_head,
 )
+from tokenratio.training.provenance import Origin
 from tokenratio.types import CompletionBatch, StepBatch
+
+_UNKNOWN = Origin("", "")
 
 
 @dataclass
@@ -32,26 +36,36 @@ class Reference:
     Attributes:
         model: the frozen model; None when the policy with its adapter off is the reference.
         description: where it came from, for the user and the run folder.
+        origin: what it was put together from.
+        shares_weights: the frozen base of `model` is the policy's own.
     """
 
     model: PreTrainedModel | None
     description: str
+    origin: Origin = _UNKNOWN
+    shares_weights: bool = False
 
     @classmethod
-    def frozen(cls, model: PreTrainedModel, description: str) -> "Reference":
+    def frozen(cls, model: PreTrainedModel, description: str, origin: Origin) -> "Reference":
         answer_token_requests(model)
         disable_dropout(model)
-        return cls(model.eval().requires_grad_(False), description)
+        return cls(model.eval().requires_grad_(False), description, origin)
 
     @classmethod
-    def copy_of(cls, policy: PreTrainedModel) -> "Reference":
-        name = policy.config.name_or_path or type(policy).__name__
-        return cls.frozen(copy.deepcopy(policy), f"frozen copy of the starting policy ({name})")
+    def copy_of(cls, policy: PreTrainedModel | PeftModel, origin: Origin) -> "Reference":
+        """The policy as it is now; of one with an adapter, only the adapter is copied."""
+        name = origin if origin.base else type(policy).__name__
+        description = f"frozen copy of the starting policy ({name})"
+        is_adapted = isinstance(policy, PeftModel)
+        twin = shared_copy(policy) if is_adapted else copy.deepcopy(policy)
+        reference = cls.frozen(twin, description, origin)
+        reference.shares_weights = is_adapted
+        return reference
 
     @classmethod
-    def adapter_off(cls, policy: nn.Module) -> "Reference":
-        name = language_model(policy).config.name_or_path
-        return cls(None, f"the policy with its adapter off ({name})")
+    def adapter_off(cls, origin: Origin) -> "Reference":
+        merged = ", merged" if origin.adapters else ""
+        return cls(None, f"the policy with its adapter off ({origin}{merged})", origin)
 
     @property
     def models(self) -> list[PreTrainedModel]:
@@ -67,6 +81,11 @@ class Reference:
         """Move to `device` and give it the policy's autocast (`Accelerator.prepare_model`)."""
         if self.model is not None:
             self.model = prepare_model(self.model.to(device), evaluation_mode=True)
+
+    def leave_device(self) -> None:
+        """Make room: it has said all that is needed. Weights shared with the policy stay."""
+        if self.model is not None and not self.shares_weights:
+            self.model.to("cpu")
 
     @torch.no_grad()
     def hidden(
@@ -88,9 +107,10 @@ class Reference:
         with adapters.disable_adapter():
             return policy(**inputs, token_request=request)["hidden"]
 
-    def identity(self, policy: nn.Module) -> dict[str, str]:
+    def identity(self, policy: nn.Module) -> dict[str, Any]:
         """What `run.json` says of it."""
-        return {"description": self.description, "sha256": self.digest(policy)}
+        identity = {"description": self.description, "sha256": self.digest(policy)}
+        return {**identity, **self.origin.as_dict()}
 
     def digest(self, policy: nn.Module) -> str:
         """SHA-256 of the reference's weights: names, dtypes, shapes and values."""
@@ -98,7 +118,8 @@ class Reference:
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's own weights; adapters do not count, so they do not change it."""
+    """SHA-256 of a model's weights; those of an adapter in PEFT's wrapper, which can be switched
+    off, do not count."""
     digest = hashlib.sha256()
     for name, tensor in sorted(_own_weights(model)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -110,7 +131,7 @@ def model_digest(model: nn.Module) -> str:
 def _own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
     for name, tensor in language_model(model).named_parameters():
-        if (prefix is not None and prefix in name) or ".modules_to_save." in name:
+        if prefix is not None and (prefix in name or ".modules_to_save." in name):
             continue
         yield name.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
 
@@ -133,7 +154,7 @@ def check_start(
         raise TokenRatioError(
             "policy and reference differ before the first update: a token's log-ratio is "
             f"{worst:.3g} nats{' on average' if is_cached else ''}. The reference is not the "
-            "starting policy: another checkpoint or dtype, or an adapter that is already trained "
-            "(merge it first, or pass ref_model). If another reference is meant, set "
+            "starting policy: another checkpoint or dtype, or a new adapter that does not start "
+            "at zero (init_lora_weights false). If another reference is meant, set "
             "check_reference to false"
         )

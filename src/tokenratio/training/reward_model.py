@@ -6,6 +6,7 @@ one output, read at a row's last token: at EOS, or where the row was cut.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ from tokenratio.training.constructors import explain_arguments, explain_settings
 from tokenratio.training.data_settings import DataSettings, Role, first_process_prepares
 from tokenratio.training.loading import loading_arguments
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
-from tokenratio.training.models import check_fits
+from tokenratio.training.models import check_fits, load_merged
 from tokenratio.training.policy import disable_dropout
 from tokenratio.training.resume import ResumableTrainer
 from tokenratio.training.start_checks import check_run, check_trained_dtype
@@ -117,13 +118,18 @@ def load_reward_model(
 
     Args:
         name: a hub name or folder: of a causal language model such as a policy, whose output head
-            is left aside, or of a reward model.
+            is left aside, an adapter's too; or of a reward model.
         seed: of the new head.
     Raises:
-        TokenRatioError: it cannot be loaded, is an adapter, or lacks weights beside the head's.
+        TokenRatioError: it cannot be loaded, or lacks weights beside the head's.
     """
-    set_seed(seed)
     arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
+    policy = load_merged(name, init_kwargs)
+    if policy is not None:
+        model = build_reward_model(policy.config, seed=seed).to(policy.dtype)
+        missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
+        return _with_whole_body(model, missing, name)
+    set_seed(seed)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name), num_labels=1, **arguments
@@ -133,17 +139,17 @@ def load_reward_model(
         raise TokenRatioError(
             f"cannot load {str(name)!r} as the start of a reward model: {said}"
         ) from None
-    if getattr(model, "_hf_peft_config_loaded", False):
-        # Saved again, it would be an adapter for another kind of model, without the new head.
-        raise TokenRatioError(
-            f"{name} is an adapter: merge it into its model first (peft's merge_and_unload), or "
-            "start from the model it was trained on"
-        )
-    # The head is all that stands outside the body. Random weights in the body are a wrong model.
+    return _with_whole_body(model, info["missing_keys"], name)
+
+
+def _with_whole_body(
+    model: PreTrainedModel, missing: Iterable[str], name: str | Path
+) -> PreTrainedModel:
+    """The model, if all that it lacks is its head: random weights in the body are a wrong model."""
     body = f"{model.base_model_prefix}."
-    missing = sorted(key for key in info["missing_keys"] if key.startswith(body))
-    if missing:
-        raise TokenRatioError(f"{name} has no weights for {', '.join(missing[:3])}")
+    lacks = sorted(key for key in missing if key.startswith(body))
+    if lacks:
+        raise TokenRatioError(f"{name} has no weights for {', '.join(lacks[:3])}")
     return model
 
 

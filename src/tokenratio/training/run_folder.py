@@ -11,6 +11,10 @@ from typing import Any
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+# The model that a run's adapter belongs to, where that exists nowhere else, and in its folder what
+# it was put together from.
+BASE_FOLDER = "base"
+ORIGIN_FILE = "origin.json"
 _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
 _MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")

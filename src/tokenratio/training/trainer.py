@@ -2,8 +2,9 @@
 
 import json
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    set_seed,
 )
 
 from tokenratio.data import padding_id
@@ -52,25 +52,14 @@ from tokenratio.training.constructors import explain_arguments
 from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
-from tokenratio.training.models import (
-    add_adapter,
-    check_adapter,
-    check_model,
-    generation_ends,
-    load_model,
-    load_tokenizer,
-    make_reference,
-)
+from tokenratio.training.models import generation_ends, load_tokenizer
 from tokenratio.training.objective import ExampleLosses, evaluated_metrics
-from tokenratio.training.policy import (
-    answer_token_requests,
-    disable_dropout,
-    language_model,
-)
+from tokenratio.training.policy import language_model
 from tokenratio.training.reference import Reference
 from tokenratio.training.resume import ResumableTrainer, adapter_settings
 from tokenratio.training.run_folder import replace_text
-from tokenratio.training.start_checks import check_run, check_trained_dtype
+from tokenratio.training.start_checks import check_run
+from tokenratio.training.starting import start_from
 from tokenratio.training.template_settings import fix_day
 
 _SUMS_FILE = "metric_sums.json"
@@ -83,15 +72,19 @@ class TokenRatioTrainer(ResumableTrainer):
 
     Args:
         model: a hub name or folder, or a transformers causal language model, PEFT-wrapped or not.
-        ref_model: the reference; None for a frozen copy of the starting policy, or, with an
+            An adapter that it has is part of the starting policy: trained further, or with
+            `peft_config` merged into the model.
+        ref_model: the reference; None for a frozen copy of the starting policy, or, with a new
             adapter, for the same weights with the adapter off.
         args: the settings.
         train_dataset: preference pairs (for `loss="sft"`: completions, or pairs whose chosen side
             is taken): a `datasets.Dataset`, a list of dicts, a file or folder, a hub name, or what
             `prepare_pairs` / `prepare_completions` returned.
         eval_dataset: likewise, or a dict of several by name.
-        processing_class: the tokenizer; by default the one saved with the model.
-        peft_config: wrap the model in this adapter.
+        processing_class: the tokenizer, its folder or hub name; by default the one saved with the
+            model.
+        peft_config: wrap the model in this new adapter: a configuration of PEFT's, or a dict of its
+            settings (LoRA, if it has no `peft_type`).
         callbacks: as in transformers.
     Raises:
         TokenRatioError: anything a user can put right: data, settings, or a model that does not
@@ -103,40 +96,28 @@ class TokenRatioTrainer(ResumableTrainer):
     def __init__(
         self,
         model: str | Path | PreTrainedModel | PeftModel,
-        ref_model: str | Path | PreTrainedModel | None = None,
+        ref_model: str | Path | PreTrainedModel | PeftModel | None = None,
         args: TokenRatioConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
+        processing_class: PreTrainedTokenizerBase | str | Path | None = None,
+        peft_config: PeftConfig | Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
         check_run(args, TokenRatioConfig, evaluated_metrics, eval_dataset, callbacks)
         if processing_class is None:
             processing_class = load_tokenizer(model, args.model_init_kwargs)
+        elif isinstance(processing_class, str | Path):
+            processing_class = load_tokenizer(processing_class)
         processing_class = with_chat_template(processing_class, args.chat_template)
         fix_day(args, processing_class, token_scores=args.token_scores)
-        if isinstance(model, str | Path):
-            model = load_model(model, args.model_init_kwargs)
         self._is_sft = args.loss == "sft"
-        answer_token_requests(language_model(model))
-        disable_dropout(model)
-        reference = None
-        if args.method.has_reference:
-            reference = make_reference(model, ref_model, peft_config, args.model_init_kwargs)
-        elif ref_model is not None:
+        if ref_model is not None and not args.method.has_reference:
             _log.warning("%s has no reference: ref_model is not used", args.loss)
-        if peft_config is not None:
-            set_seed(args.seed)  # Trainer seeds later; the adapter's start is part of the run
-            model = add_adapter(model, peft_config)
-        adapters = model if isinstance(model, PeftModel) else None
-        if adapters is not None:
-            is_reference = reference is not None and reference.model is None
-            check_adapter(adapters, is_reference=is_reference)
-        check_trained_dtype(model, args.learning_rate)
-        check_model(model)
-        self.forward = Forward(args, language_model(model), reference, adapters)
+        self._start = start_from(model, ref_model, peft_config, args)
+        model, reference = self._start.policy, self._start.reference
+        self.forward = Forward(args, language_model(model), reference, self._start.adapters)
 
         # The policy outside every wrapper that training puts around it.
         self._policy = model
@@ -145,7 +126,7 @@ class TokenRatioTrainer(ResumableTrainer):
         encode = partial(prepare, tokenizer=processing_class, args=args, model=model)
         self._prepare = encode
         if args.keeps_log_probs:
-            self._prepare = asking_reference(encode, reference.model, model, args, pad)
+            self._prepare = asking_reference(encode, reference, model, args, pad)
         self.train_data = self._prepare(train_dataset, role="train")
         evaluated, role = args.evaluated(train_dataset, eval_dataset)
         self.eval_data = prepare_parts(evaluated, self._prepare, role)
@@ -167,6 +148,7 @@ class TokenRatioTrainer(ResumableTrainer):
         self.add_callback(StepGuard(self.check_gradient))
         # `compute_loss` divides by all the step's pairs, over accumulation and processes.
         self.loss_is_scaled_for_ga = True
+        self._base_is_saved = False
         self._sums = MetricSums()
         self._tokens = 0
         self._interval_start: float | None = None
@@ -226,6 +208,7 @@ class TokenRatioTrainer(ResumableTrainer):
         """Reset the metrics, or restore them and TBPO-Q's baseline from the checkpoint."""
         self.forward.checks_start = self.args.check_reference and checkpoint is None
         self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
+        self._save_base(replace=checkpoint is None)
         if checkpoint is None:
             return
         if self.baseline is not None:
@@ -253,7 +236,9 @@ class TokenRatioTrainer(ResumableTrainer):
         data = {"train": self.train_data}
         data |= {f"eval {name}".strip(): part for name, part in evaluated.items()}
         return {
-            "model": self._language_model.config.name_or_path,
+            "model": self._start.origin.name or self._start.origin.base,
+            "starts_from": self._start.origin.as_dict(),
+            "run_folder": os.path.abspath(self.args.output_dir),
             "adapters": adapter_settings(self._policy),
             "reference": self.reference and self.reference.identity(self._policy),
             "data": {name: part.identity() for name, part in data.items() if part is not None},
@@ -382,10 +367,24 @@ class TokenRatioTrainer(ResumableTrainer):
 
     # --- saving -----------------------------------------------------------------------------------
 
+    def _save_base(self, *, replace: bool) -> None:
+        """Save the adapter's base if it exists nowhere else.
+
+        Args:
+            replace: what stands there may be another run's.
+        """
+        folder = self._start.base_folder
+        if folder is None or self._base_is_saved or not self.args.should_save:
+            return
+        if replace or not folder.is_dir():
+            self._start.save_base(self.processing_class)
+        self._base_is_saved = True
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer and TBPO-Q's baseline; in a checkpoint its optimizer too."""
         folder = Path(output_dir or self.args.output_dir)
         sums = self._sums.reduce(gather_object) if _internal_call else None
+        self._save_base(replace=True)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             if self.baseline is not None:

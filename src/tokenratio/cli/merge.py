@@ -1,0 +1,92 @@
+"""`tokenratio merge ADAPTER ...`: adapters and their base joined into a plain model."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.errors import TokenRatioError
+
+HELP = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag value ...]
+
+Joins adapters and the model they were trained on into a plain model with its tokenizer, which needs
+no peft to be loaded. ADAPTER is a folder or hub name; one whose base is an adapter brings that
+along. Several are joined in the order given, each on top of what the ones before it make.
+"""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What `merge` can be told."""
+
+    output: str = field(default="", metadata={"help": "Folder to write; it must not exist yet."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the merged weights (auto: the base's); sums are made in float32 "
+            "at least. bfloat16 halves the size and may round small updates away, which is said."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise TokenRatioError("merge needs --output")
+        if Path(self.output).expanduser().exists():
+            raise TokenRatioError(f"{self.output} already exists: choose another --output")
+
+
+def run(argv: list[str]) -> int:
+    """The command; see `HELP`."""
+    fields = fields_of(MergeOptions)
+    if "--help" in argv or "-h" in argv:
+        print(f"{HELP}\n{describe(fields)}")
+        return 0
+    adapters, flags = read_flags(argv, fields)
+    if not adapters:
+        raise TokenRatioError(f"needs an adapter: {HELP.splitlines()[0]}")
+    options = build(MergeOptions, flags, "merge")
+    from tokenratio.cli.terminal import quiet_libraries
+
+    quiet_libraries()
+    print(merge(adapters, options))
+    return 0
+
+
+def merge(adapters: Sequence[str], options: MergeOptions) -> str:
+    """Join and save; returns what was done, in words.
+
+    Raises:
+        TokenRatioError: a name that is no adapter, or adapters that do not fit.
+    """
+    import shutil
+
+    from tokenratio.cli.terminal import user_mistakes
+    from tokenratio.training.adapters import load_adapter, merge_adapters
+    from tokenratio.training.models import load_model, load_tokenizer
+    from tokenratio.training.provenance import absolute, chain_of, origin_of, saved_adapter
+
+    if not chain_of(adapters[0])[2]:
+        raise TokenRatioError(f"{adapters[0]} is not an adapter: there is nothing to merge")
+    notes = []
+    for below, name in itertools.pairwise(adapters):
+        adapter = saved_adapter(name, {})
+        if adapter is None:
+            raise TokenRatioError(f"{name} is not an adapter")
+        if adapter.base != absolute(below):
+            notes.append(f"note: {name} names {adapter.base} as its base, not {below}")
+    model = load_model(adapters[0], {"dtype": options.dtype})
+    for name in adapters[1:]:
+        model = load_adapter(model, absolute(name), {})
+    tokenizer = load_tokenizer(adapters[-1])
+    joined = str(origin_of(model))
+    model = merge_adapters(model)
+    folder = Path(options.output).expanduser()
+    with user_mistakes(f"cannot write {folder}"):
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # half a model is not to be taken for one
+            raise
+    return "\n".join([*notes, f"{joined}: merged in {options.dtype}, saved in {folder}"])

@@ -1,0 +1,275 @@
+"""Adapters put on models, taken off, merged and copied."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.training.adapter_checks import require_same, sample_log_probs
+from tokenratio.training.policy import language_model
+from tokenratio.training.provenance import Origin, origin_of, set_origin
+
+_log = logging.getLogger(__name__)
+
+# Merging in a precision below float32 rounds small updates away; more than this is said.
+_ROUNDED_AWAY = 0.01
+
+
+# --- putting on, taking off -----------------------------------------------------------------------
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a model has an adapter: PEFT's wrapper, or layers that transformers put in."""
+    return isinstance(model, PeftModel) or any(map(_is_added, model.modules()))
+
+
+def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """Wrap a model without adapters in a new one.
+
+    Raises:
+        TokenRatioError: the configuration does not fit.
+    """
+    if has_adapter(model):
+        raise TokenRatioError("the model already has an adapter: merge it first")
+    config = copy.deepcopy(peft_config)
+    config.base_model_name_or_path = None  # PEFT warns where a configuration is used again
+    try:
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TokenRatioError(f"peft_config does not fit the model: {first_line(error)}") from None
+    config.base_model_name_or_path = origin_of(model).name or None
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> PreTrainedModel:
+    """The model with a saved adapter in it, switched on and frozen; one it has already is merged.
+
+    Args:
+        name: the adapter's folder or hub name.
+        where: arguments of from_pretrained that say where its files are found.
+    Raises:
+        TokenRatioError: it cannot be loaded, or was made for another model.
+    """
+    below = origin_of(model)
+    if has_adapter(model):
+        model = merge_adapters(model)
+    try:
+        config = PeftConfig.from_pretrained(name, **where)
+        if config.is_prompt_learning:
+            raise TokenRatioError(
+                f"{name} holds virtual tokens ({config.peft_type.value}): prompt learning is not "
+                "supported"
+            )
+        config.base_model_name_or_path, config.inference_mode = None, True
+        adapted = get_peft_model(model, config)
+        found = adapted.load_adapter(name, "default", **where)
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+        raise TokenRatioError(
+            f"cannot load the adapter {name} onto {below}: {first_line(error)}"
+        ) from None
+    if wrong := [*found.missing_keys, *found.unexpected_keys]:
+        raise TokenRatioError(
+            f"the adapter {name} does not belong to {below}: {len(wrong)} weights have no "
+            f"counterpart, such as {wrong[0]}"
+        )
+    inner = language_model(adapted)
+    inner._hf_peft_config_loaded = True  # as transformers marks a model with an adapter in it
+    set_origin(inner, Origin(name, below.base, (*below.adapters, name)))
+    return inner
+
+
+def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
+    """The model with its one active adapter in PEFT's wrapper, ready to be trained further.
+
+    Raises:
+        TokenRatioError: several adapters are active, or none; or the adapter cannot be moved.
+    """
+    inner, origin, (name, *more) = language_model(model), origin_of(model), _active_adapters(model)
+    if more:
+        raise TokenRatioError(
+            f"the model has several active adapters ({', '.join([name, *more])}): activate one "
+            "with set_adapter, or merge them first"
+        )
+    if isinstance(model, PeftModel) and list(model.peft_config) == ["default"]:
+        adapted = model
+    else:
+        config = copy.deepcopy(inner.peft_config[name])
+        try:
+            state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            if not isinstance(model, PeftModel):
+                state = {f"base_model.model.{key}": value for key, value in state.items()}
+            config.base_model_name_or_path, config.inference_mode = None, False
+            adapted = get_peft_model(_without_adapters(inner), config)
+            set_peft_model_state_dict(adapted, state)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise TokenRatioError(
+                f"{origin}: its adapter cannot be trained further: {first_line(error)}"
+            ) from None
+        set_origin(language_model(adapted), origin)
+    config = adapted.active_peft_config
+    config.base_model_name_or_path = origin.base or config.base_model_name_or_path
+    config.inference_mode = False
+    if not any(p.requires_grad for p in adapted.parameters()):
+        adapted.set_adapter("default")
+    return adapted
+
+
+def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The plain model that a base and its active adapters are together; the base is changed.
+
+    Sums are made in float32 at least and rounded once to the model's own precision. What that
+    loses of a small update is logged.
+
+    Raises:
+        TokenRatioError: the base is quantised, or the merged model says something else.
+    """
+    merged, origin = language_model(model), origin_of(model)
+    if getattr(merged, "hf_quantizer", None) is not None:
+        raise TokenRatioError(
+            f"{origin}: an adapter cannot be merged into a quantised model without loss. Load the "
+            "model unquantised, or train the adapter further (leave out peft)"
+        )
+    _active_adapters(model)
+    before = sample_log_probs(model)
+    _untie_if_adapted(merged)
+    lost, total = 0.0, 0.0
+    for layer in filter(_is_tuner_layer, list(merged.modules())):
+        if layer.active_adapters:
+            try:
+                layer_lost, layer_total = _merge_layer(layer)
+            except (ValueError, NotImplementedError, RuntimeError) as error:
+                raise TokenRatioError(f"{origin} cannot be merged: {first_line(error)}") from None
+            lost, total = lost + layer_lost, total + layer_total
+    merged = _without_adapters(merged, merged=True)
+    merged.requires_grad_(True)
+    share = (lost / total) ** 0.5 if total else 0.0
+    if share > _ROUNDED_AWAY:
+        _log.warning(
+            "merging %s: rounding to %s loses %.0f%% of what the adapter changes; load the model "
+            "in float32 to keep all of it",
+            origin,
+            str(merged.dtype).removeprefix("torch."),
+            100 * share,
+        )
+    require_same(
+        before, sample_log_probs(merged), f"{origin} cannot be merged", precision=merged.dtype
+    )
+    set_origin(merged, origin)
+    return merged
+
+
+def _merge_layer(layer: BaseTunerLayer) -> tuple[float, float]:
+    """Merge one layer; the squared size of what rounding lost, and of the whole update."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is merged already
+        if weight is None or weight.dtype not in (torch.bfloat16, torch.float16):
+            layer.merge(safe_merge=True)
+            return 0.0, 0.0
+        dtype, before = weight.dtype, weight.detach().float()
+        layer.float()
+        layer.merge(safe_merge=True)
+    after = layer.get_base_layer().weight.detach()
+    update, lost = after - before, after - after.to(dtype).float()
+    layer.to(dtype)
+    return float(lost.square().sum()), float(update.square().sum())
+
+
+def _untie_if_adapted(model: PreTrainedModel) -> None:
+    """Give a tied output head weights of its own where an adapter changes one side alone.
+
+    Merged into shared weights, a change of the head would also change the embeddings.
+    """
+    sides = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [side.get_base_layer() if _is_tuner_layer(side) else side for side in sides]
+    weights = [getattr(layer, "weight", None) for layer in layers]
+    if weights[0] is weights[1] and weights[0] is not None and any(map(_is_tuner_layer, sides)):
+        layers[1].weight = nn.Parameter(weights[0].detach().clone(), requires_grad=False)
+
+
+def shared_copy(model: PeftModel) -> PreTrainedModel:
+    """The model inside as it is now: adapters copied, frozen weights of the base shared."""
+    inner = language_model(model)
+    return copy.deepcopy(inner, {id(p): p for p in inner.parameters() if not p.requires_grad})
+
+
+def base_of(model: PeftModel) -> PreTrainedModel:
+    """The model without its adapter, as a model of its own; all weights are shared."""
+    inner = language_model(model)
+    tensors = [*inner.parameters(), *inner.buffers()]
+    plain = _without_adapters(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
+    plain.__dict__.pop("forward", None)  # that of token requests
+    return plain
+
+
+def _without_adapters(model: PreTrainedModel, *, merged: bool = False) -> PreTrainedModel:
+    """Put plain layers where PEFT's are: the original ones, or what merging made of them."""
+    added = {name: module for name, module in model.named_modules() if _is_added(module)}
+    for name, module in added.items():
+        if any(name.startswith(f"{other}.") for other in added):
+            continue
+        if _is_tuner_layer(module):
+            if module.merged and not merged:
+                module.unmerge()
+            plain = module.get_base_layer()
+        elif merged:
+            plain = module.unload_and_optionally_merge_module(True, False, None)
+        else:
+            plain = module.original_module
+        model.set_submodule(name, plain)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False
+    # Names that transformers translated an adapter's weights from would go into what is saved.
+    names = [
+        str(each.source_patterns) for each in getattr(model, "_weight_conversions", None) or ()
+    ]
+    if any("base_model.model" in name for name in names):
+        del model._weight_conversions
+    if merged:
+        _note_untied(model)
+    return model
+
+
+def _note_untied(model: PreTrainedModel) -> None:
+    """A head that was trained whole is no longer tied, whatever the configuration says."""
+    sides = model.get_input_embeddings(), model.get_output_embeddings()
+    weights = [getattr(side, "weight", None) for side in sides]
+    if weights[0] is not weights[1]:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _active_adapters(model: PreTrainedModel | PeftModel) -> list[str]:
+    """The names of the adapters that are at work; others are left out, which is logged."""
+    inner = language_model(model)
+    layers = [module for module in inner.modules() if _is_added(module)]
+    active = sorted({name for layer in layers for name in layer.active_adapters})
+    if not active or any(layer.disable_adapters for layer in layers):
+        raise TokenRatioError("the model has an adapter that is switched off: enable or unload it")
+    if others := sorted(set(inner.peft_config) - set(active)):
+        _log.warning("adapters that are not active are left out: %s", ", ".join(others))
+    return active
+
+
+def _is_tuner_layer(module: Any) -> bool:
+    return isinstance(module, BaseTunerLayer)
+
+
+def _is_added(module: Any) -> bool:
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)

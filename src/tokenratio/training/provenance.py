@@ -1,0 +1,256 @@
+"""What a model was put together from, and where its parts are now.
+
+An adapter is useless without its base, and its folder only names it. A name may be a folder on
+another machine, relative to a working directory that is long gone, or a hub repository.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.training.loading import WHERE_KWARGS
+from tokenratio.training.run_folder import RUN_FILE, read_document
+
+ADAPTER_FILE = "adapter_config.json"
+# Of the arguments that say where to find files, those of one repository and not of the next.
+_OF_ONE_REPOSITORY = ("revision", "subfolder")
+_MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# First parts of relative paths. Somebody could call a hub organisation so, but an adapter that
+# names its base `models/sft` was trained on a folder.
+_FOLDER_NAMES = frozenset(
+    (
+        *("model", "models", "checkpoint", "checkpoints", "ckpt", "ckpts", "weights", "adapters"),
+        *("output", "outputs", "run", "runs", "result", "results", "saved", "saves", "tmp"),
+        "experiments",
+    )
+)
+_CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was put together from.
+
+    Attributes:
+        name: a folder or hub name that loads all of it; "" if there is none.
+        base: the model without adapters, likewise.
+        adapters: what was put on it, in this order: folders, hub names, or a few words.
+    """
+
+    name: str
+    base: str
+    adapters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " on ".join([*reversed(self.adapters), self.base or "a model without a name"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return {"path": self.name, "base": self.base, "adapters": list(self.adapters)}
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """What `model`, an adapter around it or not, was put together from, as far as it is known."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = getattr(inner, "tokenratio_origin", None)
+    if known is not None:
+        return known
+    name = absolute(inner.config.name_or_path or "")
+    configs: Mapping[str, Any] = getattr(inner, "peft_config", {})
+    adapters = tuple(f"{config.peft_type.value} {key!r}" for key, config in configs.items())
+    return Origin("" if adapters else name, name, adapters)
+
+
+def set_origin(model: nn.Module, origin: Origin) -> None:
+    """Remember what a causal language model was put together from; a deep copy knows it too."""
+    model.tokenratio_origin = origin
+
+
+def absolute(name: str | Path) -> str:
+    """A folder's absolute path; any other name as it is."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if str(name) and path.is_dir() else str(name)
+
+
+def located(name: str | Path) -> str:
+    """A folder's absolute path, or a hub name.
+
+    Raises:
+        TokenRatioError: it can only be a folder's path, and there is none.
+    """
+    name = absolute(name)
+    if not os.path.isdir(name) and _is_path(name):
+        raise TokenRatioError(f"cannot load {name}: there is no such folder")
+    return name
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter on disk or on the hub.
+
+    Attributes:
+        name: its absolute folder or hub name.
+        where: arguments of from_pretrained that say where its files are found.
+        base: of the model it was trained on: an absolute folder or hub name.
+        base_where: arguments of from_pretrained that say where the base's files are found.
+    """
+
+    name: str
+    where: Mapping[str, Any]
+    base: str
+    base_where: Mapping[str, Any]
+
+
+def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | None:
+    """The adapter that a folder or hub name holds; None for a whole model, or for nothing.
+
+    A folder that holds a whole model beside an adapter is a model: transformers loads both.
+
+    Args:
+        where: arguments of from_pretrained; those that do not say where to look are ignored.
+    Raises:
+        TokenRatioError: `name` can only be a folder and there is none; the adapter lacks a file, or
+            its base cannot be found.
+    """
+    where = {key: value for key, value in where.items() if key in WHERE_KWARGS}
+    name = located(name)
+    is_local = os.path.isdir(name)
+    try:
+        file = find_adapter_config_file(name, **where)
+    except (OSError, ValueError):  # loading the model says what is wrong with the name
+        return None
+    if file is None:
+        return None
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (OSError, ValueError, AttributeError) as error:
+        raise TokenRatioError(f"cannot read {file}: {error}") from None
+    folder = Path(file).parent
+    if is_local and (folder / "config.json").is_file() and _has_any(folder, _MODEL_WEIGHTS):
+        return None
+    if is_local and not _has_any(folder, _ADAPTER_WEIGHTS):
+        raise TokenRatioError(f"{folder} has {ADAPTER_FILE} but no {_ADAPTER_WEIGHTS[0]}")
+    if not isinstance(base, str) or not base:
+        raise TokenRatioError(
+            f"{name} is an adapter and does not say of which model: set base_model_name_or_path in "
+            f"its {ADAPTER_FILE}"
+        )
+    base_where = {key: value for key, value in where.items() if key not in _OF_ONE_REPOSITORY}
+    if isinstance(revision, str):
+        base_where["revision"] = revision
+    return SavedAdapter(
+        name, where, _find_base(name, folder if is_local else None, base), base_where
+    )
+
+
+def chain_of(
+    name: str | Path, where: Mapping[str, Any] | None = None
+) -> tuple[str, Mapping[str, Any], tuple[SavedAdapter, ...]]:
+    """The whole model at the bottom of `name`, where it is found, and the adapters on it in order.
+
+    Raises:
+        TokenRatioError: see `saved_adapter`; or adapters that are each other's base.
+    """
+    base = absolute(name)
+    where = {key: value for key, value in (where or {}).items() if key in WHERE_KWARGS}
+    chain: list[SavedAdapter] = []
+    while (adapter := saved_adapter(base, where)) is not None:
+        if any(adapter.name == other.name for other in chain):
+            raise TokenRatioError(f"{adapter.name}: an adapter that is its own base")
+        chain.insert(0, adapter)
+        base, where = adapter.base, adapter.base_where
+    return base, where, tuple(chain)
+
+
+def relocated(path: str, folder: Path) -> Path | None:
+    """Where `path` lies now if a run and what it used were moved together.
+
+    Args:
+        path: absolute, as `run.json` or an adapter names it.
+        folder: of the run now, or of a checkpoint in it.
+    """
+    for place, record in _records(folder):
+        was = record.get("run_folder")
+        if isinstance(was, str):
+            return Path(os.path.normpath(place / os.path.relpath(path, was)))
+    return None
+
+
+def _find_base(name: str, folder: Path | None, base: str) -> str:
+    """The model that an adapter names: an absolute folder, or a hub name.
+
+    A relative path is looked for where the run was made, in the folders above the adapter, the
+    nearest first, and in the working directory.
+
+    Args:
+        name: of the adapter, for messages.
+        folder: of the adapter if it is not on the hub.
+    """
+    given = Path(base).expanduser()
+    made_in = None if folder is None else _made_in(folder)
+    if given.is_absolute():
+        moved = None if folder is None else relocated(str(given), folder)
+        places = [given, moved]
+    else:
+        above = [] if folder is None else [folder, *folder.parents]
+        places = [at and at / given for at in (made_in, *above, Path.cwd())]
+    for place in filter(None, places):
+        if any((place / file).is_file() for file in ("config.json", ADAPTER_FILE)):
+            return os.path.abspath(place)
+    is_folder = len(given.parts) > 1 and given.parts[0].lower() in _FOLDER_NAMES
+    if is_folder or _is_path(base) or any(map(_CHECKPOINT.fullmatch, given.parts)):
+        was = "" if given.is_absolute() or made_in is None else f"; it was in {made_in}"
+        raise TokenRatioError(
+            f"the adapter {name} was trained on {base}, which is not here{was}. Put that model "
+            f"there, or set base_model_name_or_path in {ADAPTER_FILE} to where it is"
+        )
+    return base
+
+
+def _made_in(folder: Path) -> Path | None:
+    """The working directory of the run that left `folder`, if its output was relative to that."""
+    for place, record in _records(folder):
+        config = record.get("config")
+        given = config.get("output_dir") if isinstance(config, Mapping) else None
+        if isinstance(given, str) and not os.path.isabs(given):
+            parts = Path(os.path.normpath(given)).parts
+            if place.parts[len(place.parts) - len(parts) :] == parts:
+                return Path(*place.parts[: len(place.parts) - len(parts)])
+    return None
+
+
+def _records(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The run's folder and its `run.json`, for that folder or a checkpoint in it."""
+    folder = Path(os.path.abspath(folder))
+    for place in (folder, folder.parent):
+        record = read_document(place / RUN_FILE)
+        if record is not None:
+            yield place.parent if _CHECKPOINT.fullmatch(place.name) else place, record
+            return
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a folder's: no hub repository may be called so."""
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return False
+
+
+def _has_any(folder: Path, patterns: Iterable[str]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
