@@ -40,7 +40,12 @@ USAGE = "\n".join(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it succeeded, 2 for a mistake the user can put right."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0 when it succeeded, 2 for a mistake the user can put right, 1 for an error
+        that was not expected; each of these is one line on standard error.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -59,16 +64,27 @@ def main(argv: list[str] | None = None) -> int:
     except TokenRatioError as error:
         if os.environ.get("TOKENRATIO_DEBUG"):
             raise
-        # Names from a recipe or a data set must not move the cursor.
-        message = "".join(c if c.isprintable() else " " for c in str(error))
-        print(f"tokenratio: {' '.join(message.split())}", file=sys.stderr)
+        _print_line(str(error))
         return 2
     except BrokenPipeError:  # such as `| head`: what is left unsaid goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print("tokenratio: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        _print_line(". ".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
         return 130
+    except Exception as error:
+        if os.environ.get("TOKENRATIO_DEBUG"):
+            raise
+        from tokenratio.cli.failures import describe_failure
+
+        _print_line(describe_failure(error, argv[0]))
+        return 1
+
+
+def _print_line(text: str) -> None:
+    """Print a message on standard error; a name in it cannot move the cursor."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    print(f"tokenratio: {' '.join(printable.split())}", file=sys.stderr)
 
 
 def run_as_process() -> NoReturn:

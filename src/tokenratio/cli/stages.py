@@ -12,7 +12,7 @@ from tokenratio.cli.folders import EVAL_FILE
 from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
 from tokenratio.cli.starting import source_of
-from tokenratio.cli.terminal import user_mistakes
+from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.evaluation.generation import policy_sampler
@@ -121,15 +121,9 @@ def run_stage(
         reference_copy=ref_model is not None or not is_adapted,
     )
     say(stage, f"rows of up to {trainer.train_data.longest} tokens; {estimate.brief}")
-    try:
+    with training(trainer):
         result = trainer.train(resume_from_checkpoint=resume_of(args.resume_from_checkpoint))
-    except Exception:
-        if trainer.state.global_step > 0:
-            raise
-        # Optimizers, schedules and samplers are only built now.
-        with user_mistakes("the run cannot be started"):
-            raise
-    trainer.save_model()
+        trainer.save_model()
     say(stage, f"{args.loss}: {result.global_step} steps, saved in {args.output_dir}")
     if trainer.eval_data is None:
         return trainer, {}

@@ -82,7 +82,7 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     from tokenratio.cli.folders import claim_folder
     from tokenratio.cli.progress import use_terminal
     from tokenratio.cli.starting import source_of, tokenizer_of
-    from tokenratio.cli.terminal import user_mistakes
+    from tokenratio.cli.terminal import training, user_mistakes
     from tokenratio.data import source_name
     from tokenratio.training.arguments import check_machine
     from tokenratio.training.reward_model import RewardTrainer, evaluated_metrics
@@ -112,15 +112,9 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     size = sum(p.numel() for p in model.parameters())
     _say(args, f"reward model of {size:,} parameters: {source_name(recipe.train_dataset)}")
     _say(args, trainer.train_data.summary())
-    try:
+    with training(trainer):
         result = trainer.train(resume_from_checkpoint=resume)
-    except Exception:
-        if trainer.state.global_step > 0:
-            raise
-        # Optimizers, schedules and samplers are only built now.
-        with user_mistakes("the run cannot be started"):
-            raise
-    trainer.save_model()
+        trainer.save_model()
     _say(args, f"{result.global_step} steps, saved in {args.output_dir}")
     scores = None if trainer.eval_data is None else _held_out(trainer, args)
     # Or a process that ends first may be aborted by the threads of its process group.

@@ -70,14 +70,15 @@ _COMPARED_VERSIONS = ("torch", "transformers", "tokenratio")
 _log = logging.getLogger(__name__)
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that can be resumed; what is passed over is logged."""
+def last_checkpoint(folder: str | Path, *, quiet: bool = False) -> Path | None:
+    """The newest checkpoint that can be resumed; what is passed over is logged, unless `quiet`."""
     found = [(int(path.name.removeprefix("checkpoint-")), path) for path in _checkpoints(folder)]
     for _, path in sorted(found, reverse=True):
         missing = _what_is_missing(path)
         if missing is None:
             return path
-        _log.warning("%s is passed over: %s", path, missing)
+        if not quiet:
+            _log.warning("%s is passed over: %s", path, missing)
     return None
 
 

@@ -1,0 +1,47 @@
+"""What the command line says of an error that no command expected."""
+
+import errno
+import os
+import re
+
+_MEMORY = re.compile(r"out of memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+_OUT_OF_MEMORY = (
+    "out of memory: lower per_device_train_batch_size (and raise gradient_accumulation_steps by as "
+    "much) or max_length, set activation_checkpointing to true, train a LoRA adapter (peft), or "
+    "lower the batch size of evaluation"
+)
+_DISK_FULL = "the disk is full: free space, or keep fewer checkpoints (save_total_limit)"
+
+
+def shortage(error: BaseException) -> str | None:
+    """What to do where memory or disk ran out; None for another error."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _MEMORY.search(text):
+        return _OUT_OF_MEMORY
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _DISK_FULL if is_full or _DISK.search(text) else None
+
+
+def describe_failure(error: BaseException, command: str) -> str:
+    """One line: what went wrong, what is kept (the error's notes), and what to do."""
+    kept = " ".join(getattr(error, "__notes__", []))
+    found = shortage(error)
+    if found is not None:
+        return ". ".join(filter(None, (found, kept)))
+    said = " ".join(str(error).split()) or "no message"
+    report = (
+        f"set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not say what to put "
+        f"right, please report it with the traceback ({os.path.basename(_where(error))})"
+    )
+    return ". ".join(
+        filter(None, (f"{command} stopped on an unexpected error: {said[:400]}", kept, report))
+    )
+
+
+def _where(error: BaseException) -> str:
+    """File and line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "no file" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
