@@ -14,6 +14,7 @@ GREATER_IS_BETTER: dict[str, bool | None] = {
     "rewards/rejected": False,
     "rewards/margins": True,
     "rewards/accuracies": True,
+    "rewards/ties": False,
     "logps/chosen": True,
     "logps/rejected": False,
     "log_ratio/chosen": True,
