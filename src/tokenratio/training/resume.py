@@ -46,7 +46,7 @@ MAY_DIFFER = frozenset(
         *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
         *("eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"),
         *("bf16_full_eval", "fp16_full_eval", "load_best_model_at_end", "eval_split"),
-        "max_eval_samples",
+        *("max_eval_samples", "data_cache_dir", "dataset_num_proc"),
         *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
         *("save_only_model", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
