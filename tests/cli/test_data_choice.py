@@ -87,8 +87,10 @@ def test_the_first_stage_never_sees_held_out_prompts(make_recipe, capsys):
         train_dataset="uf",
         held_out_share=0.3,
         sft={"output_dir": "sft", "save_strategy": "no", "train_dataset": "uf@train_sft"},
+        data_cache_dir="cache",
     )
     assert main(["train", recipe]) == 0
+    assert len(list(Path("cache").iterdir())) == 4  # both sides of both stages
     assert "held out by prompt" in capsys.readouterr().out
     used, first = rows_used(), rows_used("sft")
     assert used["train"] + used["eval"] == 16

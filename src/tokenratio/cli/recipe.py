@@ -276,6 +276,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     # Only what belongs to the machine and the data carries over; the rest is another kind of run.
     carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
     carried += (*_OF_ALL_STAGES, *_TEMPLATE)
+    carried += ("data_cache_dir", "dataset_num_proc")
     if "train_dataset" not in recipe.sft:
         carried += ("train_split", "max_samples", "columns")
     settings = {
