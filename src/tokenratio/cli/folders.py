@@ -7,9 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import BASE_FOLDER, METRICS_FILE, ORIGIN_FILE, RUN_FILE
+from tokenratio.training.run_folder import (
+    BASE_FOLDER,
+    EVAL_FILE,
+    METRICS_FILE,
+    ORIGIN_FILE,
+    RUN_FILE,
+)
 
-EVAL_FILE = "eval.json"
 STAGE_FILE = "stage.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Everything that training and saving write, ours and transformers'; nothing else is ever removed.

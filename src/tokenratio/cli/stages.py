@@ -8,7 +8,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenratio.cli.folders import EVAL_FILE
 from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
 from tokenratio.cli.starting import source_of
@@ -20,7 +19,7 @@ from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.objective import evaluated_metrics
 from tokenratio.training.reference import model_digest
-from tokenratio.training.run_folder import replace_text
+from tokenratio.training.run_folder import EVAL_FILE, replace_text
 from tokenratio.training.start_checks import check_settings
 from tokenratio.training.trainer import TokenRatioTrainer
 
@@ -132,6 +131,7 @@ def run_stage(
     if args.should_save:
         document = {**metrics, "held_out": held_out_figures(metrics, num)}
         replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
+        trainer.create_model_card()
     say(stage, f"held out: {describe_held_out(metrics, num)}")
     return trainer, metrics
 

@@ -141,12 +141,11 @@ def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
     """Accuracy on the held-out pairs, printed and written to `eval.json`."""
     import numpy as np
 
-    from tokenratio.cli.folders import EVAL_FILE
     from tokenratio.cli.progress import describe_accuracy
     from tokenratio.data.batching import token_counts
     from tokenratio.evaluation.estimates import wilson_interval
     from tokenratio.evaluation.pairs import held_out_pairs
-    from tokenratio.training.run_folder import replace_text
+    from tokenratio.training.run_folder import EVAL_FILE, replace_text
 
     dataset = trainer.eval_data.dataset
     output = trainer.predict(dataset, metric_key_prefix="eval")
@@ -164,6 +163,7 @@ def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
     if args.should_save:
         document = {**output.metrics, "held_out": {**asdict(scores), "interval": interval}}
         replace_text(Path(args.output_dir) / EVAL_FILE, json.dumps(document, indent=2) + "\n")
+        trainer.create_model_card()
     _say(
         args,
         f"held out: {describe_accuracy(accuracy.mean, interval, accuracy.num, scores.num_ties)}, "

@@ -21,6 +21,7 @@ from transformers.trainer_utils import TrainOutput
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.loading import WHERE_KWARGS
+from tokenratio.training.model_card import own_settings, write_model_card
 from tokenratio.training.run_folder import (
     RUN_FILE,
     mask_secrets,
@@ -254,11 +255,8 @@ class ResumableTrainer(Trainer):
         if self.train_dataset is None:
             raise TokenRatioError("no train_dataset was given")
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self._identity = {
-            "config": self.args.to_dict(),
-            "processes": self.accelerator.num_processes,
-            **self.run_identity(),
-        }
+        vars(self).pop("_identity", None)  # of an earlier call, with other settings
+        self._run()
         if checkpoint is not None:
             check_same_run(checkpoint, self._identity)
         if self.is_world_process_zero():
@@ -291,10 +289,51 @@ class ResumableTrainer(Trainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and tokenizer; a checkpoint also says which run it is of."""
+        """Save model, tokenizer and model card; a checkpoint also says which run it is of."""
+        folder = Path(output_dir or self.args.output_dir)
         if _internal_call and self.args.should_save:
-            write_run_file(output_dir or self.args.output_dir, **self._identity)
+            write_run_file(folder, **self._run())
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self._write_card(folder)
+
+    def create_model_card(
+        self,
+        *,
+        finetuned_from: str | None = None,
+        tasks: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Write `README.md` from the run's record; the arguments are transformers'."""
+        if not self.is_world_process_zero():
+            return
+        header = {"base_model": finetuned_from, "datasets": dataset_tags or dataset}
+        given = {name: value for name, value in header.items() if value is not None}
+        if tasks is not None:
+            given["pipeline_tag"] = tasks
+        self._write_card(Path(self.args.output_dir), **given, **metadata)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.create_model_card()  # of transformers' making there would be none yet
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _run(self) -> dict[str, Any]:
+        """What `run.json` says, versions apart."""
+        if not hasattr(self, "_identity"):  # saved before it was trained
+            self._identity = {
+                "config": self.args.to_dict(),
+                "processes": self.accelerator.num_processes,
+                **self.run_identity(),
+            }
+        return self._identity
+
+    def _write_card(self, folder: Path, **metadata: Any) -> None:
+        run = mask_secrets({"versions": versions(), **self._run()})
+        settings = own_settings(self.args, leave_out=MAY_DIFFER)
+        if not write_model_card(folder, run, settings, **metadata):
+            _log.warning("%s/README.md is not tokenratio's and stays as it is", folder)
 
 
 def _is_finished(state: TrainerState, args: TrainingArguments) -> bool:

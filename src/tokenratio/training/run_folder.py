@@ -11,12 +11,13 @@ from typing import Any
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+EVAL_FILE = "eval.json"
 # The model that a run's adapter belongs to, where that exists nowhere else, and in its folder what
 # it was put together from.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
 _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
-_MASK = "<masked>"
+MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
@@ -34,7 +35,7 @@ def write_run_file(folder: str | Path, **contents: Any) -> None:
 def mask_secrets(value: Any) -> Any:
     """The same document with the text of every key that names a secret replaced."""
     if isinstance(value, Mapping):
-        return {k: _MASK if _is_secret(k, v) else mask_secrets(v) for k, v in value.items()}
+        return {k: MASK if _is_secret(k, v) else mask_secrets(v) for k, v in value.items()}
     return value
 
 

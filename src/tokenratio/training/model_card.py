@@ -1,0 +1,272 @@
+"""The model card of a run, made from its `run.json` and `eval.json`."""
+
+import html
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from tokenratio.training.method_settings import MethodSettings
+from tokenratio.training.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_document
+
+CARD_FILE = "README.md"
+# A card without this line, or peft's own, is somebody's work and stays.
+_MARK = "<!-- Written by tokenratio from run.json; remove this line to keep your own changes. -->"
+_OF_PEFT = "# Model Card for Model ID"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+_PAPER = ("Token-level Bregman Preference Optimization (TBPO)", "2605.12288")
+
+
+def write_model_card(
+    folder: Path, run: Mapping[str, Any], settings: Mapping[str, Any], **metadata: Any
+) -> bool:
+    """Write `README.md`; returns False where the folder has a card that is not a run's.
+
+    Args:
+        folder: of the saved model; figures come from its `eval.json`, if this run wrote it.
+        run: what `run.json` says, secrets masked.
+        settings: of the run, those that are not the defaults.
+        metadata: for the card's YAML header, such as `license` or `language`; `model_name`.
+    """
+    path = folder / CARD_FILE
+    if path.is_file():
+        old = path.read_text(encoding="utf-8", errors="replace")
+        if _MARK not in old and _OF_PEFT not in old:
+            return False
+    model_card(folder, run, settings, **metadata).save(path)
+    return True
+
+
+def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict[str, Any]:
+    """The settings of a run that are not the defaults, secrets masked.
+
+    Args:
+        leave_out: settings that say nothing about the model, such as paths.
+    """
+    # No second instance of the arguments: that would reset accelerate's state.
+    defaults: dict[str, Any] = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(args)
+    }
+    defaults["accelerator_config"] = AcceleratorConfig().to_dict()
+    del defaults["accelerator_config"]["use_configured_state"]  # the settings leave it out, too
+    if isinstance(args, MethodSettings):
+        method = MethodSettings(loss=args.loss)
+        method.resolve_method()
+        defaults |= vars(method)
+    values = mask_secrets(args.to_dict())
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in leave_out
+        and (value or None) != (_plain(defaults.get(name)) or None)
+        and value != MASK
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def model_card(
+    folder: Path,
+    run: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    model_name: str | None = None,
+    tags: str | Sequence[str] | None = None,
+    **metadata: Any,
+) -> ModelCard:
+    """The card; see `write_model_card`."""
+    is_adapter = bool(run.get("adapters"))
+    is_reward = run.get("kind") == "reward model"
+    method = "reward-model" if is_reward else str(run["config"]["loss"])
+    base = run.get("model")
+    given = [tags] if isinstance(tags, str) else list(tags or [])
+    data = ModelCardData(
+        base_model=metadata.pop("base_model", None) or (base if _is_hub_name(base) else None),
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-classification" if is_reward else "text-generation",
+        tags=list(dict.fromkeys(["tokenratio", method, *(["lora"] if is_adapter else []), *given])),
+        **{name: value for name, value in metadata.items() if value is not None},
+    )
+    name = model_name or folder.resolve().name
+    sections = {
+        "": f"{_MARK}\n\n# {_text(name)}\n\n{_introduction(run, method)}",
+        "How to load it": _loading(name, is_adapter, is_reward),
+        "Training": _training(run, method),
+        "Data": _data(run),
+        "Settings": "Those that are not the defaults.\n\n" + _table("setting", "value", settings),
+        "Evaluation": _evaluation(_evaluated(folder)),
+        "Versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in run["versions"].items()),
+        "Citation": _citation(method),
+    }
+    body = "\n\n".join(
+        (f"## {title}\n\n" if title else "") + text for title, text in sections.items() if text
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _introduction(run: Mapping[str, Any], method: str) -> str:
+    what = {
+        "sft": "fine-tuned on responses",
+        "reward-model": "trained as a reward model on preference pairs (Bradley–Terry)",
+    }.get(method, f"aligned with preference pairs by `{method}`")
+    return (
+        f"{_text(_name_of(run.get('model')))}, {what} with tokenratio. No licence is stated here: "
+        "the base model's and the data's apply."
+    )
+
+
+def _loading(name: str, is_adapter: bool, is_reward: bool) -> str:
+    kind = "SequenceClassification" if is_reward else "CausalLM"
+    package, prefix = (
+        ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
+    )
+    shown = json.dumps(name).replace("`", "")
+    return (
+        "```python\n"
+        f"from {package} import {prefix}{kind}\n"
+        "from transformers import AutoTokenizer\n\n"
+        f"model = {prefix}{kind}.from_pretrained({shown})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({shown})\n"
+        "```"
+    )
+
+
+def _training(run: Mapping[str, Any], method: str) -> str:
+    lines = {"Starting point": _name_of(run.get("model"))}
+    lines["Method"] = method if method == "reward-model" else f"{method}: {_source_of(method)}"
+    reference = run.get("reference")
+    if isinstance(reference, Mapping):
+        lines["Reference"] = _name_of(reference.get("description"))
+        lines["Reference, SHA-256"] = reference.get("sha256")
+    for adapter, config in (run.get("adapters") or {}).items():
+        names = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
+        shown = {name: config[name] for name in names if config.get(name)}
+        lines[f"Adapter {adapter}"] = _value(shown)
+    lines["Processes"] = run.get("processes")
+    return "\n".join(
+        f"- {_text(name)}: {_text(value)}" for name, value in lines.items() if value is not None
+    )
+
+
+def _data(run: Mapping[str, Any]) -> str:
+    lines = [
+        "| part | rows read | rows kept | refused | SHA-256 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for part, account in (run.get("data") or {}).items():
+        read, kept = account.get("rows_read"), account.get("rows_kept")
+        refused = read - kept if read is not None and kept is not None else None
+        cells = (part, read, kept, refused, account.get("digest"))
+        lines.append("| " + " | ".join(map(_text, cells)) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _evaluation(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return ""
+    held_out = figures.get("held_out") or {}
+    lines: dict[str, Any] = {}
+    accuracy, interval = held_out.get("accuracy"), held_out.get("interval")
+    if isinstance(accuracy, Mapping):
+        held_out = {**held_out, "num_pairs": accuracy.get("num")}
+        accuracy = accuracy.get("mean")
+    if accuracy is not None and interval is not None:
+        low, high = interval
+        lines["accuracy on held-out pairs, ties count half"] = (
+            f"{accuracy:.3f} (95 % {low:.3f}–{high:.3f}; {held_out.get('num_pairs')} pairs, "
+            f"{held_out.get('num_ties')} ties)"
+        )
+    timing = ("_runtime", "_per_second")
+    for name, value in figures.items():
+        if isinstance(value, int | float) and not name.endswith(timing) and name != "epoch":
+            lines[name] = f"{value:.4g}"
+    return _table("measure", "value", lines)
+
+
+def _evaluated(folder: Path) -> dict[str, Any] | None:
+    """What `eval.json` says; one that is older than `run.json` is another run's."""
+    path, run = folder / EVAL_FILE, folder / RUN_FILE
+    if not path.is_file() or (run.is_file() and path.stat().st_mtime < run.stat().st_mtime):
+        return None
+    return read_document(path)
+
+
+def _citation(method: str) -> str:
+    entries = {"tokenratio": _PAPER} if method.startswith("tbpo") else {}
+    if not entries and method not in ("sft", "reward-model"):
+        source = _source_of(method)
+        found = _ARXIV.search(source)
+        if found is None:
+            return _text(source)
+        entries = {method: (source.partition(",")[0], found[1])}
+    return "\n".join(
+        f"```bibtex\n@misc{{{key},\n  title = {{{{{title}}}}},\n  eprint = {{{number}}},\n"
+        "  archivePrefix = {arXiv}\n}\n```"
+        for key, (title, number) in entries.items()
+    )
+
+
+def _source_of(method: str) -> str:
+    """The paper of a method, in words."""
+    from tokenratio.losses import METHODS
+
+    if method.startswith("tbpo"):
+        return f"{_PAPER[0]}, arXiv {_PAPER[1]}"
+    return METHODS[method].source.partition(";")[0]
+
+
+def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
+    lines = [f"| {first} | {second} |", "| --- | --- |"]
+    lines += [f"| {_text(name)} | {_text(_value(value))} |" for name, value in rows.items()]
+    return "\n".join(lines) if rows else ""
+
+
+def _value(value: Any) -> str:
+    plain = json.loads(json.dumps(value, default=str))
+    return ", ".join(_leaves(plain)) if isinstance(plain, dict | list) else str(_name_of(plain))
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[str]:
+    """A nested value in words; paths inside are shortened like others."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _leaves(each, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        yield f"{name} {' '.join(str(_name_of(each)) for each in value)}".strip()
+    else:
+        yield f"{name} {_name_of(value)}".strip()
+
+
+def _name_of(value: Any) -> Any:
+    """A name as strangers may read it: of a path, also one in parentheses, only the last part."""
+    if isinstance(value, Mapping):
+        names = ("name", "path", "description")
+        return _name_of(next((value[name] for name in names if value.get(name)), ""))
+    if not isinstance(value, str) or _is_hub_name(value):
+        return value
+    value = re.sub(r"\(([^()]*)\)", lambda found: f"({_name_of(found[1])})", value)
+    outside, parenthesis, rest = value.partition(" (")
+    return re.split(r"[/\\]", outside.rstrip("/\\"))[-1] + parenthesis + rest
+
+
+def _is_hub_name(value: Any) -> bool:
+    is_name = isinstance(value, str) and _HUB_NAME.fullmatch(value) is not None
+    return is_name and not Path(value).exists()
+
+
+def _text(value: Any) -> str:
+    """Plain text in Markdown: names come from data and folders, and nothing in them is markup."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    escaped = re.sub(r"([\\`*\[\]#|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return html.escape(escaped, quote=False)
