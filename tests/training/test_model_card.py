@@ -10,6 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from transformers.trainer_utils import HubStrategy
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
@@ -146,8 +147,9 @@ def test_nothing_in_a_name_is_markup():
         run["model"] = run["reference"]["description"] = odd
         run["data"] = {odd: {"rows_read": 3, "rows_kept": 2, "digest": "d"}}
         found = model_card(Path("run"), run, {odd: odd}, model_name=odd, tags=[odd])
-        assert "<script>" not in found.text
-        assert not re.search(r"(?<!\\)!?\[", found.text.partition("```bibtex")[0])
+        prose = re.sub(r"```.*?```", "", found.text, flags=re.S)  # code is shown as it is
+        assert "<script>" not in prose
+        assert not re.search(r"(?<!\\)!?\[", prose)
         assert [line for line in found.text.splitlines() if line.startswith("# ")] == [
             next(line for line in found.text.splitlines() if line.startswith("# "))
         ]
@@ -164,16 +166,17 @@ def test_what_is_pushed_has_our_card(peft, monkeypatch):
     class Api:
         def upload_folder(self, *, folder_path, **_):
             pushed.append((Path(folder_path) / "README.md").read_text())
+            return type("Job", (), {"done": lambda self: True, "is_done": lambda self: True})()
 
         def create_repo(self, repo_id, **_):
             return type("Repo", (), {"repo_id": repo_id})()
 
     monkeypatch.setattr("transformers.trainer.hf_api", Api)
-    trainer = trained(peft=peft, hub_model_id="me/mine")
-    trainer.hub_model_id = "me/mine"
+    trainer = trained(peft=peft, push_to_hub=True, hub_model_id="me/mine")
     trainer.push_to_hub(license="mit", tags="mine", finetuned_from="org/base")
-    (text,) = pushed
-    found = ModelCard(text)
+    assert len(pushed) == 2  # saving pushes, too
+    assert all(text.count("<!-- Written by tokenratio") == 1 for text in pushed)
+    found = ModelCard(pushed[1])
     assert found.data.license == "mit"
     assert found.data.base_model == "org/base"
     assert found.data.tags[0] == "tokenratio"
@@ -182,8 +185,10 @@ def test_what_is_pushed_has_our_card(peft, monkeypatch):
     assert "# mine\n" in found.text
     checkpoint = Path("run/checkpoint-2")
     checkpoint.mkdir()
+    Path("run/README.md").unlink()
+    trainer.args.hub_strategy = HubStrategy.EVERY_SAVE
     trainer._push_from_checkpoint(str(checkpoint))
-    assert "<!-- Written by tokenratio" in pushed[1]
+    assert "<!-- Written by tokenratio" in pushed[2]
 
 
 @pytest.mark.parametrize("peft", [None, LORA])
