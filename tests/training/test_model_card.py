@@ -121,6 +121,16 @@ def test_a_hub_name_is_the_base_model():
         assert "cache_dir model-7b" in found.text
 
 
+def test_the_adapters_a_policy_starts_from_are_named():
+    run = json.loads((trained(peft=LORA) and Path("run/run.json")).read_text())
+    run["model"] = "/home/me/sft-adapter"
+    run["starts_from"] = {"path": run["model"], "base": "org/base", "adapters": [run["model"]]}
+    text = model_card(Path("run"), run, {}).text
+    assert (
+        "- Starting point: sft-adapter\n- Its base: org/base\n- Its adapters: sft-adapter" in text
+    )
+
+
 def test_evaluation_is_that_of_the_run():
     trainer = trained()
     figures = {"accuracy": 0.625, "interval": [0.3, 0.86], "num_pairs": 8, "num_ties": 2}
@@ -172,9 +182,10 @@ def test_what_is_pushed_has_our_card(peft, monkeypatch):
             return type("Repo", (), {"repo_id": repo_id})()
 
     monkeypatch.setattr("transformers.trainer.hf_api", Api)
-    trainer = trained(peft=peft, push_to_hub=True, hub_model_id="me/mine")
+    trainer = trained(peft=peft, push_to_hub=True, hub_model_id="me/mine", hub_token="hf_made_up")
     trainer.push_to_hub(license="mit", tags="mine", finetuned_from="org/base")
     assert len(pushed) == 2  # saving pushes, too
+    assert "hf_made_up" not in "".join(pushed)
     assert all(text.count("<!-- Written by tokenratio") == 1 for text in pushed)
     found = ModelCard(pushed[1])
     assert found.data.license == "mit"

@@ -144,6 +144,10 @@ def _loading(name: str, is_adapter: bool, is_reward: bool) -> str:
 
 def _training(run: Mapping[str, Any], method: str) -> str:
     lines = {"Starting point": _name_of(run.get("model"))}
+    starts_from = run.get("starts_from")
+    if isinstance(starts_from, Mapping) and starts_from.get("adapters"):
+        lines["Its base"] = _name_of(starts_from.get("base"))
+        lines["Its adapters"] = _value(starts_from["adapters"])
     lines["Method"] = method if method == "reward-model" else f"{method}: {_source_of(method)}"
     reference = run.get("reference")
     if isinstance(reference, Mapping):
