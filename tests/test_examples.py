@@ -1,13 +1,32 @@
-"""The programs in examples/, run on a little of the data they are for."""
+"""The programs in examples/ and in the README, run on a little of the data they are for."""
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.training.models import load_model
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys):
+    """On any machine: it asks for bfloat16."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("path/to/sft-checkpoint")
+    tiny_tokenizer().save_pretrained("path/to/sft-checkpoint")
+    for seed, name in enumerate(("pairs", "held_out")):
+        rows = word_pairs(20, seed=seed)
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    assert Path("runs/mine/checkpoint-2/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -134,6 +134,11 @@ def _check_domains(args: TrainingArguments) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise TokenRatioError(f"{name} must be at least 1, not {value}")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise TokenRatioError(
+            f"num_train_epochs must be positive, not {args.num_train_epochs:g}: nothing would be "
+            "trained"
+        )
     for name in ("seed", "data_seed"):
         value = getattr(args, name)
         if value is not None and not 0 <= value < 2**32:

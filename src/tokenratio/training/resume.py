@@ -254,6 +254,12 @@ class ResumableTrainer(Trainer):
         """
         if self.train_dataset is None:
             raise TokenRatioError("no train_dataset was given")
+        batch = self.args.train_batch_size * self.accelerator.num_processes
+        if self.args.dataloader_drop_last and len(self.train_dataset) < batch:
+            raise TokenRatioError(
+                f"dataloader_drop_last leaves nothing to train on: {len(self.train_dataset)} rows "
+                f"fill no batch of {batch}"
+            )
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         vars(self).pop("_identity", None)  # of an earlier call, with other settings
         self._run()

@@ -37,6 +37,7 @@ from tokenratio.data import (
 )
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.any_source import EvaluatesAnySource
 from tokenratio.training.arguments import resolve_arguments
 from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
@@ -203,7 +204,7 @@ def bradley_terry_loss(
 
 
 @explain_arguments(RewardConfig)
-class RewardTrainer(ResumableTrainer):
+class RewardTrainer(EvaluatesAnySource, ResumableTrainer):
     """Trains a reward model on preference pairs: the mean over a step's pairs of the loss.
 
     Args:
@@ -248,6 +249,7 @@ class RewardTrainer(ResumableTrainer):
             check_fits(model, data)
             return data
 
+        self._encode = encode
         self.train_data = encode(train_dataset, "train")
         self.eval_data = encode(*args.evaluated(train_dataset, eval_dataset))
         super().__init__(
@@ -261,6 +263,9 @@ class RewardTrainer(ResumableTrainer):
             callbacks=[MetricsWriter()],
         )
         self._sums = MetricSums()
+
+    def encode_evaluated(self, source: Any) -> Dataset:
+        return self._encode(source, "eval").dataset
 
     def run_identity(self) -> dict[str, Any]:
         """Model and data, with digests."""

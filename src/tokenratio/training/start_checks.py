@@ -78,7 +78,7 @@ def check_surroundings(args: TrainingArguments) -> None:
         if isinstance(name, str) and name not in (*available, "none", "all"):
             raise TokenRatioError(
                 f"report_to {name}: the package {name} is not installed, or not one that "
-                f"transformers reports to{suggestion(name, available)}"
+                f"transformers reports to{suggestion(name, available) if available else ''}"
             )
     if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
         raise TokenRatioError(

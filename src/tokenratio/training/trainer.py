@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast, gather_object
 from datasets import Dataset
@@ -26,6 +27,7 @@ from tokenratio.data import padding_id
 from tokenratio.data.inspection import end_disagreement
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.any_source import EvaluatesAnySource
 from tokenratio.training.baseline import (
     OPTIMIZER_FILE,
     StateBaseline,
@@ -67,7 +69,7 @@ _log = logging.getLogger(__name__)
 
 
 @explain_arguments(TokenRatioConfig)
-class TokenRatioTrainer(ResumableTrainer):
+class TokenRatioTrainer(EvaluatesAnySource, ResumableTrainer):
     """Trains a causal language model on preference pairs with TBPO, or another of `METHODS`.
 
     Args:
@@ -162,14 +164,11 @@ class TokenRatioTrainer(ResumableTrainer):
 
     # --- set-up -----------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
-        """Evaluate on any source the constructor takes, or on the one it was given."""
-        is_encoded = isinstance(eval_dataset, Dataset) and "prompt_ids" in eval_dataset.column_names
-        if is_encoded:
-            require_signals(eval_dataset, self.args)
-        if eval_dataset is not None and not isinstance(eval_dataset, str) and not is_encoded:
-            eval_dataset = datasets_of(prepare_parts(eval_dataset, self._prepare))
-        return super().evaluate(eval_dataset, **kwargs)
+    def encode_evaluated(self, source: Any) -> Dataset | dict[str, Dataset] | None:
+        return datasets_of(prepare_parts(source, self._prepare))
+
+    def check_encoded(self, rows: Dataset) -> None:
+        require_signals(rows, self.args)
 
     def _warn_of_ends(self, model: nn.Module) -> None:
         """Say where others that generate with the model would pass the template's end of turn."""
@@ -219,11 +218,7 @@ class TokenRatioTrainer(ResumableTrainer):
             self._sums = MetricSums.from_dict(state)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
-        """Train; with `resume_from_checkpoint` (a folder, or True for the newest one) resume.
-
-        Raises:
-            TokenRatioError: see `ResumableTrainer.train`.
-        """
+        """Train, or resume: see `ResumableTrainer.train`."""
         output = super().train(resume_from_checkpoint, **kwargs)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if best is not None and self.baseline is not None:
@@ -359,6 +354,10 @@ class TokenRatioTrainer(ResumableTrainer):
         metrics = examples.metrics
         self._metric_names = (list(metrics.ratios), list(metrics.peaks))
         return loss.detach(), metrics.table(), inputs["row"]
+
+    def predicted(self, outputs: np.ndarray) -> np.ndarray:
+        names = ["logps/chosen"] if self._is_sft else ["rewards/chosen", "rewards/rejected"]
+        return outputs[:, [2 * self._metric_names[0].index(name) for name in names]]
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = MetricSums()
