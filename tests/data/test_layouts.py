@@ -293,6 +293,20 @@ def test_generation_asks_the_prompt_of_training(name):
     assert asked_of([fields]) == [prompt]
 
 
+def test_a_row_that_cannot_be_trained_on_has_a_prompt_like_the_others():
+    def rows(answers):
+        return [{"prompt": f"Sky {n}?", "chosen": a, "rejected": a} for n, a in enumerate(answers)]
+
+    chats = rows([[bot("Blue.")], [bot("Blue.")]])
+    chats[0]["rejected"] = [bot("Green.")]
+    assert asked_of(chats) == [[user("Sky 0?")], [user("Sky 1?")]]
+    assert asked_of(rows(["", " "])) == ["Sky 0?", "Sky 1?"]
+    kto = [{"prompt": f"Sky {n}?", "completion": "Blue.", "label": n == 0} for n in range(2)]
+    assert asked_of(kto) == ["Sky 0?", "Sky 1?"]
+    with pytest.raises(TokenRatioError, match="train_dataset:0: no prompt column; it has chosen"):
+        read_prompts([{"chosen": "Yes.", "rejected": "No."}])
+
+
 @pytest.mark.parametrize("name", PAIR_ROWS)
 def test_the_chosen_side_is_learnt_of_every_layout(name):
     fields, (prompt, chosen, _) = PAIR_ROWS[name]

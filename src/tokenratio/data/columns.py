@@ -84,7 +84,8 @@ class SourceColumns:
             known; a list of columns for `prompt` joins their texts with a blank line; null leaves
             a column out.
     Raises:
-        TokenRatioError: `columns` has an unknown name, or names a column that no row has.
+        TokenRatioError: `columns` is no mapping, has an unknown name, or names a column that no row
+            has.
     """
 
     rows: Sequence[SourceRow]
@@ -215,10 +216,10 @@ class SourceColumns:
             if isinstance(value, str) and value:
                 messages = messages_in(value)
                 if messages is None:
-                    how = "as NumPy prints them" if is_broken_messages(value) else "in most rows"
                     raise RowDefectError(
                         DefectKind.MALFORMED_ROW,
-                        f"{name} holds messages as text {how}, but this is not JSON of messages",
+                        f"{name} holds messages as JSON text in most rows; here it cannot be read "
+                        "as that",
                     )
                 fields[name] = messages
         return fields
@@ -322,6 +323,10 @@ class SourceColumns:
 def _check_columns(
     columns: Columns, rows: Sequence[Mapping[str, Any]], sources: Sequence[SourceRow]
 ) -> None:
+    if not isinstance(columns, Mapping):
+        raise TokenRatioError(
+            printable(f"columns must map names, such as {{prompt: ask}}, not {columns!r}.")
+        )
     there = list(dict.fromkeys(name for fields in rows for name in fields))
     for ours, value in columns.items():
         if ours not in COLUMN_NAMES:

@@ -262,9 +262,15 @@ class _SourceParser(Generic[Example]):
             shared += f" in {without:,} of {self._num_implicit:,} rows"
         text = f"no prompt column; {shared}"
         if parts.unread:
-            names = ", ".join(parts.unread)
-            text += f"; the columns {names} are not read: rename one to prompt, or set columns"
+            one = len(parts.unread) == 1
+            columns = f"column {parts.unread[0]} is" if one else f"columns {_listed(parts)} are"
+            text += f"; the {columns} not read: rename {'it' if one else 'one'} to prompt, or set "
+            text += "columns"
         return text
+
+
+def _listed(parts: Parts) -> str:
+    return ", ".join(parts.unread)
 
 
 def _split_conversations(responses: list[Any]) -> tuple[list[Message], list[Any]]:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -24,6 +25,9 @@ _ROLE_NAMES = {
 }
 # Python's own text of a conversation, as pandas and NumPy write it to CSV.
 _PYTHON_TEXT_LIMIT = 1_000_000
+# NumPy, and with it `Dataset.to_csv`, puts a line end and no comma between the items of a list. A
+# line end inside a text is written "\\n" there.
+_NO_COMMA = re.compile(r"\}\n\s*\{")
 
 
 def text_or_messages(value: object, name: str) -> Text:
@@ -96,7 +100,7 @@ def structured(value: object) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes that Python does not know
-            return ast.literal_eval(value.strip())
+            return ast.literal_eval(_NO_COMMA.sub("}, {", value.strip()))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
@@ -116,9 +120,9 @@ def messages_in(text: str) -> list[Any] | None:
 
 
 def is_broken_messages(text: str) -> bool:
-    """Whether a text begins like messages but cannot be read, as what NumPy prints.
+    """Whether a text begins like messages but cannot be read, as what was cut off.
 
-    >>> is_broken_messages("[{'role': 'user', 'content': 'Hi'}\\n {'role': 'assistant'}]")
+    >>> is_broken_messages("[{'role': 'user', 'content': 'Hi'}, {'role': 'assist")
     True
     """
     start = text.lstrip()
