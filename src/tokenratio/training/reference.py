@@ -46,7 +46,9 @@ class Reference:
     shares_weights: bool = False
 
     @classmethod
-    def frozen(cls, model: PreTrainedModel, description: str, origin: Origin) -> "Reference":
+    def frozen(
+        cls, model: PreTrainedModel, description: str, origin: Origin = _UNKNOWN
+    ) -> "Reference":
         answer_token_requests(model)
         disable_dropout(model)
         return cls(model.eval().requires_grad_(False), description, origin)
