@@ -299,6 +299,7 @@ def test_a_row_that_cannot_be_trained_on_has_a_prompt_like_the_others():
 
     chats = rows([[bot("Blue.")], [bot("Blue.")]])
     chats[0]["rejected"] = [bot("Green.")]
+    chats[1]["chosen"] = None
     assert asked_of(chats) == [[user("Sky 0?")], [user("Sky 1?")]]
     assert asked_of(rows(["", " "])) == ["Sky 0?", "Sky 1?"]
     kto = [{"prompt": f"Sky {n}?", "completion": "Blue.", "label": n == 0} for n in range(2)]
