@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.main import main
@@ -294,3 +296,74 @@ def test_quickstart_small(tmp_path, capsys):
     (tmp_path / "q" / "mine.txt").write_text("keep")
     assert main([*argv, "--output_dir", str(tmp_path / "q")]) == 2
     assert (tmp_path / "q" / "mine.txt").is_file()
+
+
+@pytest.fixture
+def named_recipe(recipe, tmp_path):
+    """The recipe with a model by name, and another file of settings to try."""
+    document = yaml.safe_load(recipe.read_text())
+    tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    for name in ("model_config", "tokenizer"):
+        del document[name]
+    document["model"] = str(tmp_path / "base")
+
+    def write(**changes):
+        recipe.write_text(yaml.safe_dump({**document, **changes}))
+        return str(recipe)
+
+    return write
+
+
+@pytest.mark.parametrize("command", [["--dry_run"], []], ids=["dry", "wet"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_init_kwargs": {"torch_dtype": "bfloat16"}}, "weights in bfloat16 cannot take"),
+        ({"model_init_kwargs": {"dtype": "float16"}, "bf16": True}, "weights in float16 cannot"),
+        ({"metric_for_best_model": "eval_accuracy"}, "did you mean eval_rewards/accuracies?"),
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "foo"),
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha must be unset"),
+        ({"deepspeed": "zero3.json"}, "use DDP or FSDP"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_any_stage(
+    command, settings, message, named_recipe, tmp_path, capsys
+):
+    assert main(["train", named_recipe(**settings), *command]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "sft").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
+def test_a_recipe_for_a_gpu_is_checked_without_one(precision, named_recipe, monkeypatch, capsys):
+    cpu = lambda: torch.device("cpu")  # noqa: E731
+    monkeypatch.setattr("tokenratio.training.arguments.default_device", cpu)
+    recipe = named_recipe(**{precision: True, "use_cpu": False})
+    assert main(["train", recipe, "--dry_run"]) == 0
+    assert f"{precision}: true" in capsys.readouterr().out
+    if precision != "bf16":
+        assert main(["train", recipe]) == 2
+        assert f"{precision} needs a GPU" in capsys.readouterr().err
+
+
+def test_how_the_model_is_loaded_holds_for_every_stage(named_recipe, tmp_path, capsys):
+    """SFT of all weights in float32, then an adapter on them in bfloat16."""
+    recipe = named_recipe(
+        model_init_kwargs={"torch_dtype": "bfloat16", "attn_implementation": "eager"},
+        peft={"r": 4, "target_modules": ["q_proj"]},
+    )
+    assert main(["train", recipe]) == 0
+    capsys.readouterr()
+    stages = [tmp_path / "sft" / "run.json", tmp_path / "run" / "run.json"]
+    asked = [json.loads(path.read_text())["config"]["model_init_kwargs"] for path in stages]
+    eager = {"attn_implementation": "eager"}
+    assert asked == [eager, {**eager, "dtype": "bfloat16"}]
+    weights = load_file(tmp_path / "sft" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {value.dtype for value in adapter.values()} == {torch.float32}

@@ -292,6 +292,11 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     }
     data = recipe.sft.get("train_dataset", recipe.train_dataset)
     config = _config(settings, f"sft of {path}")
+    if "model_init_kwargs" not in own and main.args.model_init_kwargs:
+        # The same model, in float32 unless an adapter on it is trained.
+        left_out = () if recipe.sft.get("peft") else ("dtype",)
+        given = main.args.model_init_kwargs.items()
+        config.model_init_kwargs = {k: v for k, v in given if k not in left_out}
     sft = Stage(config, data, recipe.sft.get("eval_dataset"), recipe.sft.get("peft"))
     return ResolvedRecipe(recipe, sft, contrast, main)
 

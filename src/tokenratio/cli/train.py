@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
@@ -25,10 +26,12 @@ from tokenratio.data import source_name
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.batches import encode_source
 from tokenratio.training.data_settings import Role
+from tokenratio.training.loading import WHERE_KWARGS
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.models import load_model, load_tokenizer
 from tokenratio.training.provenance import chain_of
 from tokenratio.training.run_folder import mask_secrets, replace_text
+from tokenratio.training.start_checks import refuse_dtype
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
@@ -37,7 +40,7 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     It writes no file but the prepared data, into the cache that the run reads it from.
     """
     recipe = resolved.recipe
-    check_stages(*_stages(resolved).values(), dry=True)
+    _check_stages(resolved, dry=True)
     tokenizer = tokenizer_of(recipe, resolved.main.args)
     config = config_of(recipe, tokenizer)
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
@@ -78,13 +81,24 @@ def _stages(resolved: ResolvedRecipe) -> dict[str, Stage]:
     return {name: stage for name, stage in stages.items() if stage is not None}
 
 
+def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
+    """See `check_stages`; also that every stage trains weights which its updates reach."""
+    stages = _stages(resolved).values()
+    check_stages(*stages, dry=dry)
+    for stage in stages:
+        dtype = (stage.args.model_init_kwargs or {}).get("dtype")
+        is_coarse = dtype in ("bfloat16", "float16") and stage.peft is None
+        if is_coarse and _adapter_of(resolved, stage) is None:
+            refuse_dtype(getattr(torch, dtype), stage.args.learning_rate)
+
+
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
     recipe, args = resolved.recipe, resolved.main.args
     for stage in (resolved.sft, resolved.main):
         if stage is not None and stage.peft is not None:
             peft_config_of(stage.peft)  # a mistake there is found before a folder is claimed
-    check_stages(*_stages(resolved).values(), dry=False)
+    _check_stages(resolved, dry=False)
     if not resume_of(args.resume_from_checkpoint):
         with args.main_process_first():
             if args.should_save:
@@ -92,7 +106,10 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
     tokenizer = tokenizer_of(recipe, args)
     if resolved.sft is not None:
         folder = _sft_stage(recipe, resolved.sft, tokenizer)
-        model, tokenizer = load_model(folder), load_tokenizer(folder)
+        # Where the starting policy came from is not where the stage was saved.
+        given = (args.model_init_kwargs or {}).items()
+        how = {name: value for name, value in given if name not in WHERE_KWARGS}
+        model, tokenizer = load_model(folder, how), load_tokenizer(folder)
     else:
         model = policy_of(recipe, resolved.main, tokenizer)
     sources = sources_of(resolved.main, model, tokenizer)
