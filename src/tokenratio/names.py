@@ -11,8 +11,15 @@ _FEW = 5
 
 
 def near_names(name: object, known: Iterable[str]) -> list[str]:
-    """The known names that somebody who wrote `name` may have meant, the nearest first."""
-    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=_NEAR)
+    """The known names that somebody who wrote `name` may have meant, the nearest first.
+
+    >>> near_names("TBPO-A", ["tbpo_a", "tbpo"])
+    ['tbpo_a']
+    """
+    known = list(known)
+    plain = str(name).lower().replace("-", "_")
+    same = [each for each in known if each.lower().replace("-", "_") == plain]
+    return same or difflib.get_close_matches(plain, known, n=3, cutoff=_NEAR)
 
 
 def suggestion(name: object, known: Iterable[str], *, listed: str = "") -> str:
@@ -45,8 +52,10 @@ def require_choice(name: str, value: object, choices: Iterable[str], *, listed: 
     if value in choices:
         return
     near = near_names(value, choices)
-    near = near or [each for each in choices if value and each.startswith(str(value))][:3]
+    if not near and isinstance(value, str) and value:
+        near = [each for each in choices if each.startswith(value) or value.startswith(each)][:3]
+    shown = "null" if value is None else repr(value)
     meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     if len(choices) > _FEW:
-        raise TokenRatioError(f"unknown {name} {value!r}{meant or (listed and f'; {listed}')}")
-    raise TokenRatioError(f"{name} must be one of {', '.join(choices)}, not {value!r}{meant}")
+        raise TokenRatioError(f"unknown {name} {shown}{meant or (listed and f'; {listed}')}")
+    raise TokenRatioError(f"{name} must be one of {', '.join(choices)}, not {shown}{meant}")

@@ -45,6 +45,17 @@ torch_dtype use_flash_attention_2 dataset_mixer dataset_splits truncation_mode
 max_completion_length max_prompt_length evaluation_strategy use_peft lora_r loss_type
 generate_during_eval precompute_ref_log_probs ref_model_name_or_path
 """
+# As in the documentation of the two projects' commands for preference training.
+MS_SWIFT = """
+rlhf_type train_type tuner_type model_id_or_path adapters ref_adapters split_dataset_ratio max_len
+torch_dtype target_modules quant_method quant_bits bnb_4bit_compute_dtype system template_type
+custom_dataset_path dataset_num_proc rpo_alpha lora_rank columns ref_model attn_impl
+"""
+OPENRLHF = """
+pretrain ref_pretrain save_path micro_train_batch_size train_batch_size max_len max_epochs
+zero_stage l2 adam_betas lr_warmup_ratio nll_loss_coef prompt_key chosen_key rejected_key
+apply_chat_template input_template use_wandb wandb_org wandb_group load_checkpoint
+"""
 
 
 def message(name, value=None, known=KNOWN, what="flag"):
@@ -65,7 +76,7 @@ def test_trls_fields_are_ours_or_have_advice(cls):
             assert advice(name, KNOWN) or name in COMING, name
 
 
-@pytest.mark.parametrize("names", [AXOLOTL, LLAMA_FACTORY, HANDBOOK])
+@pytest.mark.parametrize("names", [AXOLOTL, LLAMA_FACTORY, HANDBOOK, MS_SWIFT, OPENRLHF])
 def test_other_projects_names_have_advice(names):
     for name in set(names.split()) - set(KNOWN):
         assert "did you mean" not in message(name)
@@ -141,6 +152,27 @@ def test_advice_is_about_the_place_it_is_given_in():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("beta1", "use adam_beta1"),
+        ("log_every", "use logging_steps"),
+        ("pure_bf16", "use bf16"),
+        ("sft_model", "use model"),
+        ("reference", "use ref_model"),
+        ("target_modules", "use peft: {target_modules: ...}"),
+        ("train_samples", "use max_samples"),
+        ("warmup_ratio", "use warmup_steps: below 1 it is a share of all steps"),
+        ("dataset_splits", "name it with the source, as NAME:CONFIG@SPLIT; see docs/data.md"),
+        ("qlora", "quantized training is not supported"),
+        ("learning-rate", "; did you mean 'learning_rate'?"),
+        ("Beta", "; did you mean 'beta'?"),
+    ],
+)
+def test_the_nearest_spelling_is_not_taken_for_the_meaning(name, expected):
+    assert expected in message(name)
+
+
 def test_near_names_only_when_near():
     assert message("lerning_rate").endswith("; did you mean 'learning_rate'?")
     assert message("wibble").endswith("; --help lists them")
@@ -159,6 +191,13 @@ def test_near_names_only_when_near():
         (TokenRatioConfig, {"lerning_rate": 1}, "did you mean 'learning_rate'?"),
         (TokenRatioConfig, {"loss": "sigmoid"}, "unknown loss 'sigmoid': it is called dpo here"),
         (TokenRatioConfig, {"loss": "dp"}, "unknown loss 'dp'; did you mean 'dpo'?"),
+        (TokenRatioConfig, {"loss": "dpo-pairs"}, "unknown loss 'dpo-pairs': it is called dpo"),
+        (TokenRatioConfig, {"loss": "cdpo"}, "unknown loss 'cdpo': use loss: dpo with label_smoo"),
+        (TokenRatioConfig, {"loss": "rdpo"}, "unknown loss 'rdpo': it is called robust_dpo here"),
+        (TokenRatioConfig, {"loss": "TBPO-A"}, "unknown loss 'TBPO-A'; did you mean 'tbpo_a'?"),
+        (TokenRatioConfig, {"loss": "APO"}, "the loss APO is not available"),
+        (TokenRatioConfig, {"loss": None}, "unknown loss null; `tokenratio methods` lists them"),
+        (TokenRatioConfig, {"lr_scheduler_type": "cosine_annealing"}, "did you mean 'cosine'"),
         (TokenRatioConfig, {"loss": "orpo"}, "the loss orpo is not available"),
         (TokenRatioConfig, {"optim": "rmsprp"}, "unknown optim 'rmsprp'; did you mean 'rmsprop'"),
         (TokenRatioConfig, {"optim": "adam"}, "did you mean 'adamw_torch'"),

@@ -126,9 +126,7 @@ class MethodSettings:
         advice = None if self.loss in METHOD_NAMES else loss_advice(self.loss)
         if advice is not None:
             raise TokenRatioError(f"unknown loss {self.loss!r}: {advice}")
-        require_choice(
-            "loss", self.loss, METHOD_NAMES, listed="`tokenratio methods` describes those there are"
-        )
+        require_choice("loss", self.loss, METHOD_NAMES, listed="`tokenratio methods` lists them")
         self._resolve_space()
         own = self.method.settings
         for name, (is_valid, expected) in _DOMAINS.items():
