@@ -6,12 +6,13 @@ checked before torch is imported, so that a misspelt one is reported at once.
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tokenratio.cli.arguments import (
     Field,
     build,
     check_known,
+    convert,
     fields_of,
     read_command,
     read_yaml,
@@ -109,7 +110,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.model_config is None):
-            raise TokenRatioError("a recipe needs either model or model_config")
+            raise TokenRatioError("a recipe needs either model or model_config, and not both")
         if self.train_dataset is None:
             raise TokenRatioError("a recipe needs train_dataset")
         for name in ("train_dataset", "eval_dataset"):
@@ -185,8 +186,8 @@ class Stage:
         self.args.evaluated(self.train_dataset, self.eval_dataset)
         if self.args.eval_split is not None and self.eval_dataset is None:
             raise TokenRatioError(
-                "eval_split names a split of eval_dataset: add eval_dataset, the same source as "
-                "train_dataset perhaps"
+                "eval_split names a split of eval_dataset: add eval_dataset, which may be the same "
+                "source as train_dataset"
             )
 
 
@@ -249,10 +250,14 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
 
 
 def _check_adapter(settings: Any, where: str) -> None:
-    """Refuse keys that LoRA does not have; other kinds are checked when they are built."""
+    """Give LoRA's settings their types and refuse others; other kinds are checked when built."""
     if isinstance(settings, dict) and str(settings.get("peft_type", "LORA")).upper() == "LORA":
         known = declared_fields("peft.tuners.lora.config", "LoraConfig")
         check_known(settings, known, f"key in {where}", listed="see peft.LoraConfig")
+        for name, value in settings.items():
+            types = {known[name].hint, *get_args(known[name].hint)}
+            if isinstance(value, str) and types & {int, float}:  # YAML reads 5e-2 as text
+                settings[name] = convert(f"{name} in {where}", value, known[name])
 
 
 def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> ResolvedRecipe:

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tokenratio.cli.recipe import Recipe, Stage
 from tokenratio.cli.terminal import user_mistakes
@@ -24,6 +25,7 @@ from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.adapters import add_adapter
 from tokenratio.training.models import load_config, load_model, load_tokenizer
@@ -76,6 +78,12 @@ def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     Raises:
         TokenRatioError: it is not one transformers knows, or its vocabulary is too small.
     """
+    if recipe.model_config is not None:
+        model_type = str(recipe.model_config["model_type"])
+        if model_type not in CONFIG_MAPPING:
+            listed = "see the documentation of transformers"
+            hint = suggestion(model_type, CONFIG_MAPPING, listed=listed)
+            raise TokenRatioError(f"unknown model_type {model_type!r} in model_config{hint}")
     with user_mistakes("cannot build the model's configuration"):
         if recipe.model is not None:
             return load_config(recipe.model)

@@ -44,7 +44,9 @@ def user_mistakes(doing: str) -> Iterator[None]:
         if shortage(error) is not None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TokenRatioError(f"{doing}: {type(error).__name__}: {' '.join(lines[:3])}") from error
+        # What a KeyError says is only the key.
+        said = " ".join(lines[:3] if " " in str(error) else [type(error).__name__, *lines])
+        raise TokenRatioError(f"{doing}: {said}") from error
 
 
 @contextmanager

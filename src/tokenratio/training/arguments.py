@@ -1,6 +1,7 @@
 """What of transformers' `TrainingArguments` this library's trainers take, checked before a run."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
@@ -43,6 +44,8 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         "the loss is a mean over the whole step, whatever the number of processes",
     ),
 }
+# As transformers prints a member of one of these.
+_ENUMERATION = re.compile(r"\b(?:\w+Strategy|\w+Type|\w+Names)\.([A-Z_]+)\b")
 _CHOICES: dict[str, type[Enum]] = {
     "optim": OptimizerNames,
     "lr_scheduler_type": SchedulerType,
@@ -98,9 +101,16 @@ def resolve_arguments(
         raise
     except Exception as error:  # transformers checks its own fields, with errors of many kinds
         said = " ".join(str(error).split()) or type(error).__name__
+        said = _ENUMERATION.sub(lambda found: found[1].lower(), said)
         raise TokenRatioError(said) from error
     args.tf32 = tf32
     args.model_init_kwargs = read_init_kwargs(args.model_init_kwargs)
+    for name in ("load_in_4bit", "load_in_8bit", "quantization_config"):
+        if (args.model_init_kwargs or {}).get(name):
+            raise TokenRatioError(
+                f"{name} in model_init_kwargs: quantized training is not supported; train an "
+                "adapter (peft) on a model with dtype: bfloat16"
+            )
     args.dataloader_pin_memory &= can_pin_memory()
 
 

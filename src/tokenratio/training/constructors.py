@@ -3,7 +3,9 @@
 import functools
 import inspect
 import re
+import typing
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from transformers import Trainer
@@ -41,6 +43,11 @@ def explain_arguments(settings: type) -> Callable[[Class], Class]:
     return lambda cls: _with_constructor(cls, say)
 
 
+def _is_number(cls: type, name: str) -> bool:
+    hint = typing.get_type_hints(cls).get(name) if is_dataclass(cls) else None
+    return bool({hint, *typing.get_args(hint)} & {int, float})
+
+
 def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | None]) -> Class:
     construct = cls.__init__
     known = [name for name in inspect.signature(construct).parameters if name != "self"]
@@ -54,6 +61,13 @@ def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | Non
                 raise TokenRatioError(f"{cls.__name__} has no argument {name!r}{hint}")
         try:
             construct(self, *args, **kwargs)
+        except TypeError as error:
+            texts = [n for n, v in kwargs.items() if isinstance(v, str) and _is_number(cls, n)]
+            if not texts:
+                raise
+            raise TokenRatioError(
+                f"{texts[0]} must be a number, not {kwargs[texts[0]]!r}"
+            ) from error
         except ValueError as error:
             found = _NOT_A_CHOICE.fullmatch(str(error))
             given = [n for n, v in kwargs.items() if found and str(v) == found[1]]

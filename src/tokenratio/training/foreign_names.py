@@ -199,6 +199,7 @@ _OF_TRAINER = {
     "tokenizer": "processing_class",
     "peft": "peft_config",
 }
+_OF_RECIPE = ("sft", "score_tokens", "model_config", "dry_run", "overwrite")
 
 
 def _inverted(table: dict[str, str]) -> dict[str, str]:
@@ -224,8 +225,8 @@ def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
     if _NAME.fullmatch(text) is None:
         return text
     section, _, inner = text.partition(".")
-    if section not in known:
-        return None
+    if section not in known:  # a reward model has no reference, for example
+        return "it is not supported here"
     if section == "loss":
         ours = loss_name(value)
         return loss_advice(value) if ours == "" else f"use loss: {ours}" if ours else "use loss"
@@ -236,9 +237,11 @@ def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
 
 def advice_in_python(name: str, known: Collection[str], value: Any = None) -> str | None:
     """As `advice`, for an argument of a settings class; some settings are the trainer's there."""
-    section, _, inner = _ADVICE.get(name, "").partition(".")
+    if name in _OF_RECIPE and name not in known:
+        return "only a recipe has it"
+    section, _, inner = _ADVICE.get(name, name).partition(".")
     if section in ("peft", "ref_model") and "loss" not in known:
-        return None  # a reward model has neither
+        return "it is not supported here"  # a reward model has neither
     if section in _OF_TRAINER and section not in known:
         example = "=LoraConfig(...)" if section == "peft" else ""
         return f"use {_OF_TRAINER[section]}{example}, an argument of the trainer"

@@ -77,8 +77,8 @@ def check_surroundings(args: TrainingArguments) -> None:
     for name in args.report_to:
         if isinstance(name, str) and name not in (*available, "none", "all"):
             raise TokenRatioError(
-                f"report_to {name}: the package {name} is not installed, or not one that "
-                f"transformers reports to{suggestion(name, available) if available else ''}"
+                f"report_to {name}: transformers knows no such tracker, or its package is not "
+                f"installed{suggestion(name, [*available, 'none'])}"
             )
     if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
         raise TokenRatioError(

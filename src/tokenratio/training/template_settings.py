@@ -1,6 +1,7 @@
 """The settings of the chat template, and the day that it takes for today."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data.template import TemplateSettings, depends_on_day, parse_day
+from tokenratio.errors import TokenRatioError
 from tokenratio.training.run_folder import read_run_file
 
 _log = logging.getLogger(__name__)
@@ -46,6 +48,10 @@ class ChatTemplateSettings:
 
     def check_template_settings(self) -> None:
         """Raise `TokenRatioError` for a value outside its domain."""
+        example = "{enable_thinking: false}"
+        require_mapping("chat_template_kwargs", self.chat_template_kwargs, example)
+        for tool in self.tools or []:
+            require_mapping("each of tools", tool, "{type: function, function: {name: ...}}")
         if self.template_date is not None:
             self.template_date = parse_day(self.template_date).isoformat()
 
@@ -56,6 +62,16 @@ class ChatTemplateSettings:
         return TemplateSettings.of(
             kwargs if isinstance(kwargs, dict) else None, self.tools, self.template_date
         )
+
+
+def require_mapping(name: str, value: Any, example: str) -> None:
+    """Refuse a setting that is neither unset nor a mapping.
+
+    Raises:
+        TokenRatioError: with an example of one.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise TokenRatioError(f"{name} must be a mapping such as {example}, not {value!r}")
 
 
 def fix_day(

@@ -1,5 +1,6 @@
 """Reading a verdict off a judge's answer, without ever guessing."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from tokenratio.evaluation.judges.protocol import Verdict
 _MARK = re.compile(r"\\?\[\\?\[([^\[\]\\]*)\\?\]\\?\]")
 
 # How models that think aloud mark it where the server leaves it in the answer.
-_NAMES = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad"
+_NAMES = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
 _TAG = re.compile(
     rf"<(?P<close>/?)(?P<name>{_NAMES})>"
     r"|◁(?P<close_kimi>/?)think▷"
@@ -19,6 +20,8 @@ _TAG = re.compile(
     r"|(?P<final><\|channel\|>final<\|message\|>)",
     re.IGNORECASE,
 )
+# An object without others in it, at the end of the answer, perhaps in a code block.
+_OBJECT = re.compile(r"(\{[^{}]*\})\s*(?:```)?\s*\Z")
 _CONTROL_TOKENS = re.compile(r"(?:\s*(?:<\|[^|<>\s]*\|>|</s>))+\s*\Z")
 
 # What may stand around a verdict on its line. Not: a quotation mark of Markdown (>), which makes it
@@ -28,14 +31,28 @@ _MARKUP = re.compile(
     r"|\\(?:boxed|text|textbf|mathbf)(?![a-z])",
     re.IGNORECASE,
 )
-_BEFORE = " \t*_`#\"'“”„«»‘’(){}$.,:;=→–—-\u200b\ufeff"
+_BEFORE = " \t*_`#\"'“”„«»‘’(){}$.,:;=→–—-。、✅✔🏆👉\ufe0f\u200b\ufeff"
 _AFTER = _BEFORE.replace(":", "").replace("=", "").replace("→", "") + "!"
 _QUOTES = ('"“”„', "'‘’", "«»")
 _WORD = re.compile(r"[^\W\d_]+")
 _LABELS = {"verdict", "answer", "judgment", "judgement", "decision", "choice", "conclusion"}
 _LABELS |= {"winner", "result", "evaluation", "assessment", "preference", "response", "reply"}
-_BESIDE_LABELS = {"my", "the", "our", "this", "and", "in", "final", "overall"}
+_LABELS |= {"assistant", "output", "rating", "pick", "vote", "summary", "choose", "prefer", "go"}
+_LABELS |= {
+    "判断",
+    "判决",
+    "裁决",
+    "结论",
+    "答案",
+    "最终判断",
+    "最终判决",
+    "最终裁决",
+    "最终结论",
+    "最终答案",
+}
+_BESIDE_LABELS = {"my", "the", "our", "this", "and", "in", "final", "overall", "i", "with", "for"}
 _BESIDE_LABELS |= {"better", "preferred", "best", "is", "would", "be", "as"}
+_NUMBERING = re.compile(r"\s*\d{1,2}[.)]\s+")
 _CONNECTIVES = {"so", "thus", "therefore", "hence"}
 
 
@@ -46,7 +63,8 @@ def parse_verdict(
 
     Reasoning that the model closed (`<think>...</think>`) is taken off first. The verdict has its
     line to itself, but may wear emphasis, quotation marks, a full stop, or a short label such as
-    "Final verdict:", and may have been named before.
+    "Final verdict:", and may have been named before. In a JSON object at the answer's end it is a
+    member's whole value.
 
     Anything else is no verdict, and none is made of it: an answer that was cut off, in its
     reasoning or after it, has no mark on the last line, has different marks, or one that was not
@@ -122,8 +140,20 @@ def _kind(tag: re.Match[str]) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The last line with more than markup on it, such as the end of a code block."""
-    lines = _MARKUP.sub("", _CONTROL_TOKENS.sub("", text)).splitlines()
+    """The last line with more than markup on it, such as the end of a code block.
+
+    Of a JSON object, the member with the verdict: `verdict: [[A]]`.
+    """
+    text = _CONTROL_TOKENS.sub("", text)
+    found = _OBJECT.search(text)
+    try:
+        members = json.loads(found[1]).items() if found else ()
+    except ValueError:
+        members = ()
+    with_mark = [f"{k}: {v}" for k, v in members if isinstance(v, str) and _MARK.search(v)]
+    if len(with_mark) == 1:
+        text = with_mark[0]
+    lines = _MARKUP.sub("", text).splitlines()
     return next((line for line in reversed(lines) if line.strip(_BEFORE)), "")
 
 
@@ -136,9 +166,10 @@ def _is_alone(line: str) -> bool:
     # A quotation mark that belongs to a line above makes all of it a quotation.
     if any(sum(map((before + after).count, quotes)) % 2 for quotes in _QUOTES):
         return False
+    before = _NUMBERING.sub("", before, count=1) if _NUMBERING.match(before) else before
     if _WORD.sub("", before).strip(_BEFORE) or after.strip(_AFTER):
         return False
+    # "Response A is better: [[A]]" names the verdict twice.
     words = {word.casefold() for word in _WORD.findall(before)}
-    return words <= _CONNECTIVES or (
-        bool(words & _LABELS) and words <= _LABELS | _BESIDE_LABELS | _CONNECTIVES
-    )
+    usual = _LABELS | _BESIDE_LABELS | _CONNECTIVES
+    return words <= _CONNECTIVES or bool(words & _LABELS and words - {_inner(mark[1])} <= usual)
