@@ -142,7 +142,7 @@ def test_a_file_of_another_kind_is_never_written(content, pairs, policy, capsys)
     Path("notes.json").write_text(content)
     for more in ([], ["--overwrite"]):
         said = run(capsys, *generate(policy, "--output", "notes.json", *more), code=2)
-        assert "no file of ours" in said
+        assert "was not written by tokenratio" in said
     assert Path("notes.json").read_text() == content
     assert not Path("notes.settings.json").exists()
 

@@ -42,14 +42,17 @@ class CompareOptions:
         metadata={"help": "Measures to compare; default: all that have a better direction."},
     )
     all_pairs: bool = field(
-        default=False, metadata={"help": "Every two policies, not only A with each other."}
+        default=False,
+        metadata={"help": "Compare all pairs of policies, not only A with each of the others."},
     )
     require: str | None = field(
         default=None, metadata={"help": "Exit code 1 unless A is better in this measure."}
     )
-    num_resamples: int = field(default=10_000, metadata={"help": "Of bootstrap and sign flips."})
-    seed: int = field(default=0, metadata={"help": "Of the resampling."})
-    output: str | None = field(default=None, metadata={"help": "File for all figures, as JSON."})
+    num_resamples: int = field(
+        default=10_000, metadata={"help": "Resamples of the bootstrap and of the sign-flip test."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for all figures."})
 
     def __post_init__(self) -> None:
         if self.num_resamples < 100:

@@ -8,7 +8,7 @@ from tokenratio.errors import TokenRatioError
 
 HELP = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
 
-FILE is of one of the three kinds, which its first record tells: our generations (JSON lines),
+FILE has one of three formats, recognised by its first record: our generations (JSON lines),
 AlpacaEval's model outputs (JSON), FastChat's answers to MT-Bench (JSON lines).
 """
 KINDS = ("generations", "alpaca-eval", "mt-bench")
@@ -21,7 +21,7 @@ class ConvertOptions:
     to: Literal["generations", "alpaca-eval", "mt-bench"] = field(
         default="", metadata={"help": f"One of {', '.join(KINDS)}."}
     )
-    output: str = field(default="", metadata={"help": "File to write."})
+    output: str = field(default="", metadata={"help": "Output file."})
     generator: str | None = field(
         default=None, metadata={"help": "The model's name; default: what FILE says, if it does."}
     )
@@ -35,7 +35,7 @@ class ConvertOptions:
     turn: int = field(
         default=1, metadata={"help": "Of MT-Bench's answers: which turn's become generations."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
 
     def __post_init__(self) -> None:
         for name in ("to", "output"):

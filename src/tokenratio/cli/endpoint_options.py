@@ -23,39 +23,44 @@ class EndpointOptions:
 
     endpoint: str | None = field(
         default=None,
-        metadata={"help": "Address of a server, such as http://localhost:8000/v1, asked instead."},
+        metadata={"help": "Address of the server to ask, such as http://localhost:8000/v1."},
     )
     api: Literal["chat", "completions"] = _setting(
-        "api", "chat sends conversations, a text as one user turn; completions a text as it is."
+        "api",
+        "chat sends conversations, and a text as one user turn; completions sends text as it is.",
     )
     api_key_env: str = _setting(
-        "api_key_env", "Environment variable that holds the key; unset, none is sent."
+        "api_key_env", "Environment variable that holds the key; if it is unset, no key is sent."
     )
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = _setting(
-        "max_tokens_name", "max_completion_tokens for models that refuse the older name."
+        "max_tokens_name", "Use max_completion_tokens for models that refuse max_tokens."
     )
     extra_body: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "Further fields of every request, such as '{top_k: 20}'."},
+        metadata={"help": "Additional fields of every request, such as '{top_k: 20}'."},
     )
-    concurrency: int = _setting("concurrency", "Requests under way at once.")
-    timeout: float = _setting("timeout", "Seconds for one request.")
-    max_retries: int = _setting("max_retries", "Attempts beyond the first, of each request.")
+    concurrency: int = _setting("concurrency", "Requests in flight at once.")
+    timeout: float = _setting("timeout", "Timeout of a request, in seconds.")
+    max_retries: int = _setting("max_retries", "Retries of each request.")
     backoff: float = _setting("backoff", "Seconds before the first retry; doubles with each.")
-    max_backoff: float = _setting("max_backoff", "The most it doubles to.")
+    max_backoff: float = _setting("max_backoff", "Longest wait between retries, in seconds.")
     max_failures: int = _setting(
-        "max_failures", "Requests that may fail for good before the rest is given up."
+        "max_failures", "Give up after this many requests have failed for good."
     )
     max_requests: int | None = field(
-        default=None, metadata={"help": "Stop after so many requests, retries included."}
+        default=None, metadata={"help": "Stop after this many requests, retries included."}
     )
     max_cost: float | None = field(
-        default=None, metadata={"help": "Stop before it costs more, in the prices' currency."}
+        default=None,
+        metadata={"help": "Stop before the cost exceeds this, in the currency of the prices."},
     )
     price_in: float | None = field(
-        default=None, metadata={"help": "Of a million tokens read; for the estimate too."}
+        default=None,
+        metadata={"help": "Price of a million input tokens; also used for the estimate."},
     )
-    price_out: float | None = field(default=None, metadata={"help": "Of a million tokens written."})
+    price_out: float | None = field(
+        default=None, metadata={"help": "Price of a million output tokens."}
+    )
 
     def __post_init__(self) -> None:
         if not _VARIABLE.fullmatch(self.api_key_env):

@@ -7,8 +7,8 @@ from tokenratio.errors import TokenRatioError
 HELP = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
 
 RUN is a folder of a run, another model's folder or hub name, a file of generations, or NAME=one of
-these. A recipe's keys and the flags are the same; flags win. Every stage leaves a file and is gone
-on with: OUTPUT/NAME/generations.jsonl, judgements-JUDGE.jsonl, measures.json; OUTPUT/table.md.
+these. A recipe's keys and the flags are the same; flags win. Every stage writes a file, which is
+resumed: OUTPUT/NAME/generations.jsonl, judgements-JUDGE.jsonl, measures.json; OUTPUT/table.md.
 """
 
 

@@ -23,7 +23,7 @@ _NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
 class EvaluateOptions(TemplateOptions):
     """What `evaluate` can be told."""
 
-    output_dir: str = field(default="evaluation", metadata={"help": "Where all files go."})
+    output_dir: str = field(default="evaluation", metadata={"help": "Folder for all files."})
     runs: list[str] | None = field(
         default=None, metadata={"help": "In a recipe: the runs, as on the command line."}
     )
@@ -42,12 +42,16 @@ class EvaluateOptions(TemplateOptions):
         default=None,
         metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
     )
-    num_prompts: int | None = field(default=None, metadata={"help": "Only the first so many."})
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Use only the first N prompts."}
+    )
     num_samples: int = field(default=5, metadata={"help": "Responses per prompt."})
-    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest response, EOS included."})
-    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "Most tokens in a response, EOS included."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
     batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
     pairs: str | None = field(
         default=None, metadata={"help": "Held-out pairs, for the implicit reward's accuracy."}
@@ -55,13 +59,16 @@ class EvaluateOptions(TemplateOptions):
     subset_column: str | None = field(
         default=None, metadata={"help": "Column of the pairs that names their subset."}
     )
-    max_length: int | None = field(default=2048, metadata={"help": "Of a pair's rows, in tokens."})
+    max_length: int | None = field(
+        default=2048, metadata={"help": "Longest row of a pair, in tokens."}
+    )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Of prompts, in tokens; cut on the left. As in the policies' training."},
+        metadata={"help": "Longest prompt, in tokens, cut on the left; set it as in training."},
     )
     beta: float | None = field(
-        default=None, metadata={"help": "Of the implicit reward; default: each run's own, or 0.1."}
+        default=None,
+        metadata={"help": "Scale of the implicit reward; default: each run's own, or 0.1."},
     )
     against: str = field(
         default=REFERENCE,

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
-MODEL is a hub name or a folder (an adapter's too); with --endpoint, the name that the server there
-knows it by. SOURCE is a file, a folder, a hub name or a world
+MODEL is a hub name or a folder (also of an adapter); with --endpoint, the model's name on that
+server. SOURCE is a file, a folder, a hub name or a world
 (world:reviews?prompts=100&split=test) with a column `prompt`.
 
-Responses are written as they come. The same call goes on where an interrupted one stopped, and
-asks for nothing that the output holds; what an endpoint would cost is said before the first
-request.
+Responses are written as they arrive. Run the same command again to resume: nothing that the output
+already holds is generated twice. The cost of an endpoint is estimated before the first request.
 """
 
 # A server has its own chat template, and its own clock.
@@ -41,24 +40,26 @@ _LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 class GenerateOptions(TemplateOptions):
     """What `generate` can be told, the endpoint apart."""
 
-    prompts: str = field(default="", metadata={"help": "Where the prompts come from."})
+    prompts: str = field(default="", metadata={"help": "Source of the prompts."})
     output: str = field(
         default="generations.jsonl",
-        metadata={"help": "File to write; one of the same settings is gone on with."},
+        metadata={"help": "Output file. If it was made with the same settings, it is resumed."},
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace an output that is there, whatever its settings."}
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Use only the first N prompts."}
     )
-    num_prompts: int | None = field(default=None, metadata={"help": "Only the first so many."})
     num_samples: int = field(default=1, metadata={"help": "Responses per prompt."})
-    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest response, EOS included."})
-    batch_size: int = field(default=64, metadata={"help": "Rows generated at once."})
-    dtype: str = field(default="float32", metadata={"help": "What the model is loaded in."})
+    max_new_tokens: int = field(
+        default=256, metadata={"help": "Most tokens in a response, EOS included."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Prompts generated at once."})
+    dtype: str = field(default="float32", metadata={"help": "Precision the model is loaded in."})
     seed: int | None = field(
         default=0,
-        metadata={"help": "The same call gives the same samples; null: an endpoint is sent none."},
+        metadata={"help": "Seed of the samples; null sends none to an endpoint."},
     )
     split: str | None = field(default=None, metadata={"help": "Split of a folder or hub name."})
     columns: dict[str, Any] | None = field(

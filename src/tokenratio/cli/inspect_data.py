@@ -18,7 +18,10 @@ class InspectOptions(TemplateOptions):
     """What `inspect-data` can be told."""
 
     tokenizer: str | None = field(
-        default=None, metadata={"help": "A hub name or a folder; shows token ids' masks with it."}
+        default=None,
+        metadata={
+            "help": "A hub name or folder; with it, rows are shown as tokens with their masks."
+        },
     )
     num_rows: int = field(default=3, metadata={"help": "Rows to print."})
     max_length: int | None = field(default=2048, metadata={"help": "As in training."})

@@ -36,11 +36,11 @@ came from, whose --column then holds the opponent's responses. Each judge has it
   reward-model  --reward_model MODEL: a sequence classifier with one output, hub name or folder
   implicit      --policy MODEL --reference MODEL --beta NUMBER: β times the policy's log-ratio
   llm           --endpoint URL --model NAME --template NAME: a model behind an endpoint, both orders
-                asked; what it would cost is said before the first request
-  human         --sheet FILE: written to be filled in; run the same again to read it
+                asked; the cost is estimated before the first request
+  human         --sheet FILE: written to be filled in; run the same command again to read it
 
 Writes a line per comparison to --output and all figures to the .summary.json beside it. The same
-call goes on where an interrupted one stopped; nothing is asked, or paid, twice.
+command resumes an interrupted one; nothing is asked, or paid for, twice.
 """
 
 # The flags that only some judges heed, each with what it is called among that judge's settings.
@@ -80,55 +80,72 @@ class JudgeOptions(TemplateOptions):
     judge: str = field(default="", metadata={"help": f"One of {', '.join(JUDGES)}."})
     output: str = field(
         default="judgements.jsonl",
-        metadata={"help": "File to write; one of the same judge and sides is gone on with."},
+        metadata={
+            "help": "Output file. If it was made with the same judge and sides, it is resumed."
+        },
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace an output that is there, whatever its settings."}
-    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
     column: str | None = field(
-        default=None, metadata={"help": "Of a data source: the opponent's responses. [chosen]"}
+        default=None,
+        metadata={
+            "help": "If --against is a data source: column of the opponent's responses. [chosen]"
+        },
     )
     split: str | None = field(
-        default=None, metadata={"help": "Of a data source: as it was for the prompts."}
+        default=None,
+        metadata={"help": "If --against is a data source: its split, the same as for the prompts."},
     )
     num_prompts: int | None = field(
-        default=None, metadata={"help": "Only the first so many, of both sides."}
+        default=None, metadata={"help": "Use only the first N prompts of both sides."}
     )
     seed: int = field(
-        default=0, metadata={"help": "Of the interval, and of who stands first on a sheet."}
+        default=0,
+        metadata={"help": "Seed of the interval, and of the order on a human judge's sheet."},
     )
     world: str | None = field(
-        default=None, metadata={"help": "gold: such as reviews; by default that of --against."}
+        default=None,
+        metadata={"help": "gold: the world, such as reviews; default: that of --against."},
     )
-    reward_model: str | None = field(default=None, metadata={"help": "reward-model: which."})
+    reward_model: str | None = field(
+        default=None, metadata={"help": "reward-model: hub name or folder."}
+    )
     policy: str | None = field(default=None, metadata={"help": "implicit: hub name or folder."})
-    reference: str | None = field(default=None, metadata={"help": "implicit: likewise."})
+    reference: str | None = field(default=None, metadata={"help": "implicit: hub name or folder."})
     beta: float = field(
-        default=ImplicitSettings.beta, metadata={"help": "implicit: changes no verdict's side."}
+        default=ImplicitSettings.beta,
+        metadata={
+            "help": "implicit: scale of the reward; which response wins does not depend on it."
+        },
     )
     batch_size: int = field(
-        default=RewardModelSettings.batch_size, metadata={"help": "Of a model loaded here: rows."}
+        default=RewardModelSettings.batch_size,
+        metadata={"help": "Rows at once; applies only to local models."},
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "reward-model: longer rows, in tokens, have no verdict."}
+        default=None,
+        metadata={"help": "reward-model: rows with more tokens than this get no verdict."},
     )
-    model: str | None = field(default=None, metadata={"help": "llm: the name the server has."})
+    model: str | None = field(
+        default=None, metadata={"help": "llm: the model's name on the server."}
+    )
     template: str = field(
         default=LLMSettings.template,
-        metadata={"help": f"llm: the question, one of {', '.join(_TEMPLATES)}."},
+        metadata={"help": f"llm: the question asked, one of {', '.join(_TEMPLATES)}."},
     )
     temperature: float | None = field(
-        default=LLMSettings.temperature, metadata={"help": "llm: null leaves it to the server."}
+        default=LLMSettings.temperature,
+        metadata={"help": "llm: sampling temperature; null leaves it to the server."},
     )
     max_tokens: int | None = field(
         default=LLMSettings.max_tokens,
         metadata={
-            "help": "llm: longest answer; default: the template's. More for judges that reason."
+            "help": "llm: most tokens in an answer; default: the template's. Judges that reason "
+            "need more."
         },
     )
     cache: str = field(
         default="~/.cache/tokenratio/verdicts.sqlite",
-        metadata={"help": "llm: where answers are kept by content, for all runs."},
+        metadata={"help": "llm: database of answers, shared by all runs."},
     )
     sheet: str | None = field(default=None, metadata={"help": "human: the file to fill in."})
 

@@ -25,7 +25,8 @@ class MergeOptions:
         default="float32",
         metadata={
             "help": "Precision of the merged weights (auto: the base's); sums are made in float32 "
-            "at least. bfloat16 halves the size and may round small updates away, which is said."
+            "at least. bfloat16 halves the size but may round small updates away; a warning "
+            "says so."
         },
     )
 

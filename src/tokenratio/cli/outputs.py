@@ -1,4 +1,4 @@
-"""Files of generations and judgements as outputs: which are gone on with, and which are refused."""
+"""Files of generations and judgements as outputs: which are resumed, and which are refused."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,9 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise TokenRatioError(f"cannot read {path}: {error.strerror}") from None
     # A run that was killed may have left any beginning of its first line.
     if head[: len(_BEGIN)] != _BEGIN[: len(head)]:
-        raise TokenRatioError(f"--output {path} exists and is no file of ours: choose another")
+        raise TokenRatioError(
+            f"--output {path} already exists and was not written by tokenratio: choose another"
+        )
 
 
 def claim_output(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:

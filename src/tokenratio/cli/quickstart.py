@@ -38,14 +38,16 @@ class QuickstartOptions:
 
     output_dir: str = field(
         default="runs/quickstart",
-        metadata={"help": "Folder for all files; an old one is replaced."},
+        metadata={"help": "Output folder; an existing one is replaced."},
     )
-    seed: int = field(default=0, metadata={"help": "Fixes the whole run."})
+    seed: int = field(default=0, metadata={"help": "Seed of the whole run."})
     loss: str = field(default="tbpo_a", metadata={"help": "Method of the last stage."})
     num_sft: int = field(default=12000, metadata={"help": "Reviews to learn from."})
     num_pairs: int = field(default=3000, metadata={"help": "Preference pairs."})
     num_prompts: int = field(default=200, metadata={"help": "Held-out prompts to compare on."})
-    flip_rate: float = field(default=0.0, metadata={"help": "Share of labels reversed."})
+    flip_rate: float = field(
+        default=0.0, metadata={"help": "Share of pairs whose labels are swapped."}
+    )
 
     def __post_init__(self) -> None:
         from tokenratio.losses import LOSSES

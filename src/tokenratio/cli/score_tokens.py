@@ -18,7 +18,7 @@ held-out pairs and the same --output to add them. As published:
   sepo     positive a DPO model, negative the model it started from
   t_reg    one model, after a prompt that asks for a better answer and one that asks for a worse
 
-A recipe with a section score_tokens does it all, the DPO models included.
+A section score_tokens in a recipe does all of this, including training the DPO models.
 """
 
 # `PLACE` of data.contrast, which imports numpy and more.
@@ -32,14 +32,15 @@ class ScoreOptions(TemplateOptions):
     output: str = field(default="token_scores", metadata={"help": "Folder to write or add to."})
     positive_model: str = field(default="", metadata={"help": "p+: a hub name or a folder."})
     negative_model: str | None = field(
-        default=None, metadata={"help": "p-; by default the same, told apart by the prompts."}
+        default=None, metadata={"help": "p-; default: the same model, with another prompt."}
     )
     positive_prompt: str = field(
         default=_PLACE, metadata={"help": "What p+ reads; {prompt} is the pair's prompt."}
     )
     negative_prompt: str = field(default=_PLACE, metadata={"help": "What p- reads, likewise."})
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Of the run that will use the scores; by default p+'s."}
+        default=None,
+        metadata={"help": "Tokenizer of the run that will use the scores; default: p+'s."},
     )
     max_length: int | None = field(
         default=2048, metadata={"help": "As in the run that will use the scores."}
@@ -54,10 +55,10 @@ class ScoreOptions(TemplateOptions):
     )
     split: str | None = field(default="train", metadata={"help": "Split of a folder or hub name."})
     batch_size: int = field(default=8, metadata={"help": "Pairs run at once."})
-    dtype: str = field(default="float32", metadata={"help": "What the models are loaded in."})
+    dtype: str = field(default="float32", metadata={"help": "Precision the models are loaded in."})
     cache_dir: str = field(
         default="~/.cache/tokenratio/reference",
-        metadata={"help": "Where each model's log-probabilities are kept, by content."},
+        metadata={"help": "Cache of the models' log-probabilities."},
     )
 
     def __post_init__(self) -> None:

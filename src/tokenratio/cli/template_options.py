@@ -19,24 +19,27 @@ class TemplateOptions:
 
     chat_template: str | None = field(
         default=None,
-        metadata={"help": "A chat template in place of the tokenizer's: a file, or its text."},
+        metadata={
+            "help": "Chat template to use instead of the tokenizer's: a file, or the template "
+            "itself."
+        },
     )
     chat_template_kwargs: dict[str, Any] | None = field(
         default=None,
         metadata={
             "help": "Arguments of the chat template, such as '{enable_thinking: false}'; a row's "
-            "own win. Default: those the run was trained with."
+            "own take precedence. Default: those the run was trained with."
         },
     )
     tools: list[Any] | None = field(
         default=None,
-        metadata={"help": "JSON schemas of tools, for rows that have none. Default: likewise."},
+        metadata={"help": "JSON schemas of tools, for rows without their own. Default: the run's."},
     )
     template_date: str | None = field(
         default=None,
         metadata={
-            "help": "What a template that writes today's date takes for today. Default: that of "
-            "the run, or of the output that is resumed; else today."
+            "help": "The date that a template shows as today's. Default: that of the run, or of "
+            "the output being resumed; otherwise today's."
         },
     )
 

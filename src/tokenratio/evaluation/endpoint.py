@@ -46,7 +46,7 @@ class EndpointSettings:
         base_url: with the version, as in `https://api.openai.com/v1` or `http://localhost:8000/v1`.
         model: the name the server knows it by.
         api: "chat" sends conversations, a text as one user turn; "completions" sends a text as it
-            is, to be gone on with.
+            is, to be resumed.
         api_key_env: the environment variable that holds the key. Unset, none is sent.
         max_tokens_name: "max_completion_tokens" for models that refuse the older name.
         extra_body: further fields of every request, such as `{"top_k": 20}`.

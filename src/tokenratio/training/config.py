@@ -104,7 +104,7 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
         default=False,
         metadata={
             "help": "Run the reference once and keep on disk what the loss needs of it: its "
-            "log-probabilities, or for tbpo_a its hidden states (large; the size is said first)."
+            "log-probabilities, or for tbpo_a its hidden states (large; the size is printed first)."
         },
     )
     reference_cache_dir: str = field(

@@ -97,7 +97,8 @@ class DisplacementAlarm(TrainerCallback):
         return (
             f"ALARM at step {step}: the chosen responses lose probability although the margins "
             f"rise (log_ratio/chosen {fmean(log_ratios):.3f} nats per token over the last "
-            f"{len(log_ratios)} logged lines): it goes to responses that are in no pair. "
+            f"{len(log_ratios)} logged lines). Their probability goes to responses that are in no "
+            f"pair. "
             f"{self._advice()}; look at samples before trusting the margins"
         )
 

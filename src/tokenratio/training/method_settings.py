@@ -76,15 +76,17 @@ class MethodSettings:
             "choices": METHOD_NAMES,
         },
     )
-    beta: float | None = _own("Leash to the reference, > 0 (METHOD §1); scale of sepo and simpo")
+    beta: float | None = _own(
+        "Strength of the tie to the reference, > 0 (METHOD §1); scale of sepo and simpo"
+    )
     generator: str | None = _own(
         "Bregman generator: logistic, kliep, lsif, ba, sba (METHOD §3), of tbpo*, bpo*, arc_bpo"
     )
     generator_lambda: float | None = _own("λ > -1 of ba and sba; only these take one")
     generator_scale: float | None = _own("s > 0 of sba; only it takes one")
     label_smoothing: float | None = _own(
-        "ε in [0, 1/2), the share of labels held to be wrong: (1-ε) ℓ(u) + ε ℓ(-u); robust_dpo "
-        "subtracts instead. With generators other than the logistic one our extension"
+        "ε in [0, 1/2), the share of labels assumed to be wrong: (1-ε) ℓ(u) + ε ℓ(-u); robust_dpo "
+        "subtracts instead. An extension of ours for generators other than logistic"
     )
     state_weight: str | None = field(
         default=None,
@@ -109,7 +111,7 @@ class MethodSettings:
         default=0.0,
         metadata={
             "help": "Weight of the chosen response's cross-entropy per token (RPO's NLL anchor). "
-            "With it, losses local to their step see whole responses."
+            "With it, token-level losses run whole responses."
         },
     )
     token_scores: str | None = field(

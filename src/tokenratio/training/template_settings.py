@@ -30,19 +30,19 @@ class ChatTemplateSettings:
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Further arguments of the chat template, such as {enable_thinking: false}; a "
-            "row's own win."
+            "help": "Arguments of the chat template, such as {enable_thinking: false}; a row's own "
+            "take precedence."
         },
     )
     tools: list[Any] | None = field(
         default=None,
-        metadata={"help": "JSON schemas of tools, for rows that have none of their own."},
+        metadata={"help": "JSON schemas of tools, for rows without their own."},
     )
     template_date: str | None = field(
         default=None,
         metadata={
-            "help": "What a chat template that writes today's date takes for today. Default: the "
-            "day the run starts."
+            "help": "The date that a chat template shows as today's. Default: the day the run "
+            "starts."
         },
     )
 
