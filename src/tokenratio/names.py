@@ -1,4 +1,4 @@
-"""What to say of a name or a value that is not among the valid ones."""
+"""Messages about a name or a value that is not among the valid ones."""
 
 import difflib
 from collections.abc import Iterable

@@ -124,7 +124,7 @@ def test_models_that_are_not_ours_are_never_written_over(recipe, tmp_path, capsy
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"theirs")
     assert main(["train", str(recipe), "--output_dir", str(tmp_path / "other"), "--overwrite"]) == 2
-    assert "not of a run of ours" in capsys.readouterr().err
+    assert "which no run of tokenratio wrote" in capsys.readouterr().err
     assert tree(model) == before
     assert (tmp_path / "other" / "model.safetensors").read_bytes() == b"theirs"
 

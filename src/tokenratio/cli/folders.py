@@ -45,8 +45,8 @@ def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None])
         return
     if not (folder / RUN_FILE).is_file():
         raise TokenRatioError(
-            f"{folder} holds {found[0].name}, which is not of a run of ours: choose another "
-            "--output_dir"
+            f"{folder} holds {found[0].name}, which no run of tokenratio wrote: choose "
+            "another --output_dir"
         )
     if not overwrite:
         raise TokenRatioError(

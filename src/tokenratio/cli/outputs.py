@@ -72,6 +72,6 @@ def claim_output(path: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
     old = read_settings(path).get(digest)
     said = "" if old is None else f" ({differences(old, json.loads(json.dumps(settings)))})"
     raise TokenRatioError(
-        f"{path} was made with other settings{said}: go on with those, replace it with "
+        f"{path} was made with other settings{said}: use those, replace the file with "
         "--overwrite, or choose another --output"
     )

@@ -50,7 +50,7 @@ class Journal:
             torn = content[whole:].lstrip()
             if torn and not (torn.startswith(_BEGINNING) or _BEGINNING.startswith(torn)):
                 raise TokenRatioError(
-                    f"{path} ends in what is no line of ours: choose another file"
+                    f"{path} ends in something tokenratio did not write: choose another file"
                 )
             if self.dropped:
                 os.ftruncate(self._file, whole)
@@ -131,8 +131,8 @@ def read_whole(path: Path) -> list[dict[str, Any]]:
     lines, whole = parse_lines(content, path)
     if whole < len(content):
         raise TokenRatioError(
-            f"{path}:{len(lines) + 1}: the last line is cut off: what wrote the file was "
-            "interrupted; run it again, it goes on from there"
+            f"{path}:{len(lines) + 1}: the last line is cut off: the command that wrote the "
+            "file was interrupted; run it again to resume"
         )
     return lines
 

@@ -47,7 +47,7 @@ def read_reply(text: str, num_choices: int) -> Answer:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        raise ReplyError(f"the answer is no JSON: {text[:100]!r}") from None
+        raise ReplyError(f"the answer is not JSON: {text[:100]!r}") from None
     choices = body.get("choices") if isinstance(body, Mapping) else None
     if not isinstance(choices, list) or not choices:
         # some gateways wrap an error of the server behind them like this
@@ -63,7 +63,7 @@ def read_reply(text: str, num_choices: int) -> Answer:
 
 def _choice(choice: Any) -> Choice:
     if not isinstance(choice, Mapping):
-        raise ReplyError("a choice is no object")
+        raise ReplyError("a choice is not an object")
     message = choice.get("message")
     if isinstance(message, Mapping):
         # content is null where a filter stepped in or the model refused

@@ -95,7 +95,7 @@ class TokenScores:
             ) from None
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise TokenRatioError(
-                f"the token scores in {folder} are damaged ({error}): compute them anew with "
+                f"the token scores in {folder} are damaged ({error}): compute them again with "
                 "`tokenratio score-tokens`"
             ) from None
         return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)), template)
