@@ -163,7 +163,10 @@ def test_with_several_held_out_sets_the_name_has_its_set_in_it(tmp_path):
         ({"optim_args": "alpha=high"}, "optim rmsprop with optim_args alpha=high"),
         ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
         ({"learning_rate": -1.0}, "learning rate"),
-        ({"report_to": "wandb"}, "report_to wandb: the package wandb is not installed"),
+        (
+            {"report_to": "wandb"},
+            "report_to wandb: transformers knows no such tracker, or its package is not installed",
+        ),
         ({"report_to": ["tensorbord"]}, "report_to tensorbord"),
     ],
 )
