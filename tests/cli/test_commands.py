@@ -214,7 +214,7 @@ def test_dry_run_resolves_everything_and_writes_nothing(recipe, tmp_path, capsys
         (["train", "RECIPE", "--model_config", "{model_type: t5}"], "cannot build the model"),
         (["train", "RECIPE", "--model_config", "{model_type: llama, hidden_size: 17}"], "model"),
         (["train", "RECIPE", "--tokenizer", "{}"], "byte_level_bpe"),
-        (["train", "RECIPE", "--peft", "{r: '8'}"], "peft"),
+        (["train", "RECIPE", "--peft", "{r: eight}"], "must be a whole number, not 'eight'"),
         (["train", "RECIPE", "--gradient_accumulation_steps", "0"], "must be at least 1"),
         (["train", "RECIPE", "--per_device_train_batch_size", "0"], "must be at least 1"),
         (["train", "RECIPE", "--report_to", "wandb"], "wandb"),
