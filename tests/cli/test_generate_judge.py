@@ -482,7 +482,7 @@ def test_inputs_are_never_written_over(sides, capsys):
             "extra_body must be a mapping",
         ),
         (generate("x", "--seed", "null"), "seed null is for endpoints"),
-        (generate("./none"), "cannot load model './none'"),
+        (generate("./none"), "cannot load ./none: there is no such folder"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_writes_nothing(argv, message, sides, capsys):
