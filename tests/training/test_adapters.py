@@ -469,3 +469,68 @@ def test_a_model_that_is_nowhere_on_disk_is_saved_with_its_adapter(tmp_path):
     trainer.save_model()
     reloaded = by_plain_peft(tmp_path / "run")
     torch.testing.assert_close(sample_log_probs(reloaded), sample_log_probs(trainer.model))
+
+
+def merged_by_peft(base, sft):
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), sft
+    ).merge_and_unload()
+
+
+def trained_since(base, sft):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 3] += 5.0
+    return model
+
+
+def with_more_tokens(base, sft):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(20, mean_resizing=False)
+    return model
+
+
+def a_new_adapter_on_it(base, sft):
+    return get_peft_model(
+        merged_by_peft(base, sft), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [merged_by_peft, trained_since, with_more_tokens, a_new_adapter_on_it]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_changed_since_it_was_loaded_is_saved_with_its_adapter(
+    change, dtype, base, tmp_path, caplog
+):
+    """Its name says where it came from; what is there now is another model."""
+    sft = save_sft(base, tmp_path / "sft")
+    stored = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    stored.save_pretrained(base)
+    peft_config = None if change is a_new_adapter_on_it else NEW
+    model = change(base, sft).float()
+    trainer = trainer_of(model, tmp_path / "run", peft_config=peft_config)
+    trainer.train()
+    trainer.save_model()
+    again = by_plain_peft(tmp_path / "run")
+    torch.testing.assert_close(sample_log_probs(again), sample_log_probs(trainer.model))
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert "changes made after it was loaded" in record["starts_from"]["adapters"]
+    assert f"not as {base} holds it" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama_tied", "gpt_neox", "gemma2"])
+def test_a_model_as_it_was_loaded_is_not_saved_again(architecture, dtype, tmp_path):
+    tiny_model(architecture).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+    trainer_of(model, tmp_path / "run", peft_config=NEW).save_model()
+    assert not (tmp_path / "run/base").exists()
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_a_model_without_a_weight_to_train_is_refused(base, tmp_path):
+    model = merged_by_peft(base, save_sft(base, tmp_path / "sft"))
+    with pytest.raises(TokenRatioError, match="every weight of the model is frozen"):
+        trainer_of(model, tmp_path / "run")

@@ -14,12 +14,11 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.resume import (
-    MAY_DIFFER,
-    check_same_run,
     last_checkpoint,
     resolve_checkpoint,
 )
 from tokenratio.training.run_folder import write_run_file
+from tokenratio.training.same_run import MAY_DIFFER, check_same_run
 
 STEPS = 6  # of 14 pairs in steps of 2 × 2: the second epoch begins in between, its end is ragged
 TIMING = {"tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
@@ -249,6 +248,10 @@ def test_a_setting_that_changes_the_run_is_refused_by_name(interrupted, name, va
     assert "set it back" in str(refusal.value)
 
 
+LENGTH = ("num_train_epochs", "max_steps")
+OF_THE_BEST = ("metric_for_best_model", "greater_is_better")
+
+
 def test_every_setting_is_held_unless_it_is_listed(interrupted):
     """Also those that transformers adds."""
     identity = json.loads((interrupted / "run.json").read_text())
@@ -258,7 +261,7 @@ def test_every_setting_is_held_unless_it_is_listed(interrupted):
     for name in identity["config"]:
         changed = copy.deepcopy(identity)
         changed["config"][name] = {"other": 1} if name == "model_init_kwargs" else 12345
-        if name in MAY_DIFFER or name in ("num_train_epochs", "max_steps"):
+        if name in MAY_DIFFER or name in (*LENGTH, *OF_THE_BEST):
             check_same_run(checkpoint, changed)
         else:
             with pytest.raises(TokenRatioError, match=f"began with {name} "):
@@ -307,6 +310,50 @@ def test_what_is_logged_evaluated_and_saved_may_change(interrupted, tmp_path):
     assert_identical(*weights)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 4, 6]
+
+
+def test_a_resumed_run_may_begin_to_keep_the_best(interrupted, tmp_path):
+    trainer_in(tmp_path / "whole", "tbpo_a").train()
+    shutil.copytree(interrupted, tmp_path / "run")
+    settings = {"load_best_model_at_end": True, "save_steps": 3}
+    trainer_in(tmp_path / "run", "tbpo_a", **settings).train(resume_from_checkpoint=True)
+    weights = [
+        load_file(tmp_path / name / f"checkpoint-{STEPS}/model.safetensors")
+        for name in ("whole", "run")
+    ]
+    assert_identical(*weights)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "was", "now"),
+    [
+        ("cosine", "loss", "rewards/accuracies"),
+        ("cosine", "rewards/margins", None),
+        ("reduce_lr_on_plateau", None, "rewards/accuracies"),
+    ],
+)
+def test_what_is_best_is_held_once_it_is_looked_for(schedule, was, now, interrupted):
+    """The best value so far would be compared with values of another metric."""
+    identity = json.loads((interrupted / "run.json").read_text())
+    identity["config"]["lr_scheduler_type"] = schedule
+    began = copy.deepcopy(identity)
+    began["config"]["metric_for_best_model"] = was
+    identity["config"]["metric_for_best_model"] = now
+    checkpoint = interrupted / "checkpoint-2"
+    before = (checkpoint / "run.json").read_text()
+    try:
+        (checkpoint / "run.json").write_text(json.dumps(began))
+        with pytest.raises(TokenRatioError, match="began with metric_for_best_model"):
+            check_same_run(checkpoint, identity)
+    finally:
+        (checkpoint / "run.json").write_text(before)
+
+
+@pytest.mark.parametrize("given", [{"dtype": "float32"}, {"torch_dtype": "float32"}, None])
+def test_a_default_that_is_written_out_is_the_same(given, interrupted):
+    identity = json.loads((interrupted / "run.json").read_text())
+    identity["config"]["model_init_kwargs"] = given
+    check_same_run(interrupted / "checkpoint-2", identity)
 
 
 def test_a_checkpoint_outside_its_run_is_still_checked(interrupted, tmp_path):

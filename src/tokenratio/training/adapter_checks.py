@@ -18,7 +18,8 @@ def sample_log_probs(model: nn.Module) -> Float[Tensor, "tokens vocabulary"]:
     weight = language_model(model).get_input_embeddings().weight
     ids = torch.linspace(0, len(weight) - 1, min(8, len(weight)), device=weight.device).long()
     with _evaluating(model):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        mask = torch.ones_like(ids[None])  # or transformers warns of ids that look like padding
+        logits = model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

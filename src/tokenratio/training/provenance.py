@@ -24,7 +24,7 @@ from tokenratio.training.run_folder import RUN_FILE, read_document
 ADAPTER_FILE = "adapter_config.json"
 # Of the arguments that say where to find files, those of one repository and not of the next.
 _OF_ONE_REPOSITORY = ("revision", "subfolder")
-_MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # First parts of relative paths. Somebody could call a hub organisation so, but an adapter that
 # names its base `models/sft` was trained on a folder.
@@ -138,7 +138,7 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
     except (OSError, ValueError, AttributeError) as error:
         raise TokenRatioError(f"cannot read {file}: {error}") from None
     folder = Path(file).parent
-    if is_local and (folder / "config.json").is_file() and _has_any(folder, _MODEL_WEIGHTS):
+    if is_local and (folder / "config.json").is_file() and _has_any(folder, MODEL_WEIGHTS):
         return None
     if is_local and not _has_any(folder, _ADAPTER_WEIGHTS):
         raise TokenRatioError(f"{folder} has {ADAPTER_FILE} but no {_ADAPTER_WEIGHTS[0]}")

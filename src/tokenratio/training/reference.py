@@ -123,14 +123,15 @@ def model_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights; those of an adapter in PEFT's wrapper, which can be switched
     off, do not count."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_own_weights(model)):
+    for name, tensor in sorted(own_weights(model)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model by the names they have without an adapter, but not the adapter's."""
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
     for name, tensor in language_model(model).named_parameters():
         if prefix is not None and (prefix in name or ".modules_to_save." in name):

@@ -48,7 +48,7 @@ from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.models import check_fits, load_merged
 from tokenratio.training.policy import disable_dropout
 from tokenratio.training.resume import ResumableTrainer
-from tokenratio.training.start_checks import check_run, check_trained_dtype
+from tokenratio.training.start_checks import check_run, check_trained
 from tokenratio.training.template_settings import fix_day
 
 _PAD = "<|pad|>"
@@ -235,7 +235,7 @@ class RewardTrainer(EvaluatesAnySource, ResumableTrainer):
                 f"the model has {model.config.num_labels} outputs; a reward model has one"
             )
         check_run(args, RewardConfig, evaluated_metrics, eval_dataset)
-        check_trained_dtype(model, args.learning_rate)
+        check_trained(model, args.learning_rate)
         disable_dropout(model)
         tokenizer = with_chat_template(processing_class, args.chat_template)
         fix_day(args, tokenizer)

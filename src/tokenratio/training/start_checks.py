@@ -94,18 +94,23 @@ def check_surroundings(args: TrainingArguments) -> None:
         ) from None
 
 
-def check_trained_dtype(model: nn.Module, learning_rate: float) -> None:
-    """Refuse to train weights of less than 32 bits: rounding would swallow the updates.
+def check_trained(model: nn.Module, learning_rate: float) -> None:
+    """Refuse a model without a weight to train, or with one of less than 32 bits.
 
-    bfloat16 keeps 8 bits of a weight, so an update of less than 1/256 of it is lost. Frozen weights
-    may have any dtype.
+    Rounding would swallow the updates of those: bfloat16 keeps 8 bits of a weight, so an update of
+    less than 1/256 of it is lost. Frozen weights may have any dtype.
 
     Raises:
-        TokenRatioError: names the dtype, and what to do.
+        TokenRatioError: says what to do.
     """
-    for name, parameter in model.named_parameters():
-        low = parameter.is_floating_point() and parameter.dtype.itemsize < 4
-        if parameter.requires_grad and low:
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise TokenRatioError(
+            "every weight of the model is frozen, as after PEFT's merge_and_unload: call "
+            "model.requires_grad_(True) to train all of them, or add an adapter (peft)"
+        )
+    for name, parameter in trained:
+        if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
             refuse_dtype(parameter.dtype, learning_rate, name)
 
 

@@ -1,6 +1,7 @@
 """From what a trainer is given to what it trains: the policy, its reference and their base."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,7 +28,11 @@ from tokenratio.training.policy import answer_token_requests, disable_dropout, l
 from tokenratio.training.provenance import Origin, absolute, origin_of
 from tokenratio.training.reference import Reference
 from tokenratio.training.run_folder import BASE_FOLDER, ORIGIN_FILE
-from tokenratio.training.start_checks import check_trained_dtype
+from tokenratio.training.start_checks import check_trained
+from tokenratio.training.stored_weights import changed_weight
+
+_log = logging.getLogger(__name__)
+_CHANGES = "changes made after it was loaded"
 
 
 @dataclass
@@ -111,7 +116,7 @@ def start_from(
     if given is not None and ref_model is None and reference is not None and reference.model:
         after = sample_log_probs(reference.model)
         require_same(given, after, "the reference is not the starting policy", precision=precision)
-    check_trained_dtype(model, args.learning_rate)
+    check_trained(model, args.learning_rate)
     check_model(model)
     # An adapter that stays on top of one that was merged, or a new one on top of any.
     has_new_base = is_merged or (config is None and len(origin.adapters) > 1)
@@ -136,7 +141,20 @@ def _with_base(start: Start, args: TokenRatioConfig, *, is_new: bool) -> Start:
         return start
     config = start.adapters.active_peft_config
     known = absolute(config.base_model_name_or_path or start.origin.base or "")
-    if known and not is_new:
+    is_new = is_new or not known
+    if not is_new and args.should_save:  # the process that saves decides
+        cache_dir = (args.model_init_kwargs or {}).get("cache_dir")
+        weight = changed_weight(start.adapters, known, cache_dir=cache_dir)
+        if weight is not None:
+            is_new = True
+            start.origin = Origin("", start.origin.base, (*start.origin.adapters, _CHANGES))
+            _log.warning(
+                "the model is not as %s holds it (%s differs): it is saved as the base of the "
+                "run's adapter",
+                known,
+                weight,
+            )
+    if not is_new:
         config.base_model_name_or_path = known
         return start
     folder = Path(os.path.abspath(Path(args.output_dir).expanduser())) / BASE_FOLDER

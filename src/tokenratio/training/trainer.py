@@ -58,8 +58,9 @@ from tokenratio.training.models import generation_ends, load_tokenizer
 from tokenratio.training.objective import ExampleLosses, evaluated_metrics
 from tokenratio.training.policy import language_model
 from tokenratio.training.reference import Reference
-from tokenratio.training.resume import ResumableTrainer, adapter_settings
+from tokenratio.training.resume import ResumableTrainer
 from tokenratio.training.run_folder import replace_text
+from tokenratio.training.same_run import adapter_settings
 from tokenratio.training.start_checks import check_run
 from tokenratio.training.starting import start_from
 from tokenratio.training.template_settings import fix_day
