@@ -138,7 +138,7 @@ K = DefectKind
         (
             {"prompt": "other", "chosen": [user("p"), bot("a")], "rejected": [user("p"), bot("b")]},
             K.MIXED_FORMAT,
-            "no user turn",
+            "not what the user says",
         ),
         (
             {"prompt": [user("p")], "chosen": [{"content": "a"}], "rejected": [bot("b")]},

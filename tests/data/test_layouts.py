@@ -414,6 +414,78 @@ def test_roles_and_calls_of_sharegpt():
         parse_preference(read_rows([{"conversations": turns, **ANSWERS}])[0])
 
 
+@pytest.mark.parametrize(
+    "as_value", [dict, json.dumps, lambda value: json.dumps(json.dumps(value))]
+)
+def test_messages_with_tools_in_one_object(as_value):
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    sides = {
+        side: as_value({"messages": [user("Sky?"), bot(answer)], "tools": tools})
+        for side, answer in (("chosen", "Blue."), ("rejected", "Green."))
+    }
+    pair = parse_preference(read_rows([sides])[0])
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.tools) == (
+        [user("Sky?")],
+        [bot("Blue.")],
+        [bot("Green.")],
+        tools,
+    )
+    learnt = parse_completion(read_rows([{"messages": sides["chosen"]}])[0])
+    assert (learnt.completion, learnt.tools) == ([bot("Blue.")], tools)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("role", "content", "System", "User", "Assistant"),
+        ("from", "value", "SYSTEM", "Human", "GPT"),
+        ("role", "value", "system", "user", "assistant"),
+        ("from", "content", "system", "user", "Model"),
+    ],
+)
+def test_names_of_roles_and_keys(names):
+    role, content, *roles = names
+    chosen, rejected = (
+        [
+            {role: name, content: text}
+            for name, text in zip(roles, ("Be brief.", "Sky?", answer), strict=True)
+        ]
+        for answer in ("Blue.", "Green.")
+    )
+    pair = parse_preference(read_rows([{"chosen": chosen, "rejected": rejected}])[0])
+    assert pair.prompt == [system("Be brief."), user("Sky?")]
+    assert (pair.chosen, pair.rejected) == ([bot("Blue.")], [bot("Green.")])
+
+
+@pytest.mark.parametrize("prompt", ["More?", "Sky? More?", "user: Sky?\nbot: Yes.\nuser: More?"])
+def test_a_prompt_that_is_the_conversation_as_text(prompt):
+    turns = [user("Sky?"), bot("Yes."), user("More?")]
+    row = {"prompt": prompt, "chosen": [*turns, bot("Blue.")], "rejected": [*turns, bot("Green.")]}
+    assert parse_preference(read_rows([row])[0]).prompt == turns
+    row = {"prompt": prompt, "chosen": [system("s"), bot("a")], "rejected": [system("s"), bot("b")]}
+    with pytest.raises(RowDefectError, match="not what the user says"):
+        parse_preference(read_rows([row])[0])
+
+
+@pytest.mark.parametrize("empty", [None, float("nan"), ""])
+def test_an_optional_column_without_a_value(empty):
+    rows = [
+        {"instruction": "Sky?", "chosen": f"Blue {n}.", "rejected": "Green.", **more}
+        for n, more in enumerate(
+            (
+                {"input": "Now.", "system": "Be brief.", "history": [["a", "b"]]},
+                {"input": empty, "system": empty, "history": empty},
+            )
+        )
+    ]
+    found = pairs_of(*rows)
+    assert found[0][0] == [system("Be brief."), user("a"), bot("b"), user("Sky?\nNow.")]
+    assert found[1][0] == [user("Sky?")]
+    labels = [True, False, empty, False, True]
+    rows = [{"prompt": "p", "completion": f"{n}", "label": x} for n, x in enumerate(labels)]
+    assert [found.completion for found in parse(rows, CompletionExample).examples] == ["0", "4"]
+
+
 def test_contents_in_parts():
     def parts(*texts):
         return [{"type": "text", "text": text} for text in texts]
@@ -584,6 +656,13 @@ def test_what_is_labelled_bad_is_not_learnt(good, bad):
     assert (kept.rows_kept, kept.reading.unread) == (3, {"label": 3})
     turns = [{"messages": [user("Sky?"), bot(str(v))], "kto_tag": v} for v in (good, bad)]
     assert len(completions_of(*turns)) == 1
+
+
+def test_a_label_that_is_neither_good_nor_bad_is_not_learnt():
+    labels = [*["good"] * 6, *["bad"] * 6, "unsure"]
+    rows = [{"prompt": "p", "completion": f"{n}", "label": x} for n, x in enumerate(labels)]
+    report = check_text(read_rows(rows), preference=False)
+    assert (report.rows_kept, report.defect_counts) == (6, {"labelled bad": 7})
 
 
 def test_labels_that_are_no_verdict_are_not_read():

@@ -32,7 +32,9 @@ from tokenratio.data.messages import (
     Text,
     earlier_turns,
     is_broken_messages,
+    is_envelope,
     messages_in,
+    structured,
     text_or_messages,
 )
 from tokenratio.errors import TokenRatioError
@@ -44,6 +46,8 @@ COLUMN_NAMES = (
 )
 Columns: TypeAlias = Mapping[str, str | Sequence[str] | None]
 
+# The share of a source's rows that makes what they have in common its layout.
+NEARLY_ALL = 0.9
 _MAYBE_MESSAGES = {name for layout in (*PROMPTS, *PAIRS, *COMPLETIONS) for name in layout.columns}
 
 
@@ -155,7 +159,7 @@ class SourceColumns:
             "text" in found,
             system,
             history,
-            tools_of(found if found.get("tools") else fields),
+            tools_of(fields),
             template_kwargs_of(fields),
             layout,
             unread,
@@ -204,9 +208,7 @@ class SourceColumns:
             for name, value in fields.items():
                 if isinstance(value, str) and value and name in _MAYBE_MESSAGES | mapped:
                     texts[name] += 1
-                    if value.lstrip()[:1] in ("[", "{"):
-                        found = messages_in(value) is not None or is_broken_messages(value)
-                        messages[name] += found
+                    messages[name] += messages_in(value) is not None or is_broken_messages(value)
         ours = {n: o for o, v in (self.columns or {}).items() for n in _names(v)}
         return {ours.get(name, name) for name in messages if 2 * messages[name] > texts[name]}
 
@@ -214,14 +216,19 @@ class SourceColumns:
         for name in self._json & fields.keys():
             value = fields[name]
             if isinstance(value, str) and value:
-                messages = messages_in(value)
-                if messages is None:
+                if messages_in(value) is None:
                     raise RowDefectError(
                         DefectKind.MALFORMED_ROW,
                         f"{name} holds messages as JSON text in most rows; here it cannot be read "
                         "as that",
                     )
-                fields[name] = messages
+                fields[name] = structured(value)
+        for name in _MAYBE_MESSAGES & fields.keys():
+            envelope = fields[name]
+            if is_envelope(envelope):
+                fields[name] = envelope["messages"]
+                if not fields.get("tools"):
+                    fields["tools"] = envelope.get("tools")
         return fields
 
     def _makes_chat(self, fields: Mapping[str, Any]) -> bool:
@@ -237,8 +244,9 @@ class SourceColumns:
         if self.use != "completion":
             return None
         for name in LABEL_COLUMNS:
-            values = [row[name] for row in rows if row.get(name) is not None]
-            if values and all(verdict(value) is not None for value in values):
+            values = [row[name] for row in rows if row.get(name) not in (None, "")]
+            known = sum(verdict(value) is not None for value in values)
+            if values and known >= NEARLY_ALL * len(values):
                 return name
         return None
 

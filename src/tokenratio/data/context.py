@@ -7,8 +7,15 @@ from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.layouts import SYSTEM_COLUMNS
 from tokenratio.data.messages import kind_of, structured
 
-_GOOD = frozenset({True, "true", "1", "good", "desirable", "chosen", "yes"})
-_BAD = frozenset({False, -1, "false", "0", "-1", "bad", "undesirable", "rejected", "no"})
+_GOOD = frozenset(
+    {True, "true", "1", "1.0", "good", "desirable", "chosen", "accepted", "thumbs_up", "yes"}
+)
+_BAD = frozenset(
+    {
+        *(False, -1, "false", "0", "0.0", "-1", "-1.0"),
+        *("bad", "undesirable", "rejected", "thumbs_down", "no"),
+    }
+)
 
 
 def verdict(value: object) -> bool | None:

@@ -70,12 +70,18 @@ def read_file(path: Path, name: str) -> list[SourceRow]:
 
 
 def row_of(origin: str, value: object) -> SourceRow:
-    """A row from any value: what is no object with string keys carries its problem along."""
+    """A row from any value: what is no object with string keys carries its problem along.
+
+    NaN in a column counts as null.
+    """
     if not isinstance(value, dict):
         return SourceRow(origin, {}, f"it holds a {type(value).__name__}, not an object")
     if any(not isinstance(key, str) for key in value):
         return SourceRow(origin, {}, "a column name is not a string")
-    return SourceRow(origin, value)
+    # pandas writes NaN for a cell that is empty.
+    return SourceRow(
+        origin, {k: None if isinstance(v, float) and v != v else v for k, v in value.items()}
+    )
 
 
 def without_filled_nulls(fields: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from tokenratio.data.boundary import begins_with, extract_prompt, opening_end
-from tokenratio.data.columns import Columns, Parts, SourceColumns
+from tokenratio.data.columns import NEARLY_ALL, Columns, Parts, SourceColumns
 from tokenratio.data.defects import Defect, DefectKind, RowDefectError, WarningKind
 from tokenratio.data.files import SourceRow
 from tokenratio.data.messages import Message, Text, messages_in, with_context
 from tokenratio.data.summary import Reading
 
-# The share of a source's rows that makes what they have in common its layout.
-_NEARLY_ALL = 0.9
 # A response that begins with so long a prompt does so because the prompt is in there twice.
 _LONG_PROMPT = 20
 
@@ -280,6 +278,10 @@ def _split_conversations(responses: list[Any]) -> tuple[list[Message], list[Any]
         return responses[0][:-1], [responses[0][-1:]]
     _check_pair(responses)
     length = extract_prompt(*responses)
+    if not length and any(response[0]["role"] != "assistant" for response in responses):
+        raise RowDefectError(
+            DefectKind.BAD_CONVERSATION, "chosen and rejected begin with different messages"
+        )
     return responses[0][:length], [response[length:] for response in responses]
 
 
@@ -299,9 +301,12 @@ def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list
         return [{"role": "user", "content": prompt}], responses
     turns, rest = _split_conversations(responses)
     said = [turn.get("content", "").strip() for turn in turns if turn["role"] == "user"]
-    if prompt.strip() not in said:
+    # One of the turns, or, as text, all of them.
+    if prompt.strip() not in said and not (said and all(text in prompt for text in said)):
         raise RowDefectError(
-            DefectKind.MIXED_FORMAT, "the prompt column is no user turn of the conversation"
+            DefectKind.MIXED_FORMAT,
+            "the prompt column is not what the user says in the conversations; where these hold "
+            "all of the prompt, leave it out with columns: {prompt: null}",
         )
     return turns, rest
 
@@ -342,7 +347,7 @@ def _repeat_prompt(parts: Parts) -> bool | None:
 def _most(answers: Iterator[bool | None]) -> bool:
     """Whether nearly all of at least two rows say yes."""
     known = [answer for answer in answers if answer is not None]
-    return len(known) > 1 and sum(known) >= _NEARLY_ALL * len(known)
+    return len(known) > 1 and sum(known) >= NEARLY_ALL * len(known)
 
 
 def _count_shared(parts: Sequence[Parts]) -> tuple[int, int]:

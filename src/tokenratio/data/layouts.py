@@ -6,7 +6,7 @@ are independent: any prompt may stand beside any pair or completion. The first l
 whose columns are all there is taken.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,14 +91,6 @@ def _instruction(fields: Fields) -> dict[str, Any]:
     return {"prompt": f"{instruction}\n{addition}" if instruction else addition}
 
 
-def _input(fields: Fields) -> dict[str, Any]:
-    value = structured(fields["input"])
-    if isinstance(value, Mapping) and "messages" in value:
-        found = {"prompt": value["messages"], "tools": value.get("tools")}
-        return {key: item for key, item in found.items() if item is not None}
-    return {"prompt": fields["input"]}
-
-
 def _first_turn(fields: Fields) -> dict[str, Any]:
     turns = structured(fields["turns"])
     return {"prompt": turns[0] if isinstance(turns, list) and turns else turns}
@@ -132,7 +124,7 @@ PROMPTS: tuple[Layout, ...] = (
         "prompt",
         ("input",),
         "distilabel; OpenAI's preference format",
-        _input,
+        _as("prompt", "input"),
         note="text or messages",
     ),
     Layout("prompt", ("context",), "nvidia/HelpSteer3", _as("prompt", "context")),

@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 
@@ -16,6 +16,7 @@ Text: TypeAlias = str | list[Message]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Names of the same roles in ShareGPT, LLaMA-Factory, ms-swift and older data sets.
 _ROLE_NAMES = {
+    **{name: name for name in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "tool_call"),
@@ -89,6 +90,8 @@ def structured(value: object) -> object:
     >>> structured('["a", "b"]'), structured("{'a': None}"), structured("[sic]")
     (['a', 'b'], {'a': None}, '[sic]')
     """
+    if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
+        return _twice_encoded(value)
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -113,10 +116,20 @@ def messages_in(text: str) -> list[Any] | None:
     >>> messages_in('[{"name": "Ada"}]')
     """
     value = structured(text)
+    value = value["messages"] if is_envelope(value) else value
     items = [value] if isinstance(value, Mapping) else value
     if isinstance(items, list) and items and all(map(_is_message, items)):
         return items
     return None
+
+
+def is_envelope(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether an object holds messages, and other things such as tools beside them.
+
+    >>> is_envelope({"messages": [{"role": "user", "content": "Hi"}], "tools": []})
+    True
+    """
+    return isinstance(value, Mapping) and isinstance(value.get("messages"), list | tuple)
 
 
 def is_broken_messages(text: str) -> bool:
@@ -167,11 +180,21 @@ def kind_of(value: object) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), "another kind of value")
 
 
+def _twice_encoded(text: str) -> object:
+    """What JSON of JSON holds."""
+    try:
+        inner = json.loads(text)
+    except ValueError:
+        return text
+    value = structured(inner)
+    return text if value is inner else value
+
+
 def _is_message(item: object) -> bool:
     if not isinstance(item, Mapping):
         return False
     if isinstance(item.get("role"), str):
-        return "content" in item or "tool_calls" in item
+        return not {"content", "value", "tool_calls"}.isdisjoint(item)
     return isinstance(item.get("from"), str) and "value" in item
 
 
@@ -199,16 +222,12 @@ def _message(item: object, where: str) -> Message:
         )
     # A key without a value is no key: templates take null for a value.
     message = {key: value for key, value in item.items() if value is not None}
-    if "role" not in message and "from" in message:
-        message = {
-            "role": message.pop("from"),
-            "content": message.pop("value", None),
-            **message,
-        }
-        message = {key: value for key, value in message.items() if value is not None}
+    for ours, other in (("role", "from"), ("content", "value")):
+        if ours not in message and other in message:
+            message[ours] = message.pop(other)
     role = message.get("role")
     if isinstance(role, str):
-        role = role if role in ROLES else _ROLE_NAMES.get(role.lower(), role)
+        role = _ROLE_NAMES.get(role.lower(), role)
     if role == "tool_call":
         message = {**_tool_calls(message.get("content"), where), **_others(message)}
         role = "assistant"
