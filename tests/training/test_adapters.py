@@ -534,3 +534,38 @@ def test_a_model_without_a_weight_to_train_is_refused(base, tmp_path):
     model = merged_by_peft(base, save_sft(base, tmp_path / "sft"))
     with pytest.raises(TokenRatioError, match="every weight of the model is frozen"):
         trainer_of(model, tmp_path / "run")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("more", [3, 9])
+def test_an_adapter_trained_with_more_tokens(tmp_path, tied, more):
+    folder, sft = tmp_path / "base", tmp_path / "sft"
+    tiny_model(tie_word_embeddings=tied).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    grown = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    grown.resize_token_embeddings(grown.config.vocab_size + more, mean_resizing=False)
+    whole = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    config = LoraConfig(r=2, target_modules=LINEAR, modules_to_save=whole, ensure_weight_tying=tied)
+    adapted = moved(get_peft_model(grown, config))
+    with pytest.warns(UserWarning, match="resized"):
+        adapted.save_pretrained(sft)
+    tiny_tokenizer().save_pretrained(sft)
+    loaded = load_model(sft)
+    ids = torch.arange(7)[None]
+    assert loaded.get_input_embeddings().weight.shape[0] == tiny_model().config.vocab_size + more
+    torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits)
+    trainer = trainer_of(str(sft), tmp_path / "run", peft_config=LoraConfig(**NEW))
+    trainer.train()
+    trainer.save_model()
+    again = load_model(tmp_path / "run")
+    torch.testing.assert_close(again(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_an_adapter_with_more_tokens_on_one_side_is_refused(tmp_path, base):
+    grown = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    grown.resize_token_embeddings(grown.config.vocab_size + 3, mean_resizing=False)
+    config = LoraConfig(r=2, target_modules=LINEAR, modules_to_save=["lm_head"])
+    sft = tmp_path / "sft"
+    get_peft_model(grown, config).save_pretrained(sft, save_embedding_layers=False)
+    with pytest.raises(TokenRatioError, match="rows of the head"):
+        load_model(sft)

@@ -15,6 +15,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -76,13 +77,17 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
                 "supported"
             )
         config.base_model_name_or_path, config.inference_mode = None, True
+        _fit_vocabulary(model, name, where)
         adapted = get_peft_model(model, config)
         found = adapted.load_adapter(name, "default", **where)
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         raise TokenRatioError(
             f"cannot load the adapter {name} onto {below}: {first_line(error)}"
         ) from None
-    if wrong := [*found.missing_keys, *found.unexpected_keys]:
+    # PEFT saves an embedding of another size twice, and reads it under its plain name.
+    twice = (".modules_to_save.", ".original_module.")
+    unread = [key for key in found.unexpected_keys if not any(part in key for part in twice)]
+    if wrong := [*found.missing_keys, *unread]:
         raise TokenRatioError(
             f"the adapter {name} does not belong to {below}: {len(wrong)} weights have no "
             f"counterpart, such as {wrong[0]}"
@@ -91,6 +96,38 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
     inner._hf_peft_config_loaded = True  # as transformers marks a model with an adapter in it
     set_origin(inner, Origin(name, below.base, (*below.adapters, name)))
     return inner
+
+
+def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> None:
+    """Give the base the rows of an adapter that was trained with more (or fewer) tokens.
+
+    Raises:
+        TokenRatioError: the adapter holds the rows of one side only, embeddings or output head.
+    """
+    sides = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    num_tokens = len(sides["embeddings"].weight)
+    paths = {path: side for side in sides for path, m in model.named_modules() if m is sides[side]}
+    held: dict[str, int] = {}
+    for key, tensor in load_peft_weights(name, device="cpu", **where).items():
+        path = key.removesuffix(".weight").removeprefix("base_model.model.")
+        if path in paths and key.endswith(".weight"):
+            held[paths[path]] = len(tensor)
+    sizes = {*held.values()} - {num_tokens}
+    if not sizes:
+        return
+    is_tied = sides["embeddings"].weight is sides["head"].weight
+    rows = " and ".join(f"{num} rows of the {side}" for side, num in held.items())
+    if (len(held) == 1 and not is_tied) or len({*held.values()}) > 1:
+        raise TokenRatioError(
+            f"the adapter {name} holds {rows}, {origin_of(model)} has {num_tokens} tokens: resize "
+            "the model as it was for the adapter's training, load the adapter onto it with peft, "
+            "and pass that object"
+        )
+    _log.warning(
+        "%s has %d tokens, the adapter %s %d: the model is resized",
+        *(origin_of(model), num_tokens, name, *sizes),
+    )
+    model.resize_token_embeddings(sizes.pop(), mean_resizing=False)
 
 
 def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from torch import nn
 
 from tokenratio.training.policy import language_model
-from tokenratio.training.provenance import MODEL_WEIGHTS
 from tokenratio.training.reference import own_weights
 
 
@@ -20,7 +19,8 @@ def changed_weight(model: nn.Module, name: str, *, cache_dir: str | None = None)
 
     A model may have been changed since it was loaded: an adapter was merged into it, it was
     trained, or given more tokens. An adapter's own weights do not count. A weight that the files
-    have under another name, or only as a quantiser wrote it, is not compared.
+    have under another name, or only as a quantiser wrote it, is not compared. Pickled files are not
+    read.
 
     Args:
         name: a folder or hub name; of the latter only what has been downloaded is read.
@@ -35,7 +35,7 @@ def changed_weight(model: nn.Module, name: str, *, cache_dir: str | None = None)
     prefix = f"{inner.base_model_prefix}."
     with ExitStack() as files:
         stored: dict[str, Any] = {}
-        for path in sorted(p for pattern in MODEL_WEIGHTS for p in folder.glob(pattern)):
+        for path in sorted(folder.glob("model*.safetensors")):
             stored.update(_tensors(path, files))
         for key, tensor in own_weights(model):
             read = stored.get(key, stored.get(key.removeprefix(prefix)))
@@ -62,11 +62,6 @@ def _folder_of(name: str, revision: str | None, cache_dir: str | None) -> Path |
 
 def _tensors(path: Path, files: ExitStack) -> Iterator[tuple[str, Any]]:
     """Each weight's name and a function that reads it."""
-    if path.suffix == ".bin":
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        for key, tensor in state.items():
-            yield key, lambda tensor=tensor: tensor
-        return
     file = files.enter_context(safe_open(path, framework="pt"))
     for key in file.keys():  # noqa: SIM118 (not a mapping)
         yield key, lambda key=key: file.get_tensor(key)
