@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from tokenratio.data import PreparedData, Selection
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.template_settings import ChatTemplateSettings, require_mapping
+from tokenratio.training.template_settings import ChatTemplateSettings, as_mapping
 
 Role: TypeAlias = Literal["train", "eval", "held_out"]
 
@@ -78,7 +78,7 @@ class DataSettings(ChatTemplateSettings):
             raise TokenRatioError(
                 f"dataset_num_proc must be at least 1, not {self.dataset_num_proc}"
             )
-        require_mapping("columns", self.columns, "{prompt: ask, chosen: good}")
+        self.columns = as_mapping("columns", self.columns, "{prompt: ask, chosen: good}")
         for role in ("train", "eval", "held_out"):
             self.selection(role)
         self.check_template_settings()

@@ -1,5 +1,7 @@
 """The settings of the chat template, and the day that it takes for today."""
 
+import contextlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,9 +51,12 @@ class ChatTemplateSettings:
     def check_template_settings(self) -> None:
         """Raise `TokenRatioError` for a value outside its domain."""
         example = "{enable_thinking: false}"
-        require_mapping("chat_template_kwargs", self.chat_template_kwargs, example)
-        for tool in self.tools or []:
-            require_mapping("each of tools", tool, "{type: function, function: {name: ...}}")
+        self.chat_template_kwargs = as_mapping(
+            "chat_template_kwargs", self.chat_template_kwargs, example
+        )
+        if self.tools is not None:
+            example = "{type: function, function: {name: ...}}"
+            self.tools = [as_mapping("each of tools", tool, example) for tool in self.tools]
         if self.template_date is not None:
             self.template_date = parse_day(self.template_date).isoformat()
 
@@ -64,14 +69,19 @@ class ChatTemplateSettings:
         )
 
 
-def require_mapping(name: str, value: Any, example: str) -> None:
-    """Refuse a setting that is neither unset nor a mapping.
+def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
+    """The mapping that a setting holds, itself or as JSON text; None if it is unset.
 
     Raises:
-        TokenRatioError: with an example of one.
+        TokenRatioError: it holds something else; the message has an example.
     """
-    if value is not None and not isinstance(value, Mapping):
+    found = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            found = json.loads(value)
+    if found is not None and not isinstance(found, Mapping):
         raise TokenRatioError(f"{name} must be a mapping such as {example}, not {value!r}")
+    return None if found is None else dict(found)
 
 
 def fix_day(
