@@ -223,7 +223,7 @@ def test_what_lies_outside_is_refused(name, value, tmp_path):
         ("ppo", "the loss ppo is not available; `tokenratio methods`"),
         ("tbpo-a", "did you mean 'tbpo_a'"),
         ("sigmoid", "it is called dpo here"),
-        ("wibble", "unknown loss 'wibble'; `tokenratio methods` describes"),
+        ("wibble", "unknown loss 'wibble'; `tokenratio methods` lists"),
         (3, "unknown loss 3"),
     ],
 )
