@@ -8,12 +8,12 @@ import torch
 from models import Models
 from step_case import Step
 from tokenratio.losses import LOSSES
-from tokenratio.training.baseline import StateBaseline
-from tokenratio.training.batches import make_collators
+from tokenratio.models.reference import Reference
+from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.models.token_requests import answer_token_requests
 from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.data_pipeline import make_collators
 from tokenratio.training.forward import Forward
-from tokenratio.training.policy import answer_token_requests
-from tokenratio.training.reference import Reference
 
 
 def ours(method: str, *, prune: bool = True, share: bool = True) -> Callable[[Models], Step]:

@@ -30,7 +30,7 @@ TRL = "tests/losses/test_trl.py"
 POPULATION = "tests/theory/test_population.py"
 TRAINER, RESUME = "tests/training/test_trainer.py", "tests/training/test_resume.py"
 TRAINER_GRADIENT = "tests/training/test_objective.py"
-STEPS, PACKING = "tests/statistics/test_step_losses.py", "tests/training/test_packing.py"
+STEPS, PACKING = "tests/statistics/test_step_losses.py", "tests/models/test_packing.py"
 COLLATOR = "tests/data/test_steps.py"
 
 
@@ -334,14 +334,14 @@ FAULTS = (
     ),
     Fault(
         "branch leak",
-        "training/packing.py",
+        "models/packing.py",
         "((key == 0) | (key == branch[:, :, None]))",
         "(key >= 0)",
         (PACKING, TRAINER_GRADIENT),
     ),
     Fault(
         "window off by one",
-        "training/packing.py",
+        "models/packing.py",
         "position_ids[:, None, :] < window)",
         "position_ids[:, None, :] <= window)",
         (PACKING,),
@@ -569,21 +569,21 @@ FAULTS = (
     ),
     Fault(
         "trainer: hidden state of the baseline off by one",
-        "training/policy.py",
+        "models/token_requests.py",
         "self.log_state_weight(hidden)",
         "self.log_state_weight(hidden.roll(1, 0))",
         (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: gradient of b into the backbone",
-        "training/baseline.py",
+        "models/state_baseline.py",
         "hidden.detach().to(",
         "hidden.to(",
         (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: reference with its adapter on",
-        "training/reference.py",
+        "models/reference.py",
         "with adapters.disable_adapter():",
         "if True:",
         (TRAINER,),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
-from tokenratio.training.models import load_model
+from tokenratio.models.loading import load_model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

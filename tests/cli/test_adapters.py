@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.main import main
-from tokenratio.training.adapter_checks import sample_log_probs
-from tokenratio.training.models import load_model
+from tokenratio.models.adapter_checks import sample_log_probs
+from tokenratio.models.loading import load_model
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 

@@ -8,8 +8,8 @@ import pytest
 from tokenratio.cli.main import main
 from tokenratio.data.chat import prompt_of, prompt_value
 from tokenratio.data.prompts import read_prompts
-from tokenratio.evaluation.generations import read_generations, read_settings
 from tokenratio.evaluation.interchange import read_alpaca_outputs, read_mt_bench_answers
+from tokenratio.evaluation.response_files import read_generations, read_settings
 
 QUESTIONS = [
     {"question_id": 80 + i, "category": "math", "turns": [f"What is {i}?", "Twice that?"]}

@@ -20,10 +20,10 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
-from tokenratio.evaluation.generations import read_generations
 from tokenratio.evaluation.judges import GoldJudge, LLMJudge
 from tokenratio.evaluation.measures import PolicyMeasures
-from tokenratio.training.models import load_model
+from tokenratio.evaluation.response_files import read_generations
+from tokenratio.models.loading import load_model
 
 WORLD = WORLDS["reviews"]
 NUM = 5

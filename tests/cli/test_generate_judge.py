@@ -13,9 +13,9 @@ from tokenratio.cli.endpoint_options import ENDPOINT_FLAGS
 from tokenratio.cli.judges import LLMSettings
 from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
-from tokenratio.evaluation.generations import read_generations, read_settings
 from tokenratio.evaluation.judges import TEMPLATES
-from tokenratio.evaluation.judging import read_judgements
+from tokenratio.evaluation.response_files import read_generations, read_settings
+from tokenratio.evaluation.verdict_files import read_judgements
 
 NUM = 6
 QUICK = ["--backoff", "0.001", "--max_backoff", "0.01", "--timeout", "5"]

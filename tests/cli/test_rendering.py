@@ -13,7 +13,7 @@ from tiny import tiny_model
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.cli.main import main
 from tokenratio.data import template
-from tokenratio.evaluation.generations import read_generations, read_settings
+from tokenratio.evaluation.response_files import read_generations, read_settings
 
 QUIET = {"enable_thinking": False}
 NO_THOUGHT = "<think>\n\n</think>\n\n"
@@ -75,7 +75,7 @@ def recipe(path, **settings):
 
 def prompts_seen(folder, tokenizer, monkeypatch):
     """Patches generation so that each prompt it reads is kept."""
-    from tokenratio.evaluation import generation
+    from tokenratio.models import generation
 
     seen, encode = [], generation.encode_prompts
 
@@ -282,7 +282,7 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
 def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     from tokenratio.cli.judges import JudgeContext, make_judge
     from tokenratio.data.chat import Conversation
-    from tokenratio.evaluation.judges.scores import Response
+    from tokenratio.evaluation.judges.bradley_terry import Response
 
     tokenizer = model("policy", "qwen3")
     turns = [{"role": "user", "content": "word?"}]

@@ -10,7 +10,7 @@ from transformers import LlamaForSequenceClassification
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.main import main
-from tokenratio.training.device import can_pin_memory, default_device
+from tokenratio.models.device import can_pin_memory, default_device
 
 SOURCE = Path(__file__).parents[2] / "src" / "tokenratio"
 

@@ -17,8 +17,8 @@ from tokenratio.data.worlds.review_reward import ReviewReward
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import credit, token_credit, token_scores
-from tokenratio.evaluation.generation import Sample
 from tokenratio.evaluation.review_values import ReviewValues, _RewardStates
+from tokenratio.models.generation import Sample
 from tokenratio.theory import TokenMdp
 
 PROMPT = "review of the hotel :"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenratio.evaluation.distance import kl_policy_ref
-from tokenratio.evaluation.generation import sample_responses
+from tokenratio.models.generation import sample_responses
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"] * 4
 

@@ -19,7 +19,7 @@ from tokenratio.evaluation.diversity import (
     self_bleu,
     vendi_score,
 )
-from tokenratio.evaluation.generation import Sample, sample_responses
+from tokenratio.models.generation import Sample, sample_responses
 from tokenratio.statistics.head import Head
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"]
@@ -209,7 +209,7 @@ def test_entropy_with_soft_cap_bias_and_absolute_positions(family):
 
 
 def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch):
-    from tokenratio.evaluation import rescoring
+    from tokenratio.models import rescoring
 
     held = []
 

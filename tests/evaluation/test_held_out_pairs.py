@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenratio.data import read_rows
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.pairs import held_out_pairs
+from tokenratio.evaluation.held_out_pairs import held_out_pairs
 
 exact = settings(deadline=None, derandomize=True)
 small = st.integers(-3, 3).map(float)

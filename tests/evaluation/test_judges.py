@@ -30,8 +30,8 @@ from tokenratio.evaluation.judges import (
     VerdictCache,
     write_sheet,
 )
-from tokenratio.evaluation.judges.scores import Response, bradley_terry, weights_digest
-from tokenratio.evaluation.judges.verdicts import parse_verdict
+from tokenratio.evaluation.judges.answer_parsing import parse_verdict
+from tokenratio.evaluation.judges.bradley_terry import Response, bradley_terry, weights_digest
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}"

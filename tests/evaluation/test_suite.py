@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import WORDS, tiny_model, tiny_tokenizer
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.suite import SUITES, check_installed, run_suite
-from tokenratio.training.models import load_model, load_tokenizer
+from tokenratio.models.loading import load_model, load_tokenizer
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,

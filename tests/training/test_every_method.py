@@ -11,7 +11,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.losses import METHODS
-from tokenratio.training.token_scores import Voice, score_tokens
+from tokenratio.training.contrast_scores import Voice, score_tokens
 
 WORLD = WORLDS["reviews"]
 LENGTH = 64

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig
 from tokenratio.data import prepare_pairs
-from tokenratio.data.batching import row_lengths
+from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.token_requests import answer_token_requests, disable_dropout
 from tokenratio.training import reference_cache as module
-from tokenratio.training.policy import answer_token_requests, disable_dropout
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import Layout
 

@@ -13,11 +13,11 @@ from transformers import TrainerCallback
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
+from tokenratio.run_folder import write_run_file
 from tokenratio.training.resume import (
     last_checkpoint,
     resolve_checkpoint,
 )
-from tokenratio.training.run_folder import write_run_file
 from tokenratio.training.same_run import MAY_DIFFER, check_same_run
 
 STEPS = 6  # of 14 pairs in steps of 2 × 2: the second epoch begins in between, its end is ragged

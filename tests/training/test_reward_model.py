@@ -15,8 +15,8 @@ from tiny import WORDS, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.train_reward import run
 from tokenratio.data import PairCollator
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.judges.bradley_terry import Response
 from tokenratio.evaluation.judges.reward_model import RewardModelJudge
-from tokenratio.evaluation.judges.scores import Response
 from tokenratio.training.reward_model import (
     RewardConfig,
     RewardTrainer,

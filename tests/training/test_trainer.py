@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny import tiny_model, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.token_requests import TokenRequest
 from tokenratio.training.forward import Forward
-from tokenratio.training.policy import TokenRequest
 from tokenratio.training.resume import last_checkpoint
 from tokenratio.types import PairBatch
 

@@ -13,13 +13,6 @@ from tokenratio.data.chat import Conversation, Prompt, prompt_extras
 from tokenratio.data.files import read_file
 from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generations import (
-    GeneratedSample,
-    generate_all,
-    read_generations,
-    read_settings,
-    settings_path,
-)
 from tokenratio.evaluation.interchange import (
     AlpacaOutput,
     MtBenchAnswer,
@@ -28,6 +21,13 @@ from tokenratio.evaluation.interchange import (
     read_mt_bench_questions,
     write_alpaca_outputs,
     write_mt_bench_answers,
+)
+from tokenratio.evaluation.response_files import (
+    GeneratedSample,
+    generate_all,
+    read_generations,
+    read_settings,
+    settings_path,
 )
 
 # Which fields a record of each kind has, and no other kind's.

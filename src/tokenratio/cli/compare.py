@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.cli.arguments import build, describe, fields_of, read_flags
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.measures import Measure, PolicyMeasures
-from tokenratio.training.run_folder import replace_text
+from tokenratio.run_folder import replace_text
 
 if TYPE_CHECKING:  # scipy is imported by who compares
     from tokenratio.evaluation.comparison import Comparison, PolicyValues

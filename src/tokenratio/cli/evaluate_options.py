@@ -12,7 +12,7 @@ from tokenratio.cli.arguments import check_known
 from tokenratio.cli.judges import JUDGES, judge_settings
 from tokenratio.cli.template_options import TemplateOptions
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import RUN_FILE
+from tokenratio.run_folder import RUN_FILE
 
 REFERENCE = "reference"
 # Of a policy: also its folder's.
@@ -166,7 +166,7 @@ class Subject:
     @property
     def start(self) -> str | None:
         """What the run says it is measured from: its `ref_model`, or the model it started from."""
-        from tokenratio.training.provenance import relocated
+        from tokenratio.models.provenance import relocated
 
         reference = self.record.get("reference")
         reference = reference if isinstance(reference, Mapping) else {}

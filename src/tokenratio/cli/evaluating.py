@@ -20,18 +20,11 @@ from tokenratio.data.worlds import WORLDS, World, is_world_source
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.frontier import frontier_lines
-from tokenratio.evaluation.generations import (
-    Generation,
-    generate_all,
-    read_generations,
-    reference_generations,
-)
 from tokenratio.evaluation.judges import Judge
+from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.protocol import digest_of
-from tokenratio.evaluation.judges.scores import weights_digest
-from tokenratio.evaluation.judging import judge_all, pair_up
 from tokenratio.evaluation.measures import Measure, PolicyMeasures, table
-from tokenratio.evaluation.measuring import (
+from tokenratio.evaluation.policy_measures import (
     measure_credit,
     measure_judgements,
     measure_log,
@@ -41,12 +34,19 @@ from tokenratio.evaluation.measuring import (
     measure_suite,
     measure_world,
 )
-from tokenratio.training.baseline import read_baseline
-from tokenratio.training.device import default_device
-from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.policy import language_model, own_head
-from tokenratio.training.reference import model_digest
-from tokenratio.training.run_folder import METRICS_FILE, replace_text
+from tokenratio.evaluation.response_files import (
+    Generation,
+    generate_all,
+    read_generations,
+    reference_generations,
+)
+from tokenratio.evaluation.verdict_files import judge_all, pair_up
+from tokenratio.models.device import default_device
+from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.models.reference import model_digest
+from tokenratio.models.state_baseline import read_baseline
+from tokenratio.models.token_requests import language_model, own_head
+from tokenratio.run_folder import METRICS_FILE, replace_text
 
 
 def evaluate(

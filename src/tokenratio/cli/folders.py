@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import (
+from tokenratio.run_folder import (
     BASE_FOLDER,
     EVAL_FILE,
     METRICS_FILE,

@@ -20,7 +20,7 @@ from tokenratio.errors import TokenRatioError
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-    from tokenratio.evaluation.generations import Backend, GeneratedSample, Generation
+    from tokenratio.evaluation.response_files import Backend, GeneratedSample, Generation
 
 HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
@@ -95,7 +95,7 @@ def run(argv: list[str]) -> int:
     from tokenratio.cli.starting import say_splits
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.prompts import read_prompts
-    from tokenratio.evaluation.generations import generate_all
+    from tokenratio.evaluation.response_files import generate_all
 
     quiet_libraries()
     path = Path(options.output)
@@ -119,9 +119,9 @@ def _backend(
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.template import TemplateSettings
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-    from tokenratio.evaluation.judges.scores import weights_digest
-    from tokenratio.training.device import default_device
-    from tokenratio.training.models import load_model, load_tokenizer
+    from tokenratio.evaluation.judges.bradley_terry import weights_digest
+    from tokenratio.models.device import default_device
+    from tokenratio.models.loading import load_model, load_tokenizer
 
     names = ("num_samples", "temperature", "top_p", "max_new_tokens")
     sampling: dict[str, Any] = {each: getattr(options, each) for each in names}

@@ -55,7 +55,7 @@ def run(argv: list[str]) -> int:
     rows = world_rows(source) if is_world_source(source) else source
     tokenizer = template = ends = None
     if options.tokenizer is not None:
-        from tokenratio.training.models import load_generation_ends, load_tokenizer
+        from tokenratio.models.loading import load_generation_ends, load_tokenizer
 
         tokenizer, template = template_of(
             options, load_tokenizer(options.tokenizer), options.tokenizer

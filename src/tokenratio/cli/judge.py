@@ -25,7 +25,7 @@ from tokenratio.cli.template_options import TEMPLATE_FLAGS, TemplateOptions, day
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
-    from tokenratio.evaluation.generations import Generation
+    from tokenratio.evaluation.response_files import Generation
 
 HELP = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
@@ -178,10 +178,10 @@ def run(argv: list[str]) -> int:
     from tokenratio.cli.outputs import check_output, claim_output
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.worlds import is_world_source
-    from tokenratio.evaluation.generations import read_generations, read_settings
     from tokenratio.evaluation.judges.protocol import digest_of
-    from tokenratio.evaluation.judging import judge_all, pair_up
-    from tokenratio.training.run_folder import replace_text
+    from tokenratio.evaluation.response_files import read_generations, read_settings
+    from tokenratio.evaluation.verdict_files import judge_all, pair_up
+    from tokenratio.run_folder import replace_text
 
     quiet_libraries()
     path = Path(options.output)
@@ -245,7 +245,7 @@ def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:
 
 def _read_theirs(options: JudgeOptions) -> "tuple[list[Generation], dict[str, Any] | None]":
     """The opponent's responses; what is said of a data source, None for a file of generations."""
-    from tokenratio.evaluation.generations import read_generations, reference_generations
+    from tokenratio.evaluation.response_files import read_generations, reference_generations
 
     name = options.against
     if options.column is None and _holds_generations(Path(name)):

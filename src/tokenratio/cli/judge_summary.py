@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judging import Judgement
 from tokenratio.evaluation.length_control import length_controlled_win_rate
-from tokenratio.evaluation.measuring import outcome_of
+from tokenratio.evaluation.policy_measures import outcome_of
+from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.evaluation.win_rate import win_rate
 
 

@@ -157,9 +157,9 @@ def _gold(settings: GoldSettings, context: JudgeContext) -> "Judge":
 
 def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> "Judge":
     from tokenratio.evaluation.judges import RewardModelJudge
-    from tokenratio.training.device import default_device
-    from tokenratio.training.models import load_tokenizer
-    from tokenratio.training.run_folder import read_run_file
+    from tokenratio.models.device import default_device
+    from tokenratio.models.loading import load_tokenizer
+    from tokenratio.run_folder import read_run_file
 
     tokenizer = load_tokenizer(settings.model)
     tokenizer, template = template_of(settings, tokenizer, settings.model, day=context.day)
@@ -177,8 +177,8 @@ def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> "Judg
 
 def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
     from tokenratio.evaluation.judges import ImplicitRewardJudge
-    from tokenratio.training.device import default_device
-    from tokenratio.training.models import load_model, load_tokenizer
+    from tokenratio.models.device import default_device
+    from tokenratio.models.loading import load_model, load_tokenizer
 
     device = default_device()
     name = settings.reference or context.reference

@@ -63,9 +63,9 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> str:
     import shutil
 
     from tokenratio.cli.terminal import user_mistakes
-    from tokenratio.training.adapters import load_adapter, merge_adapters
-    from tokenratio.training.models import load_model, load_tokenizer
-    from tokenratio.training.provenance import absolute, chain_of, origin_of, saved_adapter
+    from tokenratio.models.adapters import load_adapter, merge_adapters
+    from tokenratio.models.loading import load_model, load_tokenizer
+    from tokenratio.models.provenance import absolute, chain_of, origin_of, saved_adapter
 
     if not chain_of(adapters[0])[2]:
         raise TokenRatioError(f"{adapters[0]} is not an adapter: there is nothing to merge")

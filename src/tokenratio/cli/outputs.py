@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generations import (
+from tokenratio.evaluation.journal import Journal
+from tokenratio.evaluation.response_files import (
     differences,
     read_settings,
     settings_digest,
     settings_path,
 )
-from tokenratio.evaluation.journal import Journal
 
 _BEGIN = b'{"id":"'  # of every line of ours, white space aside
 

@@ -82,10 +82,10 @@ def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":
     from tokenratio.cli.evaluating import evaluate
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.worlds import WORLDS
-    from tokenratio.evaluation.generation import policy_sampler
     from tokenratio.evaluation.measures import table
+    from tokenratio.models.generation import policy_sampler
+    from tokenratio.run_folder import replace_text
     from tokenratio.training.config import TokenRatioConfig
-    from tokenratio.training.run_folder import replace_text
 
     world = WORLDS["reviews"]
     folder = Path(options.output_dir)

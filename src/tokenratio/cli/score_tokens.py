@@ -90,9 +90,9 @@ def run(argv: list[str]) -> int:
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.data.contrast import with_prompt_template
-    from tokenratio.training.device import default_device
-    from tokenratio.training.models import load_model, load_tokenizer
-    from tokenratio.training.token_scores import (
+    from tokenratio.models.device import default_device
+    from tokenratio.models.loading import load_model, load_tokenizer
+    from tokenratio.training.contrast_scores import (
         TokenScores,
         Voice,
         ingredients_of,
@@ -166,7 +166,7 @@ def _check_tokenizers(options: ScoreOptions) -> None:
     """Two models of one vocabulary size may still number their tokens differently."""
     if options.negative_model is None:
         return
-    from tokenratio.training.models import load_tokenizer
+    from tokenratio.models.loading import load_tokenizer
 
     names = (options.positive_model, options.negative_model)
     first, second = (load_tokenizer(name).get_vocab() for name in names)

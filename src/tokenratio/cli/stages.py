@@ -14,12 +14,12 @@ from tokenratio.cli.starting import source_of
 from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
-from tokenratio.evaluation.generation import policy_sampler
+from tokenratio.models.generation import policy_sampler
+from tokenratio.models.reference import model_digest
+from tokenratio.run_folder import EVAL_FILE, replace_text
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.objective import evaluated_metrics
-from tokenratio.training.reference import model_digest
-from tokenratio.training.run_folder import EVAL_FILE, replace_text
 from tokenratio.training.start_checks import check_settings
 from tokenratio.training.trainer import TokenRatioTrainer
 

@@ -25,10 +25,10 @@ from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.adapters import add_adapter
+from tokenratio.models.loading import load_config, load_model, load_tokenizer
 from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
-from tokenratio.training.adapters import add_adapter
-from tokenratio.training.models import load_config, load_model, load_tokenizer
 
 
 def source_of(source: Any, sampler: Any = None) -> Any:

@@ -63,7 +63,7 @@ def template_of(
         TokenRatioError: the template cannot be read, or a date is none.
     """
     from tokenratio.data.template import TemplateSettings, with_chat_template
-    from tokenratio.training.run_folder import read_run_file
+    from tokenratio.run_folder import read_run_file
 
     began = None if model is None else read_run_file(model)
     config = {} if began is None else began["config"]
@@ -83,7 +83,7 @@ def template_of(
 
 def day_of_output(path: Path) -> str | None:
     """The day that a file of generations was rendered with, where its template wrote it."""
-    from tokenratio.evaluation.generations import read_settings
+    from tokenratio.evaluation.response_files import read_settings
 
     days = {settings.get("template_date") for settings in read_settings(path).values()}
     return next(iter(days)) if path.exists() and len(days) == 1 else None

@@ -10,9 +10,9 @@ import yaml
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
+from tokenratio.cli.contrast_stage import score_stage, scores_of_run
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
-from tokenratio.cli.scoring import score_stage, scores_of_run
 from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
 from tokenratio.cli.starting import (
     adapter_size,
@@ -23,14 +23,14 @@ from tokenratio.cli.starting import (
 )
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
+from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.models.provenance import chain_of
+from tokenratio.run_folder import mask_secrets, replace_text
 from tokenratio.training.adapter_settings import peft_config_of
-from tokenratio.training.batches import encode_source
+from tokenratio.training.data_pipeline import encode_source
 from tokenratio.training.data_settings import Role
-from tokenratio.training.loading import WHERE_KWARGS
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.provenance import chain_of
-from tokenratio.training.run_folder import mask_secrets, replace_text
 from tokenratio.training.start_checks import refuse_dtype
 
 

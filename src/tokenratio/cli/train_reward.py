@@ -12,7 +12,7 @@ from tokenratio.cli.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tokenratio.evaluation.pairs import PairScores
+    from tokenratio.evaluation.held_out_pairs import PairScores
     from tokenratio.training.reward_model import RewardConfig, RewardTrainer
 
 HELP = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
@@ -142,10 +142,10 @@ def _held_out(trainer: "RewardTrainer", args: "RewardConfig") -> "PairScores":
     import numpy as np
 
     from tokenratio.cli.progress import describe_accuracy
-    from tokenratio.data.batching import token_counts
+    from tokenratio.data.length_grouping import token_counts
     from tokenratio.evaluation.estimates import wilson_interval
-    from tokenratio.evaluation.pairs import held_out_pairs
-    from tokenratio.training.run_folder import EVAL_FILE, replace_text
+    from tokenratio.evaluation.held_out_pairs import held_out_pairs
+    from tokenratio.run_folder import EVAL_FILE, replace_text
 
     dataset = trainer.eval_data.dataset
     output = trainer.predict(dataset, metric_key_prefix="eval")

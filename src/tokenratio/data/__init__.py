@@ -1,6 +1,5 @@
 """The data room: sources → parsed and checked rows → token ids → pair-aligned batches."""
 
-from tokenratio.data.batching import LengthGroupedSampler, row_lengths
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
 from tokenratio.data.defects import Defect, DefectKind, OnBadRow, WarningKind
 from tokenratio.data.files import SourceRow
@@ -11,6 +10,7 @@ from tokenratio.data.formats import (
     parse_preference,
 )
 from tokenratio.data.inspection import check_text, inspect_rows, inspect_source, inspect_text
+from tokenratio.data.length_grouping import LengthGroupedSampler, row_lengths
 from tokenratio.data.parts import source_digest
 from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
 from tokenratio.data.selection import Selection

@@ -9,10 +9,10 @@ from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.endpoint import Endpoint, Failure
-from tokenratio.evaluation.generation import eos_ids, iterate_samples
-from tokenratio.evaluation.generations import GeneratedSample
 from tokenratio.evaluation.judges.protocol import digest_of
-from tokenratio.evaluation.sampling import stream_seed
+from tokenratio.evaluation.response_files import GeneratedSample
+from tokenratio.models.generation import eos_ids, iterate_samples
+from tokenratio.models.sampling import stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

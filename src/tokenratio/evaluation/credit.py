@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from tokenratio.data.worlds.review_lexicon import SPECIAL_TOKENS, vocabulary
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import eval_mode
-from tokenratio.evaluation.rescoring import TokenIds, response_batches
 from tokenratio.evaluation.review_values import ReviewValues
-from tokenratio.training.models import check_model
-from tokenratio.training.packing import model_inputs
-from tokenratio.training.policy import TokenRequest, language_model
-from tokenratio.training.reference import Reference
+from tokenratio.models.generation import eval_mode
+from tokenratio.models.loading import check_model
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.reference import Reference
+from tokenratio.models.rescoring import TokenIds, response_batches
+from tokenratio.models.token_requests import TokenRequest, language_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

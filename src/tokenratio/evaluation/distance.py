@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenratio.evaluation.generation import eval_mode
-from tokenratio.evaluation.rescoring import TokenIds, head_of, hidden_states, response_batches
+from tokenratio.models.generation import eval_mode
+from tokenratio.models.loading import check_model
+from tokenratio.models.rescoring import TokenIds, head_of, hidden_states, response_batches
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype
-from tokenratio.training.models import check_model
 
 
 def kl_policy_ref(

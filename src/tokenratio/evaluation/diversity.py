@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import Estimate, clustered_mean
-from tokenratio.evaluation.generation import eval_mode
-from tokenratio.evaluation.rescoring import TokenIds, head_of, hidden_states, response_batches
+from tokenratio.models.generation import eval_mode
+from tokenratio.models.loading import check_model
+from tokenratio.models.rescoring import TokenIds, head_of, hidden_states, response_batches
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype, product_dtype
-from tokenratio.training.models import check_model
 
 Text = str | Sequence[int]
 Tokens = tuple[str, ...]

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from tokenratio.data.files import SourceRow, read_file
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import replace_text
+from tokenratio.run_folder import replace_text
 
 T = TypeVar("T")
 Winner = Literal["model_1", "model_2", "tie", "error"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import clustered_mean
-from tokenratio.training.run_folder import replace_text, versions
+from tokenratio.run_folder import replace_text, versions
 
 MEASURES_FILE = "measures.json"
 _FORMAT = 1

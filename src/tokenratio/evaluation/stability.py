@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import METRICS_FILE
+from tokenratio.run_folder import METRICS_FILE
 
 Array = NDArray[np.float64]
 

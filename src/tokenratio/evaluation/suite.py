@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapters import load_adapter
-from tokenratio.training.device import default_device
-from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.provenance import absolute
-from tokenratio.training.run_folder import replace_text, versions
+from tokenratio.models.adapters import load_adapter
+from tokenratio.models.device import default_device
+from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.models.provenance import absolute
+from tokenratio.run_folder import replace_text, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -283,7 +283,7 @@ def _load_lm(
     """The model as the harness wants it, and a digest of its weights."""
     from lm_eval.models.huggingface import HFLM
 
-    from tokenratio.evaluation.judges.scores import weights_digest
+    from tokenratio.evaluation.judges.bradley_terry import weights_digest
 
     if init_kwargs.get("trust_remote_code"):
         raise TokenRatioError("trust_remote_code is not supported: a model must be data alone")

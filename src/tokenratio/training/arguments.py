@@ -13,9 +13,9 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.device import can_pin_memory, default_device
+from tokenratio.models.pretrained_arguments import read_init_kwargs
 from tokenratio.names import require_choice
-from tokenratio.training.device import can_pin_memory, default_device
-from tokenratio.training.loading import read_init_kwargs
 from tokenratio.training.metrics import greater_is_better
 
 # Each setting that does not go with these trainers: the values it may have, and why no other.

@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tokenratio.data import LengthGroupedSampler
-from tokenratio.training.run_folder import METRICS_FILE, replace_text
+from tokenratio.run_folder import METRICS_FILE, replace_text
 
 
 class StepGuard(TrainerCallback):

@@ -8,7 +8,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenratio.training.baseline import StateBaseline
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.reference import Reference, check_start
+from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.models.token_requests import StepRequest, TokenRequest
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.objective import (
     ExampleLosses,
@@ -17,9 +20,6 @@ from tokenratio.training.objective import (
     step_losses_of_pairs,
     step_objective,
 )
-from tokenratio.training.packing import model_inputs
-from tokenratio.training.policy import StepRequest, TokenRequest
-from tokenratio.training.reference import Reference, check_start
 from tokenratio.types import CompletionBatch, PairBatch, StepBatch
 
 

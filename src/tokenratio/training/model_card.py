@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from tokenratio.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_document
 from tokenratio.training.method_settings import MethodSettings
-from tokenratio.training.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_document
 
 CARD_FILE = "README.md"
 # A card without this line, or peft's own, is somebody's work and stays.

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenratio.losses import RatioMatching, anchor_loss, sft_loss
+from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.ratios import baseline_state_weight
-from tokenratio.training.baseline import StateBaseline
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleMetrics
 from tokenratio.types import (

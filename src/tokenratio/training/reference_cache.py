@@ -27,11 +27,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tokenratio.data import PairCollator, PreparedData
-from tokenratio.data.batching import row_lengths
+from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.reference import model_digest
+from tokenratio.models.token_requests import TokenRequest, language_model
 from tokenratio.training.memory import format_bytes
-from tokenratio.training.policy import TokenRequest, language_model
-from tokenratio.training.reference import model_digest
 from tokenratio.training.reference_store import (
     SIDES,
     Layout,

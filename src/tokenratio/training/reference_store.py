@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tokenratio.data import PreparedData, entries
-from tokenratio.data.batching import token_counts
-from tokenratio.training.run_folder import versions
+from tokenratio.data.length_grouping import token_counts
+from tokenratio.run_folder import versions
 
 What = Literal["log_probs", "hidden"]
 SIDES = ("chosen", "rejected")

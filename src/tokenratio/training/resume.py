@@ -18,8 +18,8 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.run_folder import mask_secrets, read_document, versions, write_run_file
 from tokenratio.training.model_card import own_settings, write_model_card
-from tokenratio.training.run_folder import mask_secrets, read_document, versions, write_run_file
 from tokenratio.training.same_run import MAY_DIFFER, check_same_run
 
 # Written last by transformers, so a checkpoint that has it whole is complete.

@@ -37,16 +37,16 @@ from tokenratio.data import (
 )
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.loading import check_fits, load_merged
+from tokenratio.models.pretrained_arguments import loading_arguments
+from tokenratio.models.token_requests import disable_dropout
 from tokenratio.training.any_source import EvaluatesAnySource
 from tokenratio.training.arguments import resolve_arguments
-from tokenratio.training.batches import name_rows
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
 from tokenratio.training.constructors import explain_arguments, explain_settings
+from tokenratio.training.data_pipeline import name_rows
 from tokenratio.training.data_settings import DataSettings, Role, first_process_prepares
-from tokenratio.training.loading import loading_arguments
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
-from tokenratio.training.models import check_fits, load_merged
-from tokenratio.training.policy import disable_dropout
 from tokenratio.training.resume import ResumableTrainer
 from tokenratio.training.start_checks import check_run, check_trained
 from tokenratio.training.template_settings import fix_day

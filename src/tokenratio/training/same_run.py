@@ -9,8 +9,8 @@ from typing import Any
 from peft import PeftModel
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.loading import WHERE_KWARGS, loading_arguments
-from tokenratio.training.run_folder import RUN_FILE, mask_secrets, read_run_file, versions
+from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
+from tokenratio.run_folder import RUN_FILE, mask_secrets, read_run_file, versions
 
 # Settings that change neither the order of the rows nor the arithmetic. All others are held to
 # what the run began with, so that one that transformers adds is held until it is listed here.

@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
 from tokenratio.training.arguments import check_machine
-from tokenratio.training.batches import is_several
+from tokenratio.training.data_pipeline import is_several
 
 Settings = TypeVar("Settings", bound=TrainingArguments)
 # Optimizers that are built from the model as a whole ask for these.

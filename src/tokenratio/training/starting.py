@@ -13,23 +13,23 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapter_checks import check_adapter, require_same, sample_log_probs
-from tokenratio.training.adapter_settings import peft_config_of
-from tokenratio.training.adapters import (
+from tokenratio.models.adapter_checks import check_adapter, require_same, sample_log_probs
+from tokenratio.models.adapters import (
     add_adapter,
     as_peft_model,
     base_of,
     has_adapter,
     merge_adapters,
 )
+from tokenratio.models.loading import check_model, load_model, make_reference
+from tokenratio.models.provenance import Origin, absolute, origin_of
+from tokenratio.models.reference import Reference
+from tokenratio.models.stored_weights import changed_weight
+from tokenratio.models.token_requests import answer_token_requests, disable_dropout, language_model
+from tokenratio.run_folder import BASE_FOLDER, ORIGIN_FILE
+from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.models import check_model, load_model, make_reference
-from tokenratio.training.policy import answer_token_requests, disable_dropout, language_model
-from tokenratio.training.provenance import Origin, absolute, origin_of
-from tokenratio.training.reference import Reference
-from tokenratio.training.run_folder import BASE_FOLDER, ORIGIN_FILE
 from tokenratio.training.start_checks import check_trained
-from tokenratio.training.stored_weights import changed_weight
 
 _log = logging.getLogger(__name__)
 _CHANGES = "changes made after it was loaded"

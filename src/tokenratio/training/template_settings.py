@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data.template import TemplateSettings, depends_on_day, parse_day
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.run_folder import read_run_file
+from tokenratio.run_folder import read_run_file
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +114,6 @@ def _day_of_run(args: Any) -> str | None:
 
 
 def _day_of_scores(folder: str | Path | None) -> str | None:
-    from tokenratio.training.token_scores import TokenScores
+    from tokenratio.training.contrast_scores import TokenScores
 
     return None if folder is None else TokenScores.open(folder).template.get("template_date")

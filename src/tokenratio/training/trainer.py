@@ -27,8 +27,9 @@ from tokenratio.data import padding_id
 from tokenratio.data.inspection import end_disagreement
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.any_source import EvaluatesAnySource
-from tokenratio.training.baseline import (
+from tokenratio.models.loading import generation_ends, load_tokenizer
+from tokenratio.models.reference import Reference
+from tokenratio.models.state_baseline import (
     OPTIMIZER_FILE,
     StateBaseline,
     load_baseline,
@@ -36,7 +37,13 @@ from tokenratio.training.baseline import (
     save_baseline,
     save_optimizer,
 )
-from tokenratio.training.batches import (
+from tokenratio.models.token_requests import language_model
+from tokenratio.run_folder import replace_text
+from tokenratio.training.any_source import EvaluatesAnySource
+from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.constructors import explain_arguments
+from tokenratio.training.data_pipeline import (
     ask_reference,
     asking_reference,
     count_tokens,
@@ -48,18 +55,11 @@ from tokenratio.training.batches import (
     prepare_parts,
     require_signals,
 )
-from tokenratio.training.callbacks import BaselineStep, MetricsWriter, StepGuard, TellEpoch
-from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.constructors import explain_arguments
 from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
-from tokenratio.training.models import generation_ends, load_tokenizer
 from tokenratio.training.objective import ExampleLosses, evaluated_metrics
-from tokenratio.training.policy import language_model
-from tokenratio.training.reference import Reference
 from tokenratio.training.resume import ResumableTrainer
-from tokenratio.training.run_folder import replace_text
 from tokenratio.training.same_run import adapter_settings
 from tokenratio.training.start_checks import check_run
 from tokenratio.training.starting import start_from

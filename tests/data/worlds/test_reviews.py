@@ -225,7 +225,7 @@ def test_a_policy_learns_the_grammar(tokenizer):
     """In 300 steps, about 25 s on two cores: cross-entropy within 4 % of the entropy rate."""
     from transformers import LlamaForCausalLM
 
-    from tokenratio.evaluation.generation import sample_responses
+    from tokenratio.models.generation import sample_responses
 
     num_steps, rows_per_step = 300, 64
     with torch.random.fork_rng(devices=[]):

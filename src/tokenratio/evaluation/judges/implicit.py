@@ -11,14 +11,14 @@ from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import encode_prompts, eval_mode
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
-from tokenratio.evaluation.judges.scores import (
+from tokenratio.evaluation.judges.bradley_terry import (
     Response,
     batches_by_length,
     bradley_terry,
     weights_digest,
 )
+from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.models.generation import encode_prompts, eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,8 +63,8 @@ class ImplicitRewardJudge:
     ) -> None:
         from peft import PeftModel
 
-        from tokenratio.training.models import check_model
-        from tokenratio.training.policy import language_model
+        from tokenratio.models.loading import check_model
+        from tokenratio.models.token_requests import language_model
 
         if ref_model is None and not isinstance(model, PeftModel):
             raise TokenRatioError(
@@ -178,7 +178,7 @@ class ImplicitRewardJudge:
     def _log_probs(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> Tensor:
-        from tokenratio.training.policy import TokenRequest
+        from tokenratio.models.token_requests import TokenRequest
 
         device = next(model.parameters()).device
         longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))

@@ -8,10 +8,10 @@ from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.endpoint import Endpoint, Failure
+from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.cache import VerdictCache
 from tokenratio.evaluation.judges.protocol import Comparison, Verdict, digest_of
 from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
-from tokenratio.evaluation.judges.verdicts import parse_verdict
 
 
 class LLMJudge:

@@ -11,14 +11,14 @@ from tokenratio.data.defects import RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import eval_mode
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
-from tokenratio.evaluation.judges.scores import (
+from tokenratio.evaluation.judges.bradley_terry import (
     Response,
     batches_by_length,
     bradley_terry,
     weights_digest,
 )
+from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.models.generation import eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,8 +97,8 @@ class RewardModelJudge:
         """
         from transformers import AutoModelForSequenceClassification
 
-        from tokenratio.training.loading import loading_arguments
-        from tokenratio.training.models import load_tokenizer
+        from tokenratio.models.loading import load_tokenizer
+        from tokenratio.models.pretrained_arguments import loading_arguments
 
         tokenizer = tokenizer or load_tokenizer(name, init_kwargs)
         arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}

@@ -10,8 +10,8 @@ from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import nn
 
 from tiny import FAMILIES, tiny_model
-from tokenratio.training.packing import SHAREABLE, branch_inputs, why_not_shared
-from tokenratio.training.policy import TokenRequest, answer_token_requests, disable_dropout
+from tokenratio.models.packing import SHAREABLE, branch_inputs, why_not_shared
+from tokenratio.models.token_requests import TokenRequest, answer_token_requests, disable_dropout
 
 # Prompt, chosen, rejected: unequal rows in both layouts, a prompt and responses of one token. The
 # tiny windows below are shorter than most of these rows.

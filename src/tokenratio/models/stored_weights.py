@@ -10,8 +10,8 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
 
-from tokenratio.training.policy import language_model
-from tokenratio.training.reference import own_weights
+from tokenratio.models.reference import own_weights
+from tokenratio.models.token_requests import language_model
 
 
 def changed_weight(model: nn.Module, name: str, *, cache_dir: str | None = None) -> str | None:

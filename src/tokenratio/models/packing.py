@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tokenratio.training.policy import language_model
+from tokenratio.models.token_requests import language_model
 from tokenratio.types import CompletionBatch, StepBatch
 
 # How the architectures tested here take a mask: one for all layers, without a window or with

@@ -13,10 +13,7 @@ from tokenratio.data import prepare_pairs
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import token_credit
 from tokenratio.evaluation.diversity import self_bleu, vendi_score
-from tokenratio.evaluation.generation import sample_responses
-from tokenratio.evaluation.generations import GeneratedSample, Generation
-from tokenratio.evaluation.judging import Judgement
-from tokenratio.evaluation.measuring import (
+from tokenratio.evaluation.policy_measures import (
     measure_credit,
     measure_judgements,
     measure_log,
@@ -25,7 +22,10 @@ from tokenratio.evaluation.measuring import (
     measure_responses,
     measure_world,
 )
-from tokenratio.training.baseline import StateBaseline
+from tokenratio.evaluation.response_files import GeneratedSample, Generation
+from tokenratio.evaluation.verdict_files import Judgement
+from tokenratio.models.generation import sample_responses
+from tokenratio.models.state_baseline import StateBaseline
 
 PROMPTS = ["review of the hotel :", "note about the old camera for my boss :", "the"]
 

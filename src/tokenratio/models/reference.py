@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapters import shared_copy
-from tokenratio.training.packing import model_inputs
-from tokenratio.training.policy import (
+from tokenratio.models.adapters import shared_copy
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.provenance import Origin
+from tokenratio.models.token_requests import (
     HeadWeights,
     TokenRequest,
     answer_token_requests,
@@ -23,7 +24,6 @@ from tokenratio.training.policy import (
     language_model,
     own_head,
 )
-from tokenratio.training.provenance import Origin
 from tokenratio.types import CompletionBatch, StepBatch
 
 _UNKNOWN = Origin("", "")

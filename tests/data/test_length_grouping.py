@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import prepare_completions, prepare_pairs
-from tokenratio.data.batching import LengthGroupedSampler, row_lengths, token_counts
+from tokenratio.data.length_grouping import LengthGroupedSampler, row_lengths, token_counts
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 

@@ -22,14 +22,14 @@ from tokenratio.data import (
 )
 from tokenratio.data.contrast import PLACE, with_prompt_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapters import merge_adapters
-from tokenratio.training.batches import encode_source
+from tokenratio.models.adapters import merge_adapters
+from tokenratio.models.loading import load_model
+from tokenratio.models.reference import model_digest
+from tokenratio.run_folder import read_run_file, replace_text
 from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.contrast_scores import TokenScores, Voice, score_tokens, summary
+from tokenratio.training.data_pipeline import encode_source
 from tokenratio.training.data_settings import Role
-from tokenratio.training.models import load_model
-from tokenratio.training.reference import model_digest
-from tokenratio.training.run_folder import read_run_file, replace_text
-from tokenratio.training.token_scores import TokenScores, Voice, score_tokens, summary
 
 
 @dataclass(frozen=True)

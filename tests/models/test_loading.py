@@ -6,8 +6,8 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tokenratio import TokenRatioConfig
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.loading import loading_arguments, read_init_kwargs
-from tokenratio.training.models import load_model
+from tokenratio.models.loading import load_model
+from tokenratio.models.pretrained_arguments import loading_arguments, read_init_kwargs
 from tokenratio.training.reward_model import RewardConfig, load_reward_model
 
 

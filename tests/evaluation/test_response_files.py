@@ -13,7 +13,8 @@ from evaluation.loopback import KEY, Loopback, first_times, wait_until
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.generations import (
+from tokenratio.evaluation.journal import Journal, parse_lines, to_line
+from tokenratio.evaluation.response_files import (
     GeneratedSample,
     Generation,
     generate_all,
@@ -22,7 +23,6 @@ from tokenratio.evaluation.generations import (
     reference_generations,
     settings_digest,
 )
-from tokenratio.evaluation.journal import Journal, parse_lines, to_line
 
 SETTINGS = {"model": "m", "temperature": 1.0}
 PROMPTS = [(f"p:{i}", f"prompt {i}") for i in range(6)]
@@ -296,7 +296,7 @@ SCRIPT = """
     import sys
     from tokenratio.evaluation.backends import EndpointBackend
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-    from tokenratio.evaluation.generations import generate_all
+    from tokenratio.evaluation.response_files import generate_all
 
     endpoint = Endpoint(EndpointSettings(sys.argv[1], "tiny", concurrency=4, backoff=0.001))
     backend = EndpointBackend(endpoint, max_new_tokens=20, num_samples=2, seed=1)

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapter_checks import sample_log_probs
+from tokenratio.models.adapter_checks import sample_log_probs
+from tokenratio.models.adapters import load_adapter, merge_adapters
+from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.models.provenance import origin_of
+from tokenratio.models.reference import model_digest
 from tokenratio.training.adapter_settings import SUPPORTED, peft_config_of
-from tokenratio.training.adapters import load_adapter, merge_adapters
-from tokenratio.training.models import load_model, load_tokenizer
-from tokenratio.training.provenance import origin_of
-from tokenratio.training.reference import model_digest
 
 NEW = {"r": 2, "target_modules": "all-linear"}
 LINEAR = ["q_proj", "down_proj"]

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from tiny import FAMILIES, tiny_model
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.models import check_model
-from tokenratio.training.policy import (
+from tokenratio.models.loading import check_model
+from tokenratio.models.token_requests import (
     HeadWeights,
     TokenRequest,
     answer_token_requests,

@@ -9,13 +9,13 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generation import (
+from tokenratio.models.generation import (
     encode_prompts,
     iterate_samples,
     policy_sampler,
     sample_responses,
 )
-from tokenratio.evaluation.sampling import RowSampler, stream_seed
+from tokenratio.models.sampling import RowSampler, stream_seed
 
 PROMPTS = [
     "review of the hotel :",

@@ -11,7 +11,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.contrast import with_prompt_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.token_scores import TokenScores, Voice, row_keys, score_tokens
+from tokenratio.training.contrast_scores import TokenScores, Voice, row_keys, score_tokens
 
 TOKENIZER = tiny_tokenizer()
 ROWS = word_pairs(9)

@@ -14,10 +14,10 @@ from tiny import word_pairs
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.generations import GeneratedSample, Generation, read_settings
 from tokenratio.evaluation.journal import parse_lines
 from tokenratio.evaluation.judges import Comparison, GoldJudge, LLMJudge, Verdict, VerdictCache
-from tokenratio.evaluation.judging import (
+from tokenratio.evaluation.response_files import GeneratedSample, Generation, read_settings
+from tokenratio.evaluation.verdict_files import (
     Judgement,
     describe,
     judge_all,
@@ -342,7 +342,7 @@ SCRIPT = """
     from tiny import word_pairs
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
     from tokenratio.evaluation.judges import Comparison, LLMJudge, VerdictCache
-    from tokenratio.evaluation.judging import judge_all
+    from tokenratio.evaluation.verdict_files import judge_all
 
     url, cache, path = sys.argv[1:]
     pairs = enumerate(word_pairs(40))

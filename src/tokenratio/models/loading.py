@@ -18,24 +18,24 @@ from transformers import (
 
 from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError, first_line
-from tokenratio.training.adapter_checks import is_fresh
-from tokenratio.training.adapters import load_adapter, merge_adapters
-from tokenratio.training.loading import WHERE_KWARGS, loading_arguments
-from tokenratio.training.policy import (
-    answer_token_requests,
-    check_causal,
-    check_statistics,
-    language_model,
-    own_head,
-)
-from tokenratio.training.provenance import (
+from tokenratio.models.adapter_checks import is_fresh
+from tokenratio.models.adapters import load_adapter, merge_adapters
+from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
+from tokenratio.models.provenance import (
     Origin,
     chain_of,
     located,
     origin_of,
     saved_adapter,
 )
-from tokenratio.training.reference import Reference
+from tokenratio.models.reference import Reference
+from tokenratio.models.token_requests import (
+    answer_token_requests,
+    check_causal,
+    check_statistics,
+    language_model,
+    own_head,
+)
 
 
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:

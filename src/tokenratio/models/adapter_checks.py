@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.policy import language_model
+from tokenratio.models.token_requests import language_model
 
 
 @torch.no_grad()

@@ -13,13 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.generations import (
-    Generation,
-    differences,
-    read_settings,
-    settings_digest,
-    settings_path,
-)
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
 from tokenratio.evaluation.judges.protocol import (
     Comparison,
@@ -27,6 +20,13 @@ from tokenratio.evaluation.judges.protocol import (
     KeepsAnswers,
     Verdict,
     digest_of,
+)
+from tokenratio.evaluation.response_files import (
+    Generation,
+    differences,
+    read_settings,
+    settings_digest,
+    settings_path,
 )
 
 

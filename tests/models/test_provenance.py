@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.adapter_checks import sample_log_probs
-from tokenratio.training.models import load_config, load_model, load_tokenizer
-from tokenratio.training.provenance import chain_of
+from tokenratio.models.adapter_checks import sample_log_probs
+from tokenratio.models.loading import load_config, load_model, load_tokenizer
+from tokenratio.models.provenance import chain_of
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_a_hub_name_stays_one(name, project, tmp_path, monkeypatch):
     write_adapter(tmp_path / "run", project / "models" / "sft", name)
     asked = []
     monkeypatch.setattr(
-        "tokenratio.training.provenance.find_adapter_config_file",
+        "tokenratio.models.provenance.find_adapter_config_file",
         lambda model, **_: (
             str(tmp_path / "run" / "adapter_config.json")
             if model == str(tmp_path / "run")
@@ -179,7 +179,7 @@ def test_a_hub_adapter_brings_its_base_and_revision(project, tmp_path, monkeypat
     path = tmp_path / "cache" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": "v2"}))
     monkeypatch.setattr(
-        "tokenratio.training.provenance.find_adapter_config_file",
+        "tokenratio.models.provenance.find_adapter_config_file",
         lambda model, **_: str(path) if model == "org/adapter" else None,
     )
     where = {"token": "t", "revision": "main", "subfolder": "a", "dtype": "float32"}

@@ -20,7 +20,7 @@ from tokenratio.data.display import quoted
 from tokenratio.data.encoding import begin, cut_left, special_tokens
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.sampling import RowSampler, stream_seed
+from tokenratio.models.sampling import RowSampler, stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,14 +20,14 @@ from tokenratio.evaluation.diversity import (
     self_bleu,
     vendi_score,
 )
-from tokenratio.evaluation.generation import Sample, encode_prompts
-from tokenratio.evaluation.generations import GeneratedSample, Generation
-from tokenratio.evaluation.judging import Judgement
+from tokenratio.evaluation.held_out_pairs import held_out_pairs
 from tokenratio.evaluation.length_control import length_controlled_win_rate
 from tokenratio.evaluation.measures import Measure, Value, measure_of
-from tokenratio.evaluation.pairs import held_out_pairs
+from tokenratio.evaluation.response_files import GeneratedSample, Generation
 from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.suite import run_suite
+from tokenratio.evaluation.verdict_files import Judgement
+from tokenratio.models.generation import Sample, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

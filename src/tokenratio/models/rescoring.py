@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tokenratio.data import CompletionCollator
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.token_requests import TokenRequest, language_model, own_head
 from tokenratio.statistics.head import Head
-from tokenratio.training.packing import model_inputs
-from tokenratio.training.policy import TokenRequest, language_model, own_head
 from tokenratio.types import CompletionBatch
 
 

@@ -21,9 +21,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError, first_line
-from tokenratio.training.adapter_checks import require_same, sample_log_probs
-from tokenratio.training.policy import language_model
-from tokenratio.training.provenance import Origin, origin_of, set_origin
+from tokenratio.models.adapter_checks import require_same, sample_log_probs
+from tokenratio.models.provenance import Origin, origin_of, set_origin
+from tokenratio.models.token_requests import language_model
 
 _log = logging.getLogger(__name__)
 

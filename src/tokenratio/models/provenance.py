@@ -18,8 +18,8 @@ from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.loading import WHERE_KWARGS
-from tokenratio.training.run_folder import RUN_FILE, read_document
+from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.run_folder import RUN_FILE, read_document
 
 ADAPTER_FILE = "adapter_config.json"
 # Of the arguments that say where to find files, those of one repository and not of the next.

@@ -22,17 +22,17 @@ from transformers import PreTrainedModel
 
 from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.models import check_fits
-from tokenratio.training.policy import (
+from tokenratio.models.loading import check_fits
+from tokenratio.models.reference import model_digest
+from tokenratio.models.token_requests import (
     answer_token_requests,
     disable_dropout,
     language_model,
     own_head,
 )
-from tokenratio.training.reference import model_digest
+from tokenratio.run_folder import replace_text, versions
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import SIDES, ReferenceCache
-from tokenratio.training.run_folder import replace_text, versions
 
 _VALUES, _NOTE = "scores.safetensors", "scores.json"
 _FORMAT = 1

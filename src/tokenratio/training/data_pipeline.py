@@ -22,15 +22,15 @@ from tokenratio.data import (
     row_lengths,
 )
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.loading import check_fits
+from tokenratio.models.packing import why_not_shared
+from tokenratio.models.reference import Reference
+from tokenratio.models.token_requests import language_model
 from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.contrast_scores import TokenScores, has_contrast
 from tokenratio.training.data_settings import Role, first_process_prepares
-from tokenratio.training.models import check_fits
-from tokenratio.training.packing import why_not_shared
-from tokenratio.training.policy import language_model
-from tokenratio.training.reference import Reference
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.reference_store import ReferenceCache, What
-from tokenratio.training.token_scores import TokenScores, has_contrast
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What runs a language model: loading, adapters, the reference, token requests, sampling."""
