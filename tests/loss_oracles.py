@@ -19,7 +19,7 @@ def logistic(u: Tensor) -> Tensor:
 
 
 def sba(lam: float, scale: float = 4.0) -> Any:
-    """METHOD §3's last row, with the constant of the form that is continuous in λ."""
+    """docs/method.md §3's last row, with the constant of the form that is continuous in λ."""
 
     def loss(u: Tensor) -> Tensor:
         if lam == 0:

@@ -52,7 +52,7 @@ CENTRE = (
 )
 
 FAULTS = (
-    # METHOD §2: log R_t = β (ρ^l − ρ^w + log w_t), t ≤ min(|y^w|, |y^l|).
+    # docs/method.md §2: log R_t = β (ρ^l − ρ^w + log w_t), t ≤ min(|y^w|, |y^l|).
     Fault(
         "sign of u",
         "ratios.py",
@@ -102,7 +102,7 @@ FAULTS = (
         "return steps >= lengths.max() - lengths[:, None]",
         (TYPES, TBPO),
     ),
-    # METHOD §3, §9: the generators and the mean over a pair's tokens.
+    # docs/method.md §3, §9: the generators and the mean over a pair's tokens.
     Fault(
         "the released LSIF",
         "bregman.py",
@@ -166,7 +166,7 @@ FAULTS = (
         "pair_log_ratio.mean(-1),",
         (SEQUENCE, TBPO, EVERY, TRL, POPULATION),
     ),
-    # METHOD §4: the state weights.
+    # docs/method.md §4: the state weights.
     Fault(
         "clamp before centring",
         "ratios.py",
@@ -231,7 +231,7 @@ FAULTS = (
         "kl_terms(ref_log_probs, log_probs)",
         (STATISTICS,),
     ),
-    # METHOD §5: the computation.
+    # docs/method.md §5: the computation.
     Fault(
         "cancelling KL",
         "statistics/head.py",
@@ -310,7 +310,7 @@ FAULTS = (
         "d_state[chunk] = 0 * d_log_weight",
         (STEPS, TRAINER_GRADIENT),
     ),
-    # METHOD §5: what is left out, and what is shared.
+    # docs/method.md §5: what is left out, and what is shared.
     Fault(
         "one token too many cut",
         "data/steps.py",
@@ -374,7 +374,7 @@ FAULTS = (
         "",
         (STATISTICS,),
     ),
-    # METHOD §1: Q_ref is the reference's, not the soft optimum's.
+    # docs/method.md §1: Q_ref is the reference's, not the soft optimum's.
     Fault(
         "soft-optimal Q",
         "theory/mdp.py",
@@ -382,7 +382,7 @@ FAULTS = (
         "following = (self.ref_log_probs[rows] + q[rows]).logsumexp(-1)",
         (MDP, POPULATION),
     ),
-    # METHOD §6, §11: the methods that TBPO is compared with.
+    # docs/method.md §6, §11: the methods that TBPO is compared with.
     Fault(
         "smoothing: the same loss twice",
         "losses/ratio_matching.py",

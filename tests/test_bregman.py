@@ -1,4 +1,4 @@
-"""The generators against their definition, METHOD §3's table and each other."""
+"""The generators against their definition, docs/method.md §3's table and each other."""
 
 import math
 
@@ -42,7 +42,7 @@ def autograd_slope(generator: BregmanGenerator, u: Tensor) -> Tensor:
 
 
 def table_slope(generator: BregmanGenerator, u: Tensor) -> Tensor:
-    """The last column of METHOD §3's table, spelled out again."""
+    """The last column of docs/method.md §3's table, spelled out again."""
     match generator:
         case Logistic():
             return 1 / (1 + (-u).exp())
@@ -170,7 +170,7 @@ def test_continuous_at_lambda_zero(kind, sign, size, dtype):
 
 
 def test_the_released_lsif_is_told_apart():
-    """R² − 2R has a negative slope below R = 1 and is not proper (METHOD §9)."""
+    """R² − 2R has a negative slope below R = 1 and is not proper (docs/method.md §9)."""
     u = torch.tensor([-1.0, -0.5, 0.7], dtype=torch.float64)
     wrong = 2 * (2 * u).exp() - 2 * u.exp()
     right = Lsif().slope(u)
@@ -244,7 +244,7 @@ def test_logistic_is_finite_and_right_far_out(dtype):
 
 @pytest.mark.parametrize("generator", [Kliep(), ScaledBasu(), ScaledBasu(0.5)], ids=str)
 def test_finite_up_to_the_stated_overflow(generator):
-    """float32 overflows at u > 88.7/(1+λ) and not before (METHOD §3)."""
+    """float32 overflows at u > 88.7/(1+λ) and not before (docs/method.md §3)."""
     edge = 88.7 / (1 + getattr(generator, "lam", 0.0))
     u = torch.tensor([-edge, edge - 0.5])
     assert generator.loss(u).isfinite().all()

@@ -43,7 +43,7 @@ def test_pair_log_ratio_by_hand():
 
 
 def test_signs_and_beta_of_each_term():
-    """Rejected over chosen; β on all three terms (METHOD §2)."""
+    """Rejected over chosen; β on all three terms (docs/method.md §2)."""
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     assert pair_log_ratio(one, zero, zero, beta=BETA).item() == -BETA
     assert pair_log_ratio(zero, one, zero, beta=BETA).item() == BETA
@@ -92,7 +92,7 @@ def test_centring_comes_before_clamping():
 
 
 def test_defaults_are_the_papers():
-    """No centring, |log w| ≤ 10 (METHOD §4)."""
+    """No centring, |log w| ≤ 10 (docs/method.md §4)."""
     rejected = torch.tensor([[1.0, 50.0, -50.0]])
     mask = torch.ones(1, 3).bool()
     ours = baseline_state_weight(torch.zeros(1, 3), rejected, mask)
@@ -119,7 +119,7 @@ def test_values_outside_the_overlap_do_not_matter(center, bad):
 @pytest.mark.parametrize("pair", [0, 1])
 @pytest.mark.parametrize("step", [0, 1])
 def test_q_is_unchanged_by_a_constant_on_both_baselines(generator, pair, step):
-    """b(x, t) + c on both states of one (x, t) cancels in log w_t (METHOD §10)."""
+    """b(x, t) + c on both states of one (x, t) cancels in log w_t (docs/method.md §10)."""
     chosen, rejected, rho_w, rho_l = (random(4, 4, seed=seed) for seed in range(4))
     shift = torch.zeros_like(chosen)
     shift[pair, step] = 3.7
@@ -135,7 +135,7 @@ def test_q_is_unchanged_by_a_constant_on_both_baselines(generator, pair, step):
 
 
 def test_the_shared_first_state_weighs_nothing():
-    """At t = 1 both states are the prompt: log w_1 = 0, unless centred (METHOD §4)."""
+    """At t = 1 both states are the prompt: log w_1 = 0, unless centred (docs/method.md §4)."""
     chosen, rejected = random(4, 4, seed=1), random(4, 4, seed=2)
     rejected[:, 0] = chosen[:, 0]
     assert (kl_state_weight(chosen, rejected)[:, 0] == 0).all()

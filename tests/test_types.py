@@ -79,7 +79,7 @@ def test_align_passes_gradients_through():
 
 
 def test_pair_mask_ends_with_the_shorter_response():
-    """T = min(|y^w|, |y^l|), not the maximum (METHOD §2)."""
+    """T = min(|y^w|, |y^l|), not the maximum (docs/method.md §2)."""
     mask = make_batch(ROWS).pair_mask
     for pair, ((_, chosen), (_, rejected)) in enumerate(PAIRS):
         shared = min(len(chosen), len(rejected))

@@ -1,4 +1,5 @@
-r"""Bregman generators: what a divergence makes of a log-ratio (arXiv 2605.12288; METHOD §3).
+r"""Bregman generators: what a divergence makes of a log-ratio (arXiv 2605.12288;
+docs/method.md §3).
 
 For a strictly convex generator `h` the loss at a ratio `R = e^u` is
 
@@ -57,7 +58,10 @@ class BregmanGenerator(ABC):
 
 @dataclass(frozen=True)
 class Logistic(BregmanGenerator):
-    """h(R) = (R log R − (1 + R) log(1 + R)) / 2, so the loss is log(1 + R), DPO's (METHOD §3)."""
+    """h(R) = (R log R − (1 + R) log(1 + R)) / 2, so the loss is log(1 + R), DPO's.
+
+    docs/method.md §3.
+    """
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         ratio = _at_least_float32(ratio)
@@ -77,7 +81,8 @@ class Logistic(BregmanGenerator):
 
 @dataclass(frozen=True)
 class Kliep(BregmanGenerator):
-    """h(R) = R log R − R, so the loss is e^u + u (METHOD §3). Falls without bound as u → −∞."""
+    """h(R) = R log R − R, so the loss is e^u + u
+    (docs/method.md §3). Falls without bound as u → −∞."""
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         ratio = _at_least_float32(ratio)
@@ -96,7 +101,10 @@ class Kliep(BregmanGenerator):
 
 @dataclass(frozen=True)
 class Lsif(BregmanGenerator):
-    """h(R) = (R − 1)² / 2, so the loss is e^{2u}/2 − e^{−u} (METHOD §3; not R² − 2R, METHOD §9)."""
+    """h(R) = (R − 1)² / 2, so the loss is e^{2u}/2 − e^{−u}.
+
+    docs/method.md §3; not R² − 2R, docs/method.md §9.
+    """
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (_at_least_float32(ratio) - 1).square() / 2
@@ -115,7 +123,9 @@ class Lsif(BregmanGenerator):
 
 @dataclass(frozen=True)
 class ScaledBasu(BregmanGenerator):
-    """h(R) = (R^{1+λ} − R) / (s λ (1 + λ)): SBA, by default the published λ = 0, s = 4 (METHOD §3).
+    """h(R) = (R^{1+λ} − R) / (s λ (1 + λ)): SBA, by default the published λ = 0, s = 4.
+
+    docs/method.md §3.
 
     The loss is (e^{(1+λ)u}/(1+λ) − expm1(−λu)/λ)/s, continuous in λ through 0, where it is (e^u +
     u)/s. With s = 4 its slope at R = 1 is the logistic loss's, 1/2.
@@ -155,7 +165,7 @@ class ScaledBasu(BregmanGenerator):
 
 @dataclass(frozen=True)
 class Basu(BregmanGenerator):
-    """h(R) = (R^{1+λ} − R) / λ: BA(λ) = s (1 + λ) · SBA(λ, s) (METHOD §3).
+    """h(R) = (R^{1+λ} − R) / λ: BA(λ) = s (1 + λ) · SBA(λ, s) (docs/method.md §3).
 
     Args:
         lam: λ > −1; λ → 0 is KLIEP.

@@ -1,4 +1,4 @@
-r"""From token log-ratios to the pair's log R, and the state weights in it (METHOD §2, §4).
+r"""From token log-ratios to the pair's log R, and the state weights in it (docs/method.md §2, §4).
 
 A *log-ratio* here is `ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)`, in nats. All arrays are aligned
 by the index of the token in its response; values where either response has ended are never looked
@@ -16,7 +16,9 @@ def pair_log_ratio(
     *,
     beta: float,
 ) -> Float[Tensor, "*steps"]:
-    """log R_t = β (ρ_t^l − ρ_t^w + log w_t), rejected over chosen: smaller is better (METHOD §2).
+    """log R_t = β (ρ_t^l − ρ_t^w + log w_t), rejected over chosen: smaller is better.
+
+    docs/method.md §2.
 
     β multiplies all three terms, the state weight included; zeros for `log_state_weight` are the
     uncorrected ablation.
@@ -27,9 +29,11 @@ def pair_log_ratio(
 def kl_state_weight(
     chosen_kl: Float[Tensor, "*steps"], rejected_kl: Float[Tensor, "*steps"]
 ) -> Float[Tensor, "*steps"]:
-    """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), nats (METHOD §2).
+    """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), nats.
 
-    Gradients flow through both: a detached KL has another minimiser (METHOD §10).
+    docs/method.md §2.
+
+    Gradients flow through both: a detached KL has another minimiser (docs/method.md §10).
     """
     return rejected_kl - chosen_kl
 
@@ -42,12 +46,12 @@ def baseline_state_weight(
     center: bool = False,
     clamp: float = 10.0,
 ) -> Float[Tensor, "pairs tokens"]:
-    """TBPO-Q's log w_t = b(s_t^l) − b(s_t^w), b the learned log Z(s) (METHOD §2, §4).
+    """TBPO-Q's log w_t = b(s_t^l) − b(s_t^w), b the learned log Z(s) (docs/method.md §2, §4).
 
     Args:
         pair_mask: True where both responses have a token; the rest comes out as 0.
         center: subtract each pair's mean over its shared tokens, as the released code does. It
-            makes log w_1 ≠ 0 and biases the solution (METHOD §10), so it is off.
+            makes log w_1 ≠ 0 and biases the solution (docs/method.md §10), so it is off.
         clamp: bound on |log w_t|, applied after centring.
     """
     log_weight = (rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0)

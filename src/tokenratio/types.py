@@ -65,7 +65,7 @@ class PairBatch(CompletionBatch):
 
     @property
     def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
-        """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
+        """True while both responses have a token: t < T = min(|y^w|, |y^l|) (docs/method.md §2)."""
         chosen, rejected = self.split(self.response_mask)
         return chosen & rejected
 
@@ -77,7 +77,7 @@ class StepBatch:
     Rows are either the two responses of each pair, each after its prompt, or one row per pair in
     which `prompt, chosen, rejected` share the prompt. A *step* t < T = min(|y^w|, |y^l|) compares
     two tokens; `states` and `labels` list the chosen token of every step, pair after pair, then
-    the rejected token of every step in the same order (METHOD §5).
+    the rejected token of every step in the same order (docs/method.md §5).
 
     Attributes:
         input_ids: token ids.
@@ -170,7 +170,8 @@ class PairStatistics:
 
     Attributes:
         chosen: the preferred responses; `rejected` the others.
-        log_state_weight: log w_t before β (METHOD §2) where a learned baseline gives it, at every
+        log_state_weight: log w_t before β
+        (docs/method.md §2) where a learned baseline gives it, at every
             step either response has; None where it comes from the KL, or there is none.
     """
 
@@ -180,7 +181,7 @@ class PairStatistics:
 
     @property
     def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
-        """True while both responses have a token: t < T = min(|y^w|, |y^l|) (METHOD §2)."""
+        """True while both responses have a token: t < T = min(|y^w|, |y^l|) (docs/method.md §2)."""
         return self.chosen.mask & self.rejected.mask
 
 

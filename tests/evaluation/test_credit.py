@@ -274,7 +274,10 @@ def test_faults_are_named(arguments, message):
 
 @pytest.mark.parametrize("eos", [None, 0])
 def test_the_optimum_of_a_tabular_world_has_perfect_credit(eos):
-    """β (ρ + KL(π_ref ‖ π*)) = A_ref and β (ρ + log Z) = Q_ref, token by token (METHOD §1)."""
+    """β (ρ + KL(π_ref ‖ π*)) = A_ref and β (ρ + log Z) = Q_ref, token by token.
+
+    docs/method.md §1.
+    """
     mdp, beta = TokenMdp.random(3, 3, seed=4, eos=eos), 0.3
     optimum = mdp.optimum(beta)
     log_ratio = optimum.log_probs - mdp.ref_log_probs

@@ -263,7 +263,7 @@ def test_without_the_extra(monkeypatch):
 
 
 def test_the_published_suite():
-    """METHOD §8: the six tasks and their shots."""
+    """docs/method.md §8: the six tasks and their shots."""
     shots = {spec.task: spec.shots for spec in SUITES["open-llm-v1"]}
     assert shots == {
         "arc_challenge": 25,

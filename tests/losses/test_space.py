@@ -1,4 +1,7 @@
-"""generator × state weight × aggregation: named methods as points of one space (METHOD §11)."""
+"""generator × state weight × aggregation: named methods as points of one space.
+
+docs/method.md §11.
+"""
 
 from dataclasses import replace
 
@@ -81,7 +84,7 @@ def test_every_point_by_definition(state_weight, aggregation, generator):
 
 @each_generator
 def test_bpo_by_definition(generator):
-    """h'(R) R − h(R) − h'(1/R) at R = e^{Σ log R_t}, up to a constant (METHOD §3)."""
+    """h'(R) R − h(R) − h'(1/R) at R = e^{Σ log R_t}, up to a constant (docs/method.md §3)."""
     log_r = 0.2 * random(4, 5)
     one, other = log_r.clone().requires_grad_(), log_r.clone().requires_grad_()
     ours = bpo_loss(one, generator=generator)

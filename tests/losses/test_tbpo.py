@@ -1,4 +1,5 @@
-"""tbpo_loss and the token-level methods against loops, and the facts of METHOD §4 and §10."""
+"""tbpo_loss and the token-level methods against loops, and the facts of
+docs/method.md §4 and §10."""
 
 import math
 
@@ -15,7 +16,7 @@ from tokenratio.types import PairBatch
 
 BETA = 0.3
 GENERATORS = [Logistic(), Kliep(), Lsif(), Basu(0.5), ScaledBasu()]
-BY_HAND = {  # ℓ(u) of METHOD §3's table, BA's with the constant of its expm1 form
+BY_HAND = {  # ℓ(u) of docs/method.md §3's table, BA's with the constant of its expm1 form
     Logistic: lambda u: math.log(1 + math.exp(u)),
     Kliep: lambda u: math.exp(u) + u,
     Lsif: lambda u: math.exp(2 * u) / 2 - math.exp(-u),
@@ -130,7 +131,7 @@ def test_one_token_responses_with_the_logistic_generator_are_dpo(name):
     "generator", [Logistic(), *(ScaledBasu(lam) for lam in (-0.5, 0.0, 0.5, 1.0))], ids=str
 )
 def test_first_step_is_that_of_dpo(generator):
-    """T·∇TBPO-A = ∇DPO at θ = ref with equal lengths (METHOD §10)."""
+    """T·∇TBPO-A = ∇DPO at θ = ref with equal lengths (docs/method.md §10)."""
     length = 5
     model = linear_model([(length, length)] * 3, moved=False)
     gradients = []
@@ -144,7 +145,7 @@ def test_first_step_is_that_of_dpo(generator):
 
 @each_generator
 def test_tbpo_a_from_raw_logits(generator):
-    """The whole of TBPO-A, unequal lengths, against METHOD §10's identity row by row.
+    """The whole of TBPO-A, unequal lengths, against docs/method.md §10's identity row by row.
 
     `A(s,a) = β[(z_θ − z_ref)(a) − E_ref(z_θ − z_ref)]` and log R_t = A^l − A^w: no log-probability
     and no KL in it, so a wrong sign, a missing β, K3, a detached or reversed KL all show.
@@ -173,7 +174,10 @@ def test_tbpo_a_from_raw_logits(generator):
 
 
 def test_tokens_past_the_overlap_get_no_gradient():
-    """Only t ≤ T enters TBPO: cutting the longer response leaves loss and gradient (METHOD §5)."""
+    """Only t ≤ T enters TBPO: cutting the longer response leaves loss and gradient.
+
+    docs/method.md §5.
+    """
     batch, embedding, weight, ref_weight = linear_model([(3, 5), (4, 2)])
     results = []
     for cut in (False, True):
@@ -190,7 +194,7 @@ def test_tokens_past_the_overlap_get_no_gradient():
 
 
 def test_the_prompts_state_weighs_nothing():
-    """log w_1 = 0 for both variants: at t = 1 both states are the prompt (METHOD §4)."""
+    """log w_1 = 0 for both variants: at t = 1 both states are the prompt (docs/method.md §4)."""
     batch, embedding, weight, ref_weight = linear_model([(3, 5), (4, 2)])
     pairs = model_statistics(batch, embedding, weight, ref_weight, LOSSES["tbpo_a"].needs)
     log_weight = kl_state_weight(pairs.chosen.kl, pairs.rejected.kl)

@@ -1,4 +1,4 @@
-"""Losses local to their step: one pass against whole logits and autograd (METHOD §5)."""
+"""Losses local to their step: one pass against whole logits and autograd (docs/method.md §5)."""
 
 import pytest
 import torch

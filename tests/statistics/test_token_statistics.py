@@ -1,4 +1,7 @@
-"""The fused statistics against the readable ones, and both against float64 truth (METHOD §5)."""
+"""The fused statistics against the readable ones, and both against float64 truth.
+
+docs/method.md §5.
+"""
 
 import itertools
 
@@ -314,7 +317,10 @@ def test_without_gradients(impl):
 
 @each_impl
 def test_tiny_kl_is_accurate_in_float32(impl):
-    """At a KL of 3e-6 the sum of p_ref·d cancels; ours stays within 1e-3 of float64 (METHOD §5)."""
+    """At a KL of 3e-6 the sum of p_ref·d cancels; ours stays within 1e-3 of float64.
+
+    docs/method.md §5.
+    """
     tokens, vocabulary, width = 64, 5000, 16
     rng = torch.Generator().manual_seed(0)
     hidden, weight, noise = (
@@ -438,7 +444,7 @@ def test_unknown_implementation():
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 @each_impl
 def test_advantage_score_from_raw_logits(beta, impl):
-    """A(s,a) = β[(z_θ − z_ref)(a) − E_ref(z_θ − z_ref)], values and gradients (METHOD §10).
+    """A(s,a) = β[(z_θ − z_ref)(a) − E_ref(z_θ − z_ref)], values and gradients (docs/method.md §10).
 
     Catches a detached or reversed KL and K3: the identity has no logarithm and no KL in it.
     """

@@ -1,4 +1,4 @@
-"""METHOD §10 by exact enumeration: where TBPO's minimiser is π*, and that the check can fail."""
+"""Exact enumeration of docs/method.md §10: where TBPO's minimiser is π*; the check can fail."""
 
 from dataclasses import replace
 
@@ -145,7 +145,7 @@ def test_the_wrong_score_moves_the_optimum(mdp):
 @each_mdp
 @pytest.mark.parametrize("generator", GENERATORS, ids=str)
 def test_sequence_labels_are_exact_for_the_summed_advantage(mdp, generator):
-    """Σ_t A = Σ_t r − V(x) telescopes, so TDPO1 is exact under scheme "c" (METHOD §10).
+    """Σ_t A = Σ_t r − V(x) telescopes, so TDPO1 is exact under scheme "c" (docs/method.md §10).
 
     And under every generator, as BPO-A.
     """
@@ -208,7 +208,7 @@ def test_robust_dpo_from_noisy_labels_is_dpo_from_clean_ones(share):
 
 @each_mdp
 def test_biases_of_the_table(mdp):
-    """The rest of METHOD §10: small bias of TBPO under "c", large ones of its variants."""
+    """The rest of docs/method.md §10: small bias of TBPO under "c", large ones of its variants."""
     best = mdp.optimum(BETA)
 
     def distance(method, labels="a", **settings):
@@ -226,7 +226,7 @@ def test_biases_of_the_table(mdp):
 
 
 def test_dpo_under_sequence_labels_finds_the_sequence_level_optimum():
-    """π_ref exp(Σr/β): not π* (METHOD §10)."""
+    """π_ref exp(Σr/β): not π* (docs/method.md §10)."""
     mdp = MDPS["fixed length"]
     fitted = Population(mdp, beta=BETA, labels="c").fit(LOSSES["dpo"], Logistic())
     batch = mdp.responses

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 HELP = """usage: tokenratio methods [--markdown true]
 
-Every method that `loss` can name. R_t is the ratio of rejected over chosen at step t (METHOD §2).
+Every method that `loss` can name. R_t is the ratio of rejected over chosen at step t
+(docs/method.md §2).
 """
 _NEEDS = {
     "ref_log_probs": "reference",

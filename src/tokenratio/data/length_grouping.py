@@ -33,7 +33,7 @@ def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = Fals
     Args:
         dataset: columns `prompt_ids` and one or two of response ids.
         pruned: of each pair, only the first T = min(|y^w|, |y^l|) response tokens are run
-            (METHOD §5); otherwise the longer response counts.
+            (docs/method.md §5); otherwise the longer response counts.
         shared: both responses stand behind one prompt, so that both count.
     """
     counts = token_counts(dataset)

@@ -17,7 +17,7 @@ class StepCache(Protocol):
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Collates rows of `prepare_pairs` into the fields of `StepBatch` (METHOD §5).
+    """Collates rows of `prepare_pairs` into the fields of `StepBatch` (docs/method.md §5).
 
     What no step's loss can see is left out: the longer response past T = min(|y^w|, |y^l|), and
     token T itself, which is predicted but predicts nothing.

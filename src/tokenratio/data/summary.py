@@ -100,7 +100,7 @@ class DataReport:
         unit: what lengths are counted in, `"tokens"` or `"words"`.
         lengths: total length by side (`prompt`, `chosen`, ...) of the kept rows, after truncation.
         past_shorter: response tokens (or words) past min(|y^w|, |y^l|), which TBPO never sees
-            (METHOD §2); None without pairs.
+            (docs/method.md §2); None without pairs.
         truncated: by side; empty where nothing was encoded.
         sources: what was read of each source.
         selection: what was left out before rows were judged, in words; rows left out are not among

@@ -2,7 +2,7 @@
 
 A policy's score of a token is β (ρ_t + state term), ρ_t its log-ratio to the reference: with
 KL(π_ref ‖ π) as state term it estimates A_ref (TBPO-A), with the learned baseline Q_ref (TBPO-Q),
-METHOD §1. Scores are compared by rank, so that neither β nor a method's scale matters.
+docs/method.md §1. Scores are compared by rank, so that neither β nor a method's scale matters.
 """
 
 import math

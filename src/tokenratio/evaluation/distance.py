@@ -67,7 +67,10 @@ def _kl_of_states(
 def _kl(
     log_p: Float[Tensor, "steps vocabulary"], ref_log_p: Float[Tensor, "steps vocabulary"]
 ) -> Float[Tensor, "steps"]:
-    """KL(π ‖ π_ref) = Σ (p d − p + p_ref), d = log(p / p_ref): no term is negative (METHOD §5)."""
+    """KL(π ‖ π_ref) = Σ (p d − p + p_ref), d = log(p / p_ref): no term is negative.
+
+    docs/method.md §5.
+    """
     difference = log_p - ref_log_p
     prob = log_p.exp()
     plain = prob * difference - prob + ref_log_p.exp()

@@ -1,4 +1,4 @@
-"""How varied a policy's samples are (METHOD §8).
+"""How varied a policy's samples are (docs/method.md §8).
 
 Each measure takes the samples of every prompt and gives a value per prompt and their mean. A sample
 is a text, split into tokens as sacrebleu's "13a" does, or a sequence of token ids, which are its
@@ -86,7 +86,7 @@ def self_bleu(samples: Sequence[Sequence[Text]]) -> Diversity:
 def distinct_in_response(samples: Sequence[Sequence[Text]], n: int) -> Diversity:
     """Distinct-n of one sample per prompt, the first: different n-grams over n-grams, 0 to 1.
 
-    METHOD §8's Distinct-1, read as a mean over responses; `distinct_in_corpus` is the other
+    docs/method.md §8's Distinct-1, read as a mean over responses; `distinct_in_corpus` is the other
     reading. A response that repeats itself scores low; short ones score high.
 
     >>> distinct_in_response([["so so good", "a second sample does not count"]], 1).per_prompt
@@ -151,7 +151,9 @@ def predictive_entropy(
     batch_size: int = 16,
     chunk_size: int | None = None,
 ) -> Diversity:
-    """Mean token entropy of the policy on its samples, nats; higher is more diverse (METHOD §8).
+    """Mean token entropy of the policy on its samples, nats; higher is more diverse.
+
+    docs/method.md §8.
 
     The states are those of the samples, whatever backend they come from; at each the entropy is
     that of the policy's whole distribution at temperature 1. A response's value is the mean over

@@ -1,4 +1,4 @@
-"""Win rates at equal length: judges prefer longer responses (METHOD §8)."""
+"""Win rates at equal length: judges prefer longer responses (docs/method.md §8)."""
 
 import math
 from collections.abc import Hashable, Sequence

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 def measure_responses(generations: Sequence[Generation]) -> list[Measure]:
-    """Length, how many were cut, and with several samples a prompt their diversity (METHOD §8)."""
+    """Length, how many were cut, and with several samples a prompt their diversity.
+
+    docs/method.md §8.
+    """
     measures = [
         _per_response("length/words", generations, lambda s: len(s.text.split()), unit="words"),
         _per_response("cut", generations, lambda s: s.finish_reason == "length", unit="share"),

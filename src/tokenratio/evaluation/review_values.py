@@ -29,7 +29,9 @@ class TokenValues:
 
 
 class ReviewValues:
-    """Exact Q_ref and A_ref of the review world's tokens, π_ref its own grammar (METHOD §1).
+    """Exact Q_ref and A_ref of the review world's tokens, π_ref its own grammar.
+
+    docs/method.md §1.
 
     What is still to be said depends on the grammar's stack, what it will earn on the state of the
     reward; both are finite, so V_ref is a sum over a small graph, computed once per state.

@@ -46,8 +46,8 @@ class SuiteTask:
 
 
 SUITES: dict[str, tuple[SuiteTask, ...]] = {
-    # Open LLM Leaderboard, version 1: METHOD §8. The harness weighs MMLU's 57 subjects by their
-    # questions; the leaderboard took their plain mean.
+    # Open LLM Leaderboard, version 1 (docs/method.md §8). The harness weighs MMLU's 57 subjects by
+    # their questions; the leaderboard took their plain mean.
     "open-llm-v1": (
         SuiteTask("arc_challenge", 25, "acc_norm"),
         SuiteTask("hellaswag", 10, "acc_norm"),

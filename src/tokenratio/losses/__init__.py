@@ -140,10 +140,10 @@ _ARC = {"arc_chunk_length": 16, "arc_target_margin": 2.0}
 # The preference losses by name.
 LOSSES: dict[str, Method] = {
     # Token by token: log R_t at every step both responses have.
-    "tbpo_a": RatioMatching("TBPO-A, arXiv 2605.12288; METHOD §4", "kl", "mean"),
-    "tbpo_q": RatioMatching("TBPO-Q, arXiv 2605.12288; METHOD §4", "baseline", "mean"),
-    "tbpo": RatioMatching("TBPO without state weight; METHOD §2", "none", "mean"),
-    "adpo": RatioMatching("ADPO, arXiv 2602.09533; METHOD §11", "none", "sum", Logistic()),
+    "tbpo_a": RatioMatching("TBPO-A, arXiv 2605.12288; docs/method.md §4", "kl", "mean"),
+    "tbpo_q": RatioMatching("TBPO-Q, arXiv 2605.12288; docs/method.md §4", "baseline", "mean"),
+    "tbpo": RatioMatching("TBPO without state weight; docs/method.md §2", "none", "mean"),
+    "adpo": RatioMatching("ADPO, arXiv 2602.09533; docs/method.md §11", "none", "sum", Logistic()),
     # Whole responses: Σ_t log R_t.
     "dpo": RatioMatching("DPO, arXiv 2305.18290, eq. 7", "none", "sequence", Logistic()),
     "robust_dpo": RatioMatching(
@@ -161,7 +161,7 @@ LOSSES: dict[str, Method] = {
         default_generator=_BOUNDED,
     ),
     "bpo_a": RatioMatching(
-        "BPO on TDPO1's score; METHOD §11", "kl", "sequence", default_generator=_BOUNDED
+        "BPO on TDPO1's score; docs/method.md §11", "kl", "sequence", default_generator=_BOUNDED
     ),
     "tdpo1": RatioMatching("TDPO1, arXiv 2404.11999, eq. 16", "kl", "sequence", Logistic()),
     "tdpo2": RatioMatching(
@@ -195,7 +195,7 @@ LOSSES: dict[str, Method] = {
     ),
     "arc_bpo": PairLoss(
         _arc_bpo,
-        "ARC-BPO; METHOD §11",
+        "ARC-BPO; docs/method.md §11",
         "chunk",
         {"beta": 0.1, "generator": ScaledBasu(lam=1.0)} | _ARC,
     ),

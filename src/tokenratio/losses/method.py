@@ -18,11 +18,11 @@ class Method(ABC):
 
     Attributes:
         source: the paper, and where in it.
-        level: what is compared (METHOD §6).
+        level: what is compared (docs/method.md §6).
         needs: what must be known beside the policy's log-probabilities of both responses:
             `ref_log_probs`; `kl_ref_policy`, the exact KL at every state; `baseline`, a learned one
-            (METHOD §4); `contrast`, two models' or prompts' log-ratio of every token. Nothing else
-            is computed, and what needs no reference loads none.
+            (docs/method.md §4); `contrast`, two models' or prompts' log-ratio of every token.
+            Nothing else is computed, and what needs no reference loads none.
         settings: the arguments of `per_pair` beside the statistics, and their published defaults.
     """
 
@@ -45,7 +45,7 @@ class Method(ABC):
     def is_local(self) -> bool:
         """Whether the loss is a sum over the steps both responses have, each looked at by itself.
 
-        Then `per_step` exists, and loss and gradients come out of one pass (METHOD §5).
+        Then `per_step` exists, and loss and gradients come out of one pass (docs/method.md §5).
         """
         return False
 
@@ -60,7 +60,7 @@ class Method(ABC):
 
     @property
     def state_weight(self) -> Literal["none", "kl", "baseline"]:
-        """What corrects for the two prefixes being different states (METHOD §2)."""
+        """What corrects for the two prefixes being different states (docs/method.md §2)."""
         return "none"
 
     @property

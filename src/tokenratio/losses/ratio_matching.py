@@ -24,7 +24,7 @@ def ratio_matching_loss(
     label_smoothing: float = 0.0,
     is_robust: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    r"""ℓ_h(u) at every u = log R, with labels that may be wrong (METHOD §3).
+    r"""ℓ_h(u) at every u = log R, with labels that may be wrong (docs/method.md §3).
 
     A label is the other way round with probability ε, so u is −u. `label_smoothing` takes the
     mixture (1−ε) ℓ(u) + ε ℓ(−u), cDPO's for the logistic generator and our extension for the
@@ -55,7 +55,8 @@ def tbpo_loss(
     label_smoothing: float = 0.0,
     is_robust: bool = False,
 ) -> Float[Tensor, "pairs"]:
-    r"""Bregman ratio-matching loss of each pair (TBPO, arXiv 2605.12288, eq. 10; METHOD §3).
+    r"""Bregman ratio-matching loss of each pair (TBPO, arXiv 2605.12288, eq. 10;
+    docs/method.md §3).
 
     Args:
         pair_log_ratio: log R_t in nats, β applied; any value, even NaN, where the mask is False.
@@ -84,7 +85,7 @@ def bpo_loss(
     label_smoothing: float = 0.0,
     is_robust: bool = False,
 ) -> Float[Tensor, "pairs"]:
-    r"""ℓ_h(Σ_t log R_t) over whole responses (BPO, arXiv 2505.19601, eq. 11; METHOD §6).
+    r"""ℓ_h(Σ_t log R_t) over whole responses (BPO, arXiv 2505.19601, eq. 11; docs/method.md §6).
 
     With the logistic generator it is DPO (arXiv 2305.18290, eq. 7), and TDPO1 where `log R` has the
     KL as state weight (arXiv 2404.11999, eq. 16).
@@ -107,7 +108,7 @@ class RatioMatching(Method):
 
     Attributes:
         state_weight: log w_t: `none`, 0; `kl`, KL_t^l − KL_t^w with all gradients; `baseline`,
-            b(s_t^l) − b(s_t^w), learned (METHOD §2).
+            b(s_t^l) − b(s_t^w), learned (docs/method.md §2).
         aggregation: `mean` or `sum` over the T shared steps; `sequence`, log R summed over whole
             responses.
         generator: fixed; None for the user's.

@@ -37,7 +37,7 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; METHOD §6).
+    r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; docs/method.md §6).
 
     Args:
         chosen_log_ratio: Σ_t ρ_t over the whole chosen response, in nats; `rejected_log_ratio`
@@ -59,7 +59,7 @@ def ipo_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, "pairs"]:
-    r"""IPO: (ρ^w − ρ^l − 1/(2β))² (arXiv 2310.12036, eq. 17; METHOD §6).
+    r"""IPO: (ρ^w − ρ^l − 1/(2β))² (arXiv 2310.12036, eq. 17; docs/method.md §6).
 
     Args:
         chosen_log_ratio: the response's log-ratio per token, Σ_t ρ_t / |y|, in nats; averages

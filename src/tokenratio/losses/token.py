@@ -181,7 +181,7 @@ def arc_bpo_loss(
     chunk_length: int,
     target_margin: float,
 ) -> Float[Tensor, "pairs"]:
-    r"""ARC-BPO: each chunk's reward is drawn to a target of its own (METHOD §11).
+    r"""ARC-BPO: each chunk's reward is drawn to a target of its own (docs/method.md §11).
 
     a_i = β Σ_{t in chunk i} ρ_t is to become τ_i = Δ/(2m) in a chosen response of m chunks, and
     −Δ/(2n) in a rejected one of n, so that all of them add up to the margin Δ; the loss is the

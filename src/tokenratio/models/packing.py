@@ -1,4 +1,6 @@
-"""One row per pair: `[prompt, chosen, rejected, padding]`, the prompt computed once (METHOD §5).
+"""One row per pair: `[prompt, chosen, rejected, padding]`, the prompt computed once.
+
+docs/method.md §5.
 
 The two responses are branches of one prompt. Each is given the positions it would have in a row of
 its own and a mask that hides the other branch, so every state, and every parameter's gradient, is

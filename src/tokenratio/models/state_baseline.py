@@ -1,4 +1,4 @@
-"""TBPO-Q's state baseline: a small head that learns log Z(s) (METHOD §4)."""
+"""TBPO-Q's state baseline: a small head that learns log Z(s) (docs/method.md §4)."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ OPTIMIZER_FILE = "state_baseline_optimizer.safetensors"
 
 
 class StateBaseline(nn.Module):
-    """b(s): hidden state → scalar, one hidden layer with GELU, in float32 (METHOD §4).
+    """b(s): hidden state → scalar, one hidden layer with GELU, in float32 (docs/method.md §4).
 
     The hidden state is detached: no gradient of b enters the backbone. The last layer starts at
     zero (our choice; the paper names none), so training starts from w = 1, uncorrected TBPO. It has

@@ -34,7 +34,9 @@ def token_statistics(
     impl: Literal["fused", "reference"] = "fused",
     chunk_size: int | None = None,
 ) -> TokenStatistics:
-    """Log-probabilities of `labels` under both models, and KL(π_ref ‖ π) per state (METHOD §5).
+    """Log-probabilities of `labels` under both models, and KL(π_ref ‖ π) per state.
+
+    docs/method.md §5.
 
     Gradients flow to `hidden`, `weight` and `bias`; the reference is a constant. Logits and
     reductions are float32 at least, whatever the inputs' dtype (bfloat16 logits bias a log-ratio by
@@ -96,7 +98,7 @@ def step_losses(
     impl: Literal["fused", "reference"] = "fused",
     chunk_size: int | None = None,
 ) -> StepLosses:
-    """A loss that looks at one step at a time, and its gradients, in one pass (METHOD §5).
+    """A loss that looks at one step at a time, and its gradients, in one pass (docs/method.md §5).
 
     A step compares two tokens. All `tokens` arrays hold the chosen token of every step, then the
     rejected token of every step in the same order. Gradients flow from `total` to `hidden`,

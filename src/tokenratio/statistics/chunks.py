@@ -96,7 +96,7 @@ def logit_gradient(
     grad_log_probs: Float[Tensor, "tokens"],
     grad_kl: Float[Tensor, "tokens"] | None,
 ) -> Float[Tensor, "tokens vocabulary"]:
-    """`g_logp (onehot − p) + g_KL (p − p_ref)` (METHOD §5), in the place of `probs`."""
+    """`g_logp (onehot − p) + g_KL (p − p_ref)` (docs/method.md §5), in the place of `probs`."""
     run = _compiled(_logit_gradient) if _is_compiled(probs) else _logit_gradient
     gradient: Tensor = run(probs, ref_probs, labels, grad_log_probs, grad_kl)
     return gradient

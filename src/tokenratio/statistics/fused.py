@@ -43,7 +43,7 @@ def fused_token_statistics(
 
 
 class _TokenStatisticsFunction(torch.autograd.Function):
-    """Backward recomputes the logits (METHOD §5):
+    """Backward recomputes the logits (docs/method.md §5):
 
     `dlogits = g_logp (onehot − p) + g_KL (p − p_ref)`, times `1 − (z/c)²` under a soft-cap.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """`softcap(hidden @ weightᵀ + bias)`, with `softcap(z) = c·tanh(z/c)` (METHOD §5)."""
+    """`softcap(hidden @ weightᵀ + bias)`, with `softcap(z) = c·tanh(z/c)` (docs/method.md §5)."""
 
     weight: Float[Tensor, "vocabulary hidden"]
     bias: Float[Tensor, "vocabulary"] | None
@@ -88,7 +88,7 @@ def product(
     *,
     out: Float[Tensor, "m n"] | None = None,
 ) -> Float[Tensor, "m n"]:
-    """The matrix product, never rounded below float32 (METHOD §5, numerics)."""
+    """The matrix product, never rounded below float32 (docs/method.md §5, numerics)."""
     if left.dtype == torch.bfloat16:
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
     return torch.mm(left, right, out=out)
@@ -113,7 +113,8 @@ def kl_terms(
 ) -> Float[Tensor, "tokens vocabulary"]:
     """Terms ≥ 0 that sum to KL(π_ref ‖ π): `p_ref (expm1(−d) + d)`, d = log p_ref − log p.
 
-    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6 (METHOD §5). For d < 0 the same
+    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6
+    (docs/method.md §5). For d < 0 the same
     quantity is written as `p (d e^d − expm1(d))`, which cannot overflow. Each half is 0 where the
     other holds; clamping is many times faster than `where`.
     """

@@ -35,7 +35,7 @@ class StepInputs:
 
 
 def fused_step_losses(inputs: StepInputs, *, chunk_steps: int) -> StepLosses:
-    """`step_losses` with gradients formed in the forward pass (METHOD §5, token locality).
+    """`step_losses` with gradients formed in the forward pass (docs/method.md §5, token locality).
 
     Chunks hold both tokens of their steps, so the loss's slope is known as soon as their logits
     are, and d hidden and d weight follow at once: two products for the logits, two for the

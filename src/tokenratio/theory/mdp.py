@@ -1,4 +1,4 @@
-"""A token MDP small enough to write out: every prefix is a row of a table (METHOD §1)."""
+"""A token MDP small enough to write out: every prefix is a row of a table (docs/method.md §1)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +92,10 @@ class TokenMdp:
         return self.q_ref - (self.ref_log_probs.exp() * self.q_ref).sum(-1, keepdim=True)
 
     def optimum(self, beta: float) -> Policy:
-        """π*(z|s) = π_ref(z|s) exp(Q_ref(s,z)/β) / Z(s), with log Z(s) as baseline (METHOD §1)."""
+        """π*(z|s) = π_ref(z|s) exp(Q_ref(s,z)/β) / Z(s), with log Z(s) as baseline.
+
+        docs/method.md §1.
+        """
         unnormalised = self.ref_log_probs + self.q_ref / beta
         log_z = unnormalised.logsumexp(-1)
         return Policy(unnormalised - log_z[:, None], log_z)

@@ -1,4 +1,7 @@
-"""The population loss of a preference method on a token MDP: all pairs, all labels (METHOD §10)."""
+"""The population loss of a preference method on a token MDP: all pairs, all labels.
+
+docs/method.md §10.
+"""
 
 from typing import Literal
 
@@ -19,7 +22,7 @@ class Population:
     """All ordered pairs of independent responses of the reference, with every way to label them.
 
     A labelling says for each step whether the two responses swap roles there, so that one list of
-    swaps and their probabilities given the pair covers both schemes of METHOD §10:
+    swaps and their probabilities given the pair covers both schemes of docs/method.md §10:
 
     - `"a"`: at every step t an independent label, P(first ≻ second) = σ(S_t − S'_t), with the score
       S = A_ref or Q_ref. The prefixes of the two tokens are exchangeable. For token-level methods.
@@ -29,10 +32,10 @@ class Population:
     is a one-hot row, the "head" is the table of logits.
 
     Args:
-        beta: the leash β of METHOD §2; the labels do not depend on it.
+        beta: the leash β of docs/method.md §2; the labels do not depend on it.
         labels: the scheme.
         score: what scheme `"a"` compares: `"advantage"` for TBPO-A, `"value"` for TBPO-Q.
-        center_baseline: as the released TBPO-Q (METHOD §4); `baseline_clamp` likewise.
+        center_baseline: as the released TBPO-Q (docs/method.md §4); `baseline_clamp` likewise.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from tokenratio.training.method_settings import MethodSettings, require
 @explain_settings
 @dataclass
 class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
-    """Settings of `TokenRatioTrainer`; the defaults are the published ones (METHOD §7).
+    """Settings of `TokenRatioTrainer`; the defaults are the published ones (docs/method.md §7).
 
     Every field of `transformers.TrainingArguments` is here too. Where its default differs, the
     paper's takes its place: one epoch, RMSprop, learning rate 5e-7, cosine schedule, warm-up 0.05,
@@ -62,14 +62,16 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
     )
 
     baseline_hidden_size: int = field(
-        default=1024, metadata={"help": "Width of tbpo_q's state baseline (METHOD §4)."}
+        default=1024, metadata={"help": "Width of tbpo_q's state baseline (docs/method.md §4)."}
     )
     baseline_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of the state baseline's own AdamW."}
     )
     center_baseline: bool = field(
         default=False,
-        metadata={"help": "Centre log w per pair, as the released code does; biased (METHOD §10)."},
+        metadata={
+            "help": "Centre log w per pair, as the released code does; biased (docs/method.md §10)."
+        },
     )
     baseline_clamp: float = field(
         default=10.0, metadata={"help": "Bound on |log w| of tbpo_q, after centring."}
@@ -183,7 +185,7 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
 
     @property
     def compares_steps(self) -> bool:
-        """Whether batches hold no more than the steps both responses have (METHOD §5)."""
+        """Whether batches hold no more than the steps both responses have (docs/method.md §5)."""
         return self.method.is_local and not self.sft_weight
 
     @property

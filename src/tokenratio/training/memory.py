@@ -47,7 +47,7 @@ def estimate_memory(
     trainable_parameters: int | None = None,
     reference_copy: bool = True,
 ) -> MemoryEstimate:
-    """Estimate the peak of one training step (METHOD §5: logits never exist whole).
+    """Estimate the peak of one training step (docs/method.md §5: logits never exist whole).
 
     Two whole rows are counted for each pair: what is cut or shared comes off it.
 

@@ -77,10 +77,11 @@ class MethodSettings:
         },
     )
     beta: float | None = _own(
-        "Strength of the tie to the reference, > 0 (METHOD §1); scale of sepo and simpo"
+        "Strength of the tie to the reference, > 0 (docs/method.md §1); scale of sepo and simpo"
     )
     generator: str | None = _own(
-        "Bregman generator: logistic, kliep, lsif, ba, sba (METHOD §3), of tbpo*, bpo*, arc_bpo"
+        "Bregman generator: logistic, kliep, lsif, ba, sba (docs/method.md §3), of tbpo*, bpo*, "
+        "arc_bpo"
     )
     generator_lambda: float | None = _own("λ > -1 of ba and sba; only these take one")
     generator_scale: float | None = _own("s > 0 of sba; only it takes one")
@@ -90,7 +91,7 @@ class MethodSettings:
     )
     state_weight: str | None = field(
         default=None,
-        metadata={"help": "Of loss tbpo: none, kl, baseline (METHOD §2); default none."},
+        metadata={"help": "Of loss tbpo: none, kl, baseline (docs/method.md §2); default none."},
     )
     aggregation: str | None = field(
         default=None,

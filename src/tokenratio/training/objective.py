@@ -62,7 +62,7 @@ def preference_losses(
     baseline: nn.Module | None,
     share: float | Tensor,
 ) -> ExampleLosses:
-    """The loss that `config.loss` names, per pair, from whole responses (METHOD §2-4).
+    """The loss that `config.loss` names, per pair, from whole responses (docs/method.md §2-4).
 
     Args:
         answer: the policy's answer to a `TokenRequest`: `hidden`, `log_probs`, and what else the
@@ -125,7 +125,7 @@ def step_objective(
     share: float | Tensor,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """What a `StepRequest` has to say of a method that is local to its step (METHOD §2-5).
+    """What a `StepRequest` has to say of a method that is local to its step (docs/method.md §2-5).
 
     Args:
         baseline: the state baseline of a method that has one.
