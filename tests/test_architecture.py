@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
-VOCABULARY = ["errors", "names", "run_folder", "types"]
+VOCABULARY = ["errors", "names", "foreign_names", "settings", "run_folder", "types"]
 ROOMS = [*VOCABULARY, "data", "statistics", "ratios", "bregman", "losses"]
 ROOMS += ["models", "training", "evaluation", "report", "cli"]
 PURE = {"statistics", "bregman", "ratios", "losses", "types", "theory"}

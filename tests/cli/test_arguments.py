@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from tokenratio.cli.arguments import build, convert, describe, fields_of, read_flags, read_yaml
+from tokenratio.cli.arguments import describe, read_flags, read_yaml
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import build, convert, fields_of
 
 
 class Level(Enum):

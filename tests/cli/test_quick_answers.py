@@ -12,13 +12,13 @@ from transformers import TrainingArguments
 
 import tokenratio
 from tokenratio.cli import declared
-from tokenratio.cli.arguments import fields_of
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.main import COMMANDS, main
 from tokenratio.cli.recipe import Recipe, recipe_fields
 from tokenratio.cli.score_tokens import ScoreOptions
 from tokenratio.data.contrast import PLACE
 from tokenratio.losses import METHODS
+from tokenratio.settings import fields_of
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.method_settings import METHOD_NAMES
 from tokenratio.training.reward_model import RewardConfig

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.arguments import describe, read_flags
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.measures import Measure, PolicyMeasures
 from tokenratio.run_folder import replace_text
+from tokenratio.settings import build, fields_of, option
 
 if TYPE_CHECKING:  # scipy is imported by who compares
     from tokenratio.evaluation.comparison import Comparison, PolicyValues
@@ -37,22 +38,16 @@ _SETTINGS = (
 class CompareOptions:
     """What `compare` can be told."""
 
-    measures: list[str] | None = field(
-        default=None,
-        metadata={"help": "Measures to compare; default: all that have a better direction."},
+    measures: list[str] | None = option(
+        None, "Measures to compare; default: all that have a better direction."
     )
-    all_pairs: bool = field(
-        default=False,
-        metadata={"help": "Compare all pairs of policies, not only A with each of the others."},
+    all_pairs: bool = option(
+        False, "Compare all pairs of policies, not only A with each of the others."
     )
-    require: str | None = field(
-        default=None, metadata={"help": "Exit code 1 unless A is better in this measure."}
-    )
-    num_resamples: int = field(
-        default=10_000, metadata={"help": "Resamples of the bootstrap and of the sign-flip test."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
-    output: str | None = field(default=None, metadata={"help": "JSON file for all figures."})
+    require: str | None = option(None, "Exit code 1 unless A is better in this measure.")
+    num_resamples: int = option(10_000, "Resamples of the bootstrap and of the sign-flip test.")
+    seed: int = option(0, "Seed of the resampling.")
+    output: str | None = option(None, "JSON file for all figures.")
 
     def __post_init__(self) -> None:
         if self.num_resamples < 100:

@@ -1,10 +1,11 @@
 """`tokenratio convert FILE --to FORMAT`: generations from and for AlpacaEval and MT-Bench."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.arguments import read_command
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import build, fields_of, option
 
 HELP = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
 
@@ -18,24 +19,18 @@ KINDS = ("generations", "alpaca-eval", "mt-bench")
 class ConvertOptions:
     """What `convert` can be told."""
 
-    to: Literal["generations", "alpaca-eval", "mt-bench"] = field(
-        default="", metadata={"help": f"One of {', '.join(KINDS)}."}
+    to: Literal["generations", "alpaca-eval", "mt-bench"] = option(
+        "", f"One of {', '.join(KINDS)}."
     )
-    output: str = field(default="", metadata={"help": "Output file."})
-    generator: str | None = field(
-        default=None, metadata={"help": "The model's name; default: what FILE says, if it does."}
+    output: str = option("", "Output file.")
+    generator: str | None = option(None, "The model's name; default: what FILE says, if it does.")
+    questions: str | None = option(
+        None,
+        "Where the prompts come from: AlpacaEval's instructions, MT-Bench's "
+        "question.jsonl. Gives the ids; answers to MT-Bench hold no questions, so they need it.",
     )
-    questions: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the prompts come from: AlpacaEval's instructions, MT-Bench's "
-            "question.jsonl. Gives the ids; answers to MT-Bench hold no questions, so they need it."
-        },
-    )
-    turn: int = field(
-        default=1, metadata={"help": "Of MT-Bench's answers: which turn's become generations."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
+    turn: int = option(1, "Of MT-Bench's answers: which turn's become generations.")
+    overwrite: bool = option(False, "Replace an existing output.")
 
     def __post_init__(self) -> None:
         for name in ("to", "output"):

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tokenratio.cli.arguments import Field, fields_of
+from tokenratio.settings import Field, fields_of
 
 # Where a package keeps what it exports from elsewhere.
 _HOMES = {
@@ -102,9 +102,11 @@ def _field(statement: ast.AnnAssign, constants: Mapping[str, ast.expr]) -> Field
         return None
     if not isinstance(value, ast.Call):
         return Field(hint, "" if value is None else str(_literal(value)), "")
-    if not isinstance(value.func, ast.Name) or value.func.id != "field" or value.args:
-        raise _NotLiteralError
     given = {keyword.arg: keyword.value for keyword in value.keywords}
+    if isinstance(value.func, ast.Name) and value.func.id == "option":
+        given |= dict(zip(("default", "help"), value.args, strict=False))
+    elif not isinstance(value.func, ast.Name) or value.func.id != "field" or value.args:
+        raise _NotLiteralError
     if "init" in given and not _literal(given["init"]):
         return None
     default = ""
@@ -113,7 +115,7 @@ def _field(statement: ast.AnnAssign, constants: Mapping[str, ast.expr]) -> Field
         default = str(
             _literal(constants.get(value.id, value) if isinstance(value, ast.Name) else value)
         )
-    help_text = ""
+    help_text = " ".join(str(_literal(given["help"])).split()) if "help" in given else ""
     metadata = given.get("metadata")
     if metadata is not None:
         if not isinstance(metadata, ast.Dict):

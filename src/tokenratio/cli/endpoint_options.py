@@ -2,28 +2,28 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
+from tokenratio.settings import option
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKENS_NAMES = ("max_tokens", "max_completion_tokens")
 
 
 def _setting(name: str, text: str) -> Any:
-    return field(default=getattr(EndpointSettings, name), metadata={"help": text})
+    return option(getattr(EndpointSettings, name), text)
 
 
 @dataclass(frozen=True)
 class EndpointOptions:
     """The fields of `EndpointSettings`, the model apart, and of `Budget`, as flags."""
 
-    endpoint: str | None = field(
-        default=None,
-        metadata={"help": "Address of the server to ask, such as http://localhost:8000/v1."},
+    endpoint: str | None = option(
+        None, "Address of the server to ask, such as http://localhost:8000/v1."
     )
     api: Literal["chat", "completions"] = _setting(
         "api",
@@ -35,9 +35,8 @@ class EndpointOptions:
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = _setting(
         "max_tokens_name", "Use max_completion_tokens for models that refuse max_tokens."
     )
-    extra_body: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Additional fields of every request, such as '{top_k: 20}'."},
+    extra_body: dict[str, Any] = option(
+        {}, "Additional fields of every request, such as '{top_k: 20}'."
     )
     concurrency: int = _setting("concurrency", "Requests in flight at once.")
     timeout: float = _setting("timeout", "Timeout of a request, in seconds.")
@@ -47,20 +46,14 @@ class EndpointOptions:
     max_failures: int = _setting(
         "max_failures", "Give up after this many requests have failed for good."
     )
-    max_requests: int | None = field(
-        default=None, metadata={"help": "Stop after this many requests, retries included."}
+    max_requests: int | None = option(None, "Stop after this many requests, retries included.")
+    max_cost: float | None = option(
+        None, "Stop before the cost exceeds this, in the currency of the prices."
     )
-    max_cost: float | None = field(
-        default=None,
-        metadata={"help": "Stop before the cost exceeds this, in the currency of the prices."},
+    price_in: float | None = option(
+        None, "Price of a million input tokens; also used for the estimate."
     )
-    price_in: float | None = field(
-        default=None,
-        metadata={"help": "Price of a million input tokens; also used for the estimate."},
-    )
-    price_out: float | None = field(
-        default=None, metadata={"help": "Price of a million output tokens."}
-    )
+    price_out: float | None = option(None, "Price of a million output tokens.")
 
     def __post_init__(self) -> None:
         if not _VARIABLE.fullmatch(self.api_key_env):

@@ -1,8 +1,9 @@
 """`tokenratio evaluate RECIPE|RUN ...`: generate, judge, measure; every figure with its error."""
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags, read_yaml
+from tokenratio.cli.arguments import describe, read_flags, read_yaml
 from tokenratio.cli.evaluate_options import EvaluateOptions
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import build, fields_of
 
 HELP = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
 

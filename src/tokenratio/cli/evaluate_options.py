@@ -4,15 +4,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenratio.cli.arguments import check_known
 from tokenratio.cli.judges import JUDGES, judge_settings
-from tokenratio.cli.template_options import TemplateOptions
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TemplateOptions
 from tokenratio.run_folder import RUN_FILE
+from tokenratio.settings import check_known, option
 
 REFERENCE = "reference"
 # Of a policy: also its folder's.
@@ -23,70 +23,46 @@ _NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
 class EvaluateOptions(TemplateOptions):
     """What `evaluate` can be told."""
 
-    output_dir: str = field(default="evaluation", metadata={"help": "Folder for all files."})
-    runs: list[str] | None = field(
-        default=None, metadata={"help": "In a recipe: the runs, as on the command line."}
+    output_dir: str = option("evaluation", "Folder for all files.")
+    runs: list[str] | None = option(None, "In a recipe: the runs, as on the command line.")
+    reference: str | None = option(
+        None,
+        "The policy that KL and implicit rewards are relative to; it is evaluated too. "
+        "Default: what the first run started from.",
     )
-    reference: str | None = field(
-        default=None,
-        metadata={
-            "help": "The policy that KL and implicit rewards are relative to; it is evaluated too. "
-            "Default: what the first run started from."
-        },
+    prompts: str | None = option(None, "Prompts to answer: a file, folder, hub name or world.")
+    split: str | None = option("test", "Split of a folder or hub name.")
+    columns: dict[str, Any] | None = option(
+        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
     )
-    prompts: str | None = field(
-        default=None, metadata={"help": "Prompts to answer: a file, folder, hub name or world."}
+    num_prompts: int | None = option(None, "Use only the first N prompts.")
+    num_samples: int = option(5, "Responses per prompt.")
+    temperature: float = option(1.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = option(1.0, "Probability mass to sample from.")
+    max_new_tokens: int = option(128, "Most tokens in a response, EOS included.")
+    seed: int = option(0, "Seed of the samples.")
+    batch_size: int = option(16, "Rows run at once.")
+    pairs: str | None = option(None, "Held-out pairs, for the implicit reward's accuracy.")
+    subset_column: str | None = option(None, "Column of the pairs that names their subset.")
+    max_length: int | None = option(2048, "Longest row of a pair, in tokens.")
+    max_prompt_length: int | None = option(
+        None, "Longest prompt, in tokens, cut on the left; set it as in training."
     )
-    split: str | None = field(default="test", metadata={"help": "Split of a folder or hub name."})
-    columns: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    beta: float | None = option(
+        None, "Scale of the implicit reward; default: each run's own, or 0.1."
     )
-    num_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first N prompts."}
+    against: str = option(
+        REFERENCE,
+        "Whom judges compare with: reference, another run's name, a file of "
+        "generations, or column:NAME of the prompts' source, such as column:chosen.",
     )
-    num_samples: int = field(default=5, metadata={"help": "Responses per prompt."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
-    max_new_tokens: int = field(
-        default=128, metadata={"help": "Most tokens in a response, EOS included."}
+    suite: str | None = option(
+        None, "General ability: open-llm-v1, or a local task file of lm-eval."
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
-    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
-    pairs: str | None = field(
-        default=None, metadata={"help": "Held-out pairs, for the implicit reward's accuracy."}
-    )
-    subset_column: str | None = field(
-        default=None, metadata={"help": "Column of the pairs that names their subset."}
-    )
-    max_length: int | None = field(
-        default=2048, metadata={"help": "Longest row of a pair, in tokens."}
-    )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Longest prompt, in tokens, cut on the left; set it as in training."},
-    )
-    beta: float | None = field(
-        default=None,
-        metadata={"help": "Scale of the implicit reward; default: each run's own, or 0.1."},
-    )
-    against: str = field(
-        default=REFERENCE,
-        metadata={
-            "help": "Whom judges compare with: reference, another run's name, a file of "
-            "generations, or column:NAME of the prompts' source, such as column:chosen."
-        },
-    )
-    suite: str | None = field(
-        default=None,
-        metadata={"help": "General ability: open-llm-v1, or a local task file of lm-eval."},
-    )
-    judges: dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": f"By name ({', '.join(JUDGES)}), each with its settings; default: gold on a "
-            "world's prompts. See docs/evaluation.md."
-        },
+    judges: dict[str, Any] | None = option(
+        None,
+        f"By name ({', '.join(JUDGES)}), each with its settings; default: gold on a "
+        "world's prompts. See docs/evaluation.md.",
     )
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.cli.evaluate_options import EvaluateOptions, Subject
-from tokenratio.cli.template_options import TEMPLATE_FLAGS, template_of
 from tokenratio.data.template import TemplateSettings, depends_on_day
+from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
 from tokenratio.run_folder import read_document, replace_text
 
 _FILE = "template.json"

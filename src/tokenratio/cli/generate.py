@@ -3,19 +3,20 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.arguments import read_command
 from tokenratio.cli.endpoint_options import (
     ENDPOINT_FLAGS,
     EndpointOptions,
     refuse_idle,
     split_flags,
 )
-from tokenratio.cli.template_options import TemplateOptions, day_of_output, template_of
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.settings import build, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
@@ -40,31 +41,22 @@ _LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 class GenerateOptions(TemplateOptions):
     """What `generate` can be told, the endpoint apart."""
 
-    prompts: str = field(default="", metadata={"help": "Source of the prompts."})
-    output: str = field(
-        default="generations.jsonl",
-        metadata={"help": "Output file. If it was made with the same settings, it is resumed."},
+    prompts: str = option("", "Source of the prompts.")
+    output: str = option(
+        "generations.jsonl", "Output file. If it was made with the same settings, it is resumed."
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
-    num_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first N prompts."}
-    )
-    num_samples: int = field(default=1, metadata={"help": "Responses per prompt."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from."})
-    max_new_tokens: int = field(
-        default=256, metadata={"help": "Most tokens in a response, EOS included."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Prompts generated at once."})
-    dtype: str = field(default="float32", metadata={"help": "Precision the model is loaded in."})
-    seed: int | None = field(
-        default=0,
-        metadata={"help": "Seed of the samples; null sends none to an endpoint."},
-    )
-    split: str | None = field(default=None, metadata={"help": "Split of a folder or hub name."})
-    columns: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    overwrite: bool = option(False, "Replace an existing output.")
+    num_prompts: int | None = option(None, "Use only the first N prompts.")
+    num_samples: int = option(1, "Responses per prompt.")
+    temperature: float = option(1.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = option(1.0, "Probability mass to sample from.")
+    max_new_tokens: int = option(256, "Most tokens in a response, EOS included.")
+    batch_size: int = option(64, "Prompts generated at once.")
+    dtype: str = option("float32", "Precision the model is loaded in.")
+    seed: int | None = option(0, "Seed of the samples; null sends none to an endpoint.")
+    split: str | None = option(None, "Split of a folder or hub name.")
+    columns: dict[str, Any] | None = option(
+        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
     )
 
     def __post_init__(self) -> None:
@@ -132,6 +124,8 @@ def _backend(
         return server, server.settings()
     if options.seed is None:
         raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
+    from tokenratio.evaluation.response_files import day_of_output
+
     model = load_model(name, {"dtype": options.dtype})
     model.to(default_device())
     day = None if options.overwrite else day_of_output(Path(options.output))

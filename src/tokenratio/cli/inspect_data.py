@@ -1,11 +1,12 @@
 """`tokenratio inspect-data SOURCE`: decoded rows with masks, EOS, lengths, cuts, and defects."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tokenratio.cli.arguments import build, fields_of, read_command
-from tokenratio.cli.template_options import TemplateOptions, template_of
+from tokenratio.cli.arguments import read_command
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.settings import build, fields_of, option
 
 HELP = """usage: tokenratio inspect-data SOURCE [--flag value ...]
 
@@ -17,22 +18,16 @@ SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths 
 class InspectOptions(TemplateOptions):
     """What `inspect-data` can be told."""
 
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "A hub name or folder; with it, rows are shown as tokens with their masks."
-        },
+    tokenizer: str | None = option(
+        None, "A hub name or folder; with it, rows are shown as tokens with their masks."
     )
-    num_rows: int = field(default=3, metadata={"help": "Rows to print."})
-    max_length: int | None = field(default=2048, metadata={"help": "As in training."})
-    max_prompt_length: int | None = field(default=None, metadata={"help": "As in training."})
-    split: str | None = field(
-        default=None, metadata={"help": "Only this split of a folder or of a hub data set."}
-    )
+    num_rows: int = option(3, "Rows to print.")
+    max_length: int | None = option(2048, "As in training.")
+    max_prompt_length: int | None = option(None, "As in training.")
+    split: str | None = option(None, "Only this split of a folder or of a hub data set.")
 
-    columns: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
+    columns: dict[str, Any] | None = option(
+        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
     )
 
     def __post_init__(self) -> None:

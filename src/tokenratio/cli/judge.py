@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.arguments import read_command
 from tokenratio.cli.endpoint_options import (
     ENDPOINT_FLAGS,
     EndpointOptions,
@@ -21,8 +21,9 @@ from tokenratio.cli.judges import (
     RewardModelSettings,
     make_judge,
 )
-from tokenratio.cli.template_options import TEMPLATE_FLAGS, TemplateOptions, day_of_output
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TEMPLATE_FLAGS, TemplateOptions
+from tokenratio.settings import build, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.evaluation.response_files import Generation
@@ -76,78 +77,52 @@ _NEEDED = {
 class JudgeOptions(TemplateOptions):
     """What `judge` can be told, the endpoint apart."""
 
-    against: str = field(default="", metadata={"help": "The other side: a file or a data source."})
-    judge: str = field(default="", metadata={"help": f"One of {', '.join(JUDGES)}."})
-    output: str = field(
-        default="judgements.jsonl",
-        metadata={
-            "help": "Output file. If it was made with the same judge and sides, it is resumed."
-        },
+    against: str = option("", "The other side: a file or a data source.")
+    judge: str = option("", f"One of {', '.join(JUDGES)}.")
+    output: str = option(
+        "judgements.jsonl",
+        "Output file. If it was made with the same judge and sides, it is resumed.",
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output."})
-    column: str | None = field(
-        default=None,
-        metadata={
-            "help": "If --against is a data source: column of the opponent's responses. [chosen]"
-        },
+    overwrite: bool = option(False, "Replace an existing output.")
+    column: str | None = option(
+        None, "If --against is a data source: column of the opponent's responses. [chosen]"
     )
-    split: str | None = field(
-        default=None,
-        metadata={"help": "If --against is a data source: its split, the same as for the prompts."},
+    split: str | None = option(
+        None, "If --against is a data source: its split, the same as for the prompts."
     )
-    num_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first N prompts of both sides."}
+    num_prompts: int | None = option(None, "Use only the first N prompts of both sides.")
+    seed: int = option(0, "Seed of the interval, and of the order on a human judge's sheet.")
+    world: str | None = option(
+        None, "gold: the world, such as reviews; default: that of --against."
     )
-    seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the interval, and of the order on a human judge's sheet."},
+    reward_model: str | None = option(None, "reward-model: hub name or folder.")
+    policy: str | None = option(None, "implicit: hub name or folder.")
+    reference: str | None = option(None, "implicit: hub name or folder.")
+    beta: float = option(
+        ImplicitSettings.beta,
+        "implicit: scale of the reward; which response wins does not depend on it.",
     )
-    world: str | None = field(
-        default=None,
-        metadata={"help": "gold: the world, such as reviews; default: that of --against."},
+    batch_size: int = option(
+        RewardModelSettings.batch_size, "Rows at once; applies only to local models."
     )
-    reward_model: str | None = field(
-        default=None, metadata={"help": "reward-model: hub name or folder."}
+    max_length: int | None = option(
+        None, "reward-model: rows with more tokens than this get no verdict."
     )
-    policy: str | None = field(default=None, metadata={"help": "implicit: hub name or folder."})
-    reference: str | None = field(default=None, metadata={"help": "implicit: hub name or folder."})
-    beta: float = field(
-        default=ImplicitSettings.beta,
-        metadata={
-            "help": "implicit: scale of the reward; which response wins does not depend on it."
-        },
+    model: str | None = option(None, "llm: the model's name on the server.")
+    template: str = option(
+        LLMSettings.template, f"llm: the question asked, one of {', '.join(_TEMPLATES)}."
     )
-    batch_size: int = field(
-        default=RewardModelSettings.batch_size,
-        metadata={"help": "Rows at once; applies only to local models."},
+    temperature: float | None = option(
+        LLMSettings.temperature, "llm: sampling temperature; null leaves it to the server."
     )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "reward-model: rows with more tokens than this get no verdict."},
+    max_tokens: int | None = option(
+        LLMSettings.max_tokens,
+        "llm: most tokens in an answer; default: the template's. Judges that reason need more.",
     )
-    model: str | None = field(
-        default=None, metadata={"help": "llm: the model's name on the server."}
+    cache: str = option(
+        "~/.cache/tokenratio/verdicts.sqlite", "llm: database of answers, shared by all runs."
     )
-    template: str = field(
-        default=LLMSettings.template,
-        metadata={"help": f"llm: the question asked, one of {', '.join(_TEMPLATES)}."},
-    )
-    temperature: float | None = field(
-        default=LLMSettings.temperature,
-        metadata={"help": "llm: sampling temperature; null leaves it to the server."},
-    )
-    max_tokens: int | None = field(
-        default=LLMSettings.max_tokens,
-        metadata={
-            "help": "llm: most tokens in an answer; default: the template's. Judges that reason "
-            "need more."
-        },
-    )
-    cache: str = field(
-        default="~/.cache/tokenratio/verdicts.sqlite",
-        metadata={"help": "llm: database of answers, shared by all runs."},
-    )
-    sheet: str | None = field(default=None, metadata={"help": "human: the file to fill in."})
+    sheet: str | None = option(None, "human: the file to fill in.")
 
     def __post_init__(self) -> None:
         for name in ("against", "judge"):
@@ -179,7 +154,11 @@ def run(argv: list[str]) -> int:
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.worlds import is_world_source
     from tokenratio.evaluation.judges.protocol import digest_of
-    from tokenratio.evaluation.response_files import read_generations, read_settings
+    from tokenratio.evaluation.response_files import (
+        day_of_output,
+        read_generations,
+        read_settings,
+    )
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
     from tokenratio.run_folder import replace_text
 

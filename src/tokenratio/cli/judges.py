@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, check_known
-from tokenratio.cli.template_options import TemplateOptions, template_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import EndpointSettings
+from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.settings import build, check_known, option
 
 if TYPE_CHECKING:
     from tokenratio.evaluation.judges import Comparison, Judge
@@ -43,50 +43,40 @@ class JudgeContext:
 class GoldSettings:
     """The reward a world knows."""
 
-    world: str | None = field(default=None, metadata={"help": "Default: that of the prompts."})
+    world: str | None = option(None, "Default: that of the prompts.")
 
 
 @dataclass(frozen=True)
 class RewardModelSettings(TemplateOptions):
     """A sequence classifier with one output."""
 
-    model: str = field(default="", metadata={"help": "Its folder or hub name."})
-    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens; default: the model's."})
-    as_chat: bool = field(default=True, metadata={"help": "Through its chat template, if any."})
+    model: str = option("", "Its folder or hub name.")
+    batch_size: int = option(16, "Rows run at once.")
+    max_length: int | None = option(None, "Tokens; default: the model's.")
+    as_chat: bool = option(True, "Through its chat template, if any.")
 
 
 @dataclass(frozen=True)
 class ImplicitSettings(TemplateOptions):
     """What a policy itself prefers: β times its log-ratio to a reference."""
 
-    policy: str = field(default="", metadata={"help": "Its folder or hub name."})
-    reference: str | None = field(
-        default=None, metadata={"help": "Likewise; default: the evaluation's."}
-    )
-    beta: float = field(default=0.1, metadata={"help": "Scale; it changes no verdict's side."})
-    batch_size: int = field(default=16, metadata={"help": "Rows run at once."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a row; responses are cut on the right."}
-    )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a prompt, cut on the left."}
-    )
+    policy: str = option("", "Its folder or hub name.")
+    reference: str | None = option(None, "Likewise; default: the evaluation's.")
+    beta: float = option(0.1, "Scale; it changes no verdict's side.")
+    batch_size: int = option(16, "Rows run at once.")
+    max_length: int | None = option(None, "Tokens of a row; responses are cut on the right.")
+    max_prompt_length: int | None = option(None, "Tokens of a prompt, cut on the left.")
 
 
 @dataclass(frozen=True)
 class LLMSettings(EndpointSettings, Budget):
     """A language model behind an OpenAI-compatible endpoint."""
 
-    base_url: str = field(default="", metadata={"help": "Its address, version included."})
-    model: str = field(default="", metadata={"help": "Its name there."})
-    template: str = field(
-        default="mt-bench", metadata={"help": "The question: see docs/evaluation.md."}
-    )
-    temperature: float | None = field(default=0.0, metadata={"help": "null leaves it out."})
-    max_tokens: int | None = field(
-        default=None, metadata={"help": "Longest answer, reasoning included; the template's."}
-    )
+    base_url: str = option("", "Its address, version included.")
+    model: str = option("", "Its name there.")
+    template: str = option("mt-bench", "The question: see docs/evaluation.md.")
+    temperature: float | None = option(0.0, "null leaves it out.")
+    max_tokens: int | None = option(None, "Longest answer, reasoning included; the template's.")
 
     def __post_init__(self) -> None:
         EndpointSettings.__post_init__(self)
@@ -99,10 +89,8 @@ class LLMSettings(EndpointSettings, Budget):
 class HumanSettings:
     """A sheet that people fill in."""
 
-    sheet: str | None = field(
-        default=None, metadata={"help": "Default: sheet.jsonl in the policy's folder."}
-    )
-    seed: int = field(default=0, metadata={"help": "Which response is which, and the order."})
+    sheet: str | None = option(None, "Default: sheet.jsonl in the policy's folder.")
+    seed: int = option(0, "Which response is which, and the order.")
 
 
 def make_judge(name: str, settings: Mapping[str, Any], context: JudgeContext) -> "Judge | None":

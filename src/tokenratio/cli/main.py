@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tokenratio {__version__}")
         return 0
     try:
-        from tokenratio.cli.arguments import check_known
+        from tokenratio.settings import check_known
 
         check_known(argv[:1], COMMANDS, "command")
         module = import_module(COMMANDS[argv[0]][0])

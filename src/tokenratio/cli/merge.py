@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokenratio.cli.arguments import build, describe, fields_of, read_flags
+from tokenratio.cli.arguments import describe, read_flags
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import build, fields_of, option
 
 HELP = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag value ...]
 
@@ -20,14 +21,12 @@ along. Several are joined in the order given, each on top of what the ones befor
 class MergeOptions:
     """What `merge` can be told."""
 
-    output: str = field(default="", metadata={"help": "Folder to write; it must not exist yet."})
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Precision of the merged weights (auto: the base's); sums are made in float32 "
-            "at least. bfloat16 halves the size but may round small updates away; a warning "
-            "says so."
-        },
+    output: str = option("", "Folder to write; it must not exist yet.")
+    dtype: str = option(
+        "float32",
+        "Precision of the merged weights (auto: the base's); sums are made in float32 "
+        "at least. bfloat16 halves the size but may round small updates away; a warning "
+        "says so.",
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
 """`tokenratio methods`: every method, what it compares, what it needs, what it costs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, fields_of, read_command
+from tokenratio.cli.arguments import read_command
+from tokenratio.settings import build, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.losses import Method
@@ -26,7 +27,7 @@ _HEADER = ("loss", "level", "compares", "needs", "settings and defaults", "cost"
 class MethodsOptions:
     """What `methods` can be told."""
 
-    markdown: bool = field(default=False, metadata={"help": "As the table of docs/methods.md."})
+    markdown: bool = option(False, "As the table of docs/methods.md.")
 
 
 def run(argv: list[str]) -> int:

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import build, check_known, fields_of, read_command
+from tokenratio.cli.arguments import read_command
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import build, check_known, fields_of, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,18 +37,13 @@ _MARK = "quickstart.json"
 class QuickstartOptions:
     """What `quickstart` can be told; the defaults finish in a few minutes on two cores."""
 
-    output_dir: str = field(
-        default="runs/quickstart",
-        metadata={"help": "Output folder; an existing one is replaced."},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the whole run."})
-    loss: str = field(default="tbpo_a", metadata={"help": "Method of the last stage."})
-    num_sft: int = field(default=12000, metadata={"help": "Reviews to learn from."})
-    num_pairs: int = field(default=3000, metadata={"help": "Preference pairs."})
-    num_prompts: int = field(default=200, metadata={"help": "Held-out prompts to compare on."})
-    flip_rate: float = field(
-        default=0.0, metadata={"help": "Share of pairs whose labels are swapped."}
-    )
+    output_dir: str = option("runs/quickstart", "Output folder; an existing one is replaced.")
+    seed: int = option(0, "Seed of the whole run.")
+    loss: str = option("tbpo_a", "Method of the last stage.")
+    num_sft: int = option(12000, "Reviews to learn from.")
+    num_pairs: int = option(3000, "Preference pairs.")
+    num_prompts: int = option(200, "Held-out prompts to compare on.")
+    flip_rate: float = option(0.0, "Share of pairs whose labels are swapped.")
 
     def __post_init__(self) -> None:
         from tokenratio.losses import LOSSES

@@ -4,21 +4,14 @@ A recipe is a YAML file whose keys are the fields of `Recipe` and of `TokenRatio
 checked before torch is imported, so that a misspelt one is reported at once.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tokenratio.cli.arguments import (
-    Field,
-    build,
-    check_known,
-    convert,
-    fields_of,
-    read_command,
-    read_yaml,
-)
+from tokenratio.cli.arguments import read_command, read_yaml
 from tokenratio.cli.declared import declared_fields
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import Field, build, check_known, convert, fields_of, option
 from tokenratio.training.method_settings import MethodSettings
 
 if TYPE_CHECKING:
@@ -56,57 +49,39 @@ class Recipe:
         TokenRatioError: neither or both of `model` and `model_config`, or no data.
     """
 
-    model: str | None = field(
-        default=None, metadata={"help": "Starting policy: a hub name or a folder."}
+    model: str | None = option(None, "Starting policy: a hub name or a folder.")
+    model_config: dict[str, Any] | None = option(
+        None, "Starting policy from a transformers config: {model_type: llama, ...}."
     )
-    model_config: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Starting policy from a transformers config: {model_type: llama, ...}."},
+    tokenizer: str | dict[str, Any] | None = option(
+        None,
+        "A hub name or folder, world:NAME, or {byte_level_bpe: VOCABULARY SIZE}, "
+        "trained from the data. Default: the model's.",
     )
-    tokenizer: str | dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "A hub name or folder, world:NAME, or {byte_level_bpe: VOCABULARY SIZE}, "
-            "trained from the data. Default: the model's."
-        },
+    ref_model: str | None = option(None, "Reference; default: the starting policy.")
+    train_dataset: str | list[Any] | dict[str, Any] | None = option(
+        None,
+        "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., "
+        "split: ..., weight: ...}; or a list of these.",
     )
-    ref_model: str | None = field(
-        default=None, metadata={"help": "Reference; default: the starting policy."}
+    eval_dataset: str | list[Any] | dict[str, Any] | None = option(
+        None, "Held-out pairs, likewise."
     )
-    train_dataset: str | list[Any] | dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., "
-            "split: ..., weight: ...}; or a list of these."
-        },
+    peft: dict[str, Any] | None = option(
+        None,
+        "A new adapter: the arguments of peft.LoraConfig, or with peft_type those of "
+        "another kind. One that the model has already is merged first.",
     )
-    eval_dataset: str | list[Any] | dict[str, Any] | None = field(
-        default=None, metadata={"help": "Held-out pairs, likewise."}
+    sft: dict[str, Any] | None = option(
+        None, "A first stage of SFT on the chosen responses: its own settings."
     )
-    peft: dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "A new adapter: the arguments of peft.LoraConfig, or with peft_type those of "
-            "another kind. One that the model has already is merged first."
-        },
+    score_tokens: dict[str, Any] | None = option(
+        None,
+        "Compute the contrast that tis_dpo, sepo and t_reg need, before the run: for "
+        "each loss what differs from its published way (`tokenratio score-tokens --help`).",
     )
-    sft: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "A first stage of SFT on the chosen responses: its own settings."},
-    )
-    score_tokens: dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "Compute the contrast that tis_dpo, sepo and t_reg need, before the run: for "
-            "each loss what differs from its published way (`tokenratio score-tokens --help`)."
-        },
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Resolve everything, print it and stop."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the run that output_dir holds."}
-    )
+    dry_run: bool = option(False, "Resolve everything, print it and stop.")
+    overwrite: bool = option(False, "Replace the run that output_dir holds.")
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.model_config is None):

@@ -1,12 +1,13 @@
 """`tokenratio score-tokens SOURCE`: what two models or prompts say of every token of the pairs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenratio.cli.arguments import build, fields_of, read_command
-from tokenratio.cli.template_options import TemplateOptions, template_of
+from tokenratio.cli.arguments import read_command
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.settings import build, fields_of, option
 
 HELP = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
 
@@ -29,36 +30,27 @@ _PLACE = "{prompt}"
 class ScoreOptions(TemplateOptions):
     """What `score-tokens` can be told."""
 
-    output: str = field(default="token_scores", metadata={"help": "Folder to write or add to."})
-    positive_model: str = field(default="", metadata={"help": "p+: a hub name or a folder."})
-    negative_model: str | None = field(
-        default=None, metadata={"help": "p-; default: the same model, with another prompt."}
+    output: str = option("token_scores", "Folder to write or add to.")
+    positive_model: str = option("", "p+: a hub name or a folder.")
+    negative_model: str | None = option(None, "p-; default: the same model, with another prompt.")
+    positive_prompt: str = option(_PLACE, "What p+ reads; {prompt} is the pair's prompt.")
+    negative_prompt: str = option(_PLACE, "What p- reads, likewise.")
+    tokenizer: str | None = option(
+        None, "Tokenizer of the run that will use the scores; default: p+'s."
     )
-    positive_prompt: str = field(
-        default=_PLACE, metadata={"help": "What p+ reads; {prompt} is the pair's prompt."}
+    max_length: int | None = option(2048, "As in the run that will use the scores.")
+    max_prompt_length: int | None = option(None, "Likewise.")
+    columns: dict[str, Any] | None = option(
+        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
     )
-    negative_prompt: str = field(default=_PLACE, metadata={"help": "What p- reads, likewise."})
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer of the run that will use the scores; default: p+'s."},
+    on_bad_row: Literal["skip", "error"] = option(
+        "skip", "Rows that cannot be used: skip (counted) or error."
     )
-    max_length: int | None = field(
-        default=2048, metadata={"help": "As in the run that will use the scores."}
-    )
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Likewise."})
-    columns: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Our names to the data's columns: '{prompt: ask, chosen: good}'."},
-    )
-    on_bad_row: Literal["skip", "error"] = field(
-        default="skip", metadata={"help": "Rows that cannot be used: skip (counted) or error."}
-    )
-    split: str | None = field(default="train", metadata={"help": "Split of a folder or hub name."})
-    batch_size: int = field(default=8, metadata={"help": "Pairs run at once."})
-    dtype: str = field(default="float32", metadata={"help": "Precision the models are loaded in."})
-    cache_dir: str = field(
-        default="~/.cache/tokenratio/reference",
-        metadata={"help": "Cache of the models' log-probabilities."},
+    split: str | None = option("train", "Split of a folder or hub name.")
+    batch_size: int = option(8, "Pairs run at once.")
+    dtype: str = option("float32", "Precision the models are loaded in.")
+    cache_dir: str = option(
+        "~/.cache/tokenratio/reference", "Cache of the models' log-probabilities."
     )
 
     def __post_init__(self) -> None:

@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import Field, build, check_known, fields_of, read_command, read_yaml
+from tokenratio.cli.arguments import read_command, read_yaml
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.recipe import Recipe
+from tokenratio.settings import Field, build, check_known, fields_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -296,3 +296,9 @@ def _read_sample(sample: Any, origin: str) -> GeneratedSample:
         raise TokenRatioError(f"{origin}: token_ids is neither null nor a list of whole numbers")
     reason = str(sample.get("finish_reason"))
     return GeneratedSample(text, reason, None if ids is None else tuple(ids))
+
+
+def day_of_output(path: Path) -> str | None:
+    """The day that a file of generations was rendered with, where its template wrote it."""
+    days = {settings.get("template_date") for settings in read_settings(path).values()}
+    return next(iter(days)) if path.exists() and len(days) == 1 else None

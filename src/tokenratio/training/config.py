@@ -1,12 +1,13 @@
 """What can be set for a run: transformers' `TrainingArguments` and the method's own fields."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import option
 from tokenratio.training.arguments import resolve_arguments
 from tokenratio.training.constructors import explain_settings
 from tokenratio.training.data_settings import DataSettings
@@ -26,99 +27,65 @@ class TokenRatioConfig(MethodSettings, DataSettings, TrainingArguments):
         TokenRatioError: a value outside its domain, or a combination that is not supported.
     """
 
-    num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Passes over the training pairs."}
+    num_train_epochs: float = option(1.0, "Passes over the training pairs.")
+    learning_rate: float = option(5e-7, "Learning rate of the policy.")
+    optim: str = option("rmsprop", "Optimizer of the policy.")
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
+    warmup_steps: float = option(0.05, "Warm-up: steps, or a share of all steps if below 1.")
+    max_grad_norm: float = option(10.0, "Gradient norm at which it is clipped.")
+    gradient_accumulation_steps: int = option(2, "Batches per optimizer step.")
+    logging_steps: float = option(1, "Steps between two logged lines.")
+    logging_nan_inf_filter: bool = option(False, "Hide non-finite losses; off, they stop the run.")
+    remove_unused_columns: bool = option(
+        False, "Must stay off: pairs are not arguments of forward."
     )
-    learning_rate: float = field(default=5e-7, metadata={"help": "Learning rate of the policy."})
-    optim: str = field(default="rmsprop", metadata={"help": "Optimizer of the policy."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."}
+    train_sampling_strategy: str = option(
+        "auto",
+        "Order of the rows: group_by_length (a batch's are alike), random, sequential; "
+        "auto is the first for pairs and the second for sft, whose mean over a batch's tokens "
+        "would weigh the tokens of short rows more.",
+        choices=("auto", "group_by_length", "random", "sequential"),
     )
-    max_grad_norm: float = field(
-        default=10.0, metadata={"help": "Gradient norm at which it is clipped."}
-    )
-    gradient_accumulation_steps: int = field(
-        default=2, metadata={"help": "Batches per optimizer step."}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Steps between two logged lines."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses; off, they stop the run."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: pairs are not arguments of forward."}
-    )
-    train_sampling_strategy: str = field(
-        default="auto",
-        metadata={
-            "help": "Order of the rows: group_by_length (a batch's are alike), random, sequential; "
-            "auto is the first for pairs and the second for sft, whose mean over a batch's tokens "
-            "would weigh the tokens of short rows more.",
-            "choices": ("auto", "group_by_length", "random", "sequential"),
-        },
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "DDP: search for parameters that got no gradient."}
+    ddp_find_unused_parameters: bool | None = option(
+        False, "DDP: search for parameters that got no gradient."
     )
 
-    baseline_hidden_size: int = field(
-        default=1024, metadata={"help": "Width of tbpo_q's state baseline (docs/method.md §4)."}
+    baseline_hidden_size: int = option(
+        1024, "Width of tbpo_q's state baseline (docs/method.md §4)."
     )
-    baseline_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of the state baseline's own AdamW."}
+    baseline_learning_rate: float = option(1e-3, "Learning rate of the state baseline's own AdamW.")
+    center_baseline: bool = option(
+        False, "Centre log w per pair, as the released code does; biased (docs/method.md §10)."
     )
-    center_baseline: bool = field(
-        default=False,
-        metadata={
-            "help": "Centre log w per pair, as the released code does; biased (docs/method.md §10)."
-        },
+    baseline_clamp: float = option(10.0, "Bound on |log w| of tbpo_q, after centring.")
+    max_length: int | None = option(
+        2048, "Tokens of prompt and response; responses are cut on the right."
     )
-    baseline_clamp: float = field(
-        default=10.0, metadata={"help": "Bound on |log w| of tbpo_q, after centring."}
+    max_prompt_length: int | None = option(None, "Tokens of the prompt; it is cut on the left.")
+    on_bad_row: str = option(
+        "skip", "Rows that cannot be used: skip (counted) or error.", choices=("skip", "error")
     )
-    max_length: int | None = field(
-        default=2048,
-        metadata={"help": "Tokens of prompt and response; responses are cut on the right."},
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "Arguments of from_pretrained when the model is given by name."
     )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens of the prompt; it is cut on the left."}
+    share_prompt: str = option(
+        "auto",
+        "Compute a pair's prompt once for both responses, in losses local to their "
+        "step: auto (where it pays and the model can), always, never.",
+        choices=("auto", "always", "never"),
     )
-    on_bad_row: str = field(
-        default="skip",
-        metadata={
-            "help": "Rows that cannot be used: skip (counted) or error.",
-            "choices": ("skip", "error"),
-        },
+    cache_reference: bool = option(
+        False,
+        "Run the reference once and keep on disk what the loss needs of it: its "
+        "log-probabilities, or for tbpo_a its hidden states (large; the size is printed first).",
     )
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of from_pretrained when the model is given by name."},
+    reference_cache_dir: str = option(
+        "~/.cache/tokenratio/reference", "Where they are kept, by the content of model and data."
     )
-    share_prompt: str = field(
-        default="auto",
-        metadata={
-            "help": "Compute a pair's prompt once for both responses, in losses local to their "
-            "step: auto (where it pays and the model can), always, never.",
-            "choices": ("auto", "always", "never"),
-        },
-    )
-    cache_reference: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the reference once and keep on disk what the loss needs of it: its "
-            "log-probabilities, or for tbpo_a its hidden states (large; the size is printed first)."
-        },
-    )
-    reference_cache_dir: str = field(
-        default="~/.cache/tokenratio/reference",
-        metadata={"help": "Where they are kept, by the content of model and data."},
-    )
-    check_reference: bool = field(
-        default=True,
-        metadata={
-            "help": "Stop if policy and reference differ before the first update. Turn off only "
-            "when the reference is meant to be another model."
-        },
+    check_reference: bool = option(
+        True,
+        "Stop if policy and reference differ before the first update. Turn off only "
+        "when the reference is meant to be another model.",
     )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from transformers import Trainer
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.foreign_names import advice_in_python
 from tokenratio.names import near_names, require_choice, suggestion
-from tokenratio.training.foreign_names import advice_in_python
 
 Class = TypeVar("Class", bound=type)
 # What transformers' enumerations say of a value: no setting's name, but a Python type's.

@@ -1,11 +1,12 @@
 """The settings that say which rows of the data a run uses, and how they are prepared."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from tokenratio.data import PreparedData, Selection
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import option
 from tokenratio.training.template_settings import ChatTemplateSettings, as_mapping
 
 Role: TypeAlias = Literal["train", "eval", "held_out"]
@@ -18,58 +19,41 @@ class DataSettings(ChatTemplateSettings):
     The classes that inherit it add `max_length`, `max_prompt_length` and `on_bad_row`.
     """
 
-    train_split: str | None = field(
-        default=None,
-        metadata={"help": "Split of the training sources that name none; default: train."},
+    train_split: str | None = option(
+        None, "Split of the training sources that name none; default: train."
     )
-    eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Split of the evaluation sources that name none; default: test, or validation."
-        },
+    eval_split: str | None = option(
+        None, "Split of the evaluation sources that name none; default: test, or validation."
     )
-    max_samples: int | None = field(
-        default=None,
-        metadata={"help": "Train on at most so many rows, drawn by selection_seed."},
+    max_samples: int | None = option(
+        None, "Train on at most so many rows, drawn by selection_seed."
     )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on at most so many rows, likewise."}
+    max_eval_samples: int | None = option(None, "Evaluate on at most so many rows, likewise.")
+    held_out_share: float | None = option(
+        None,
+        "Share of the training data's prompts, between 0 and 1, to evaluate on instead "
+        "of an eval_dataset. No prompt is on both sides, in no stage.",
     )
-    held_out_share: float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of the training data's prompts, between 0 and 1, to evaluate on instead "
-            "of an eval_dataset. No prompt is on both sides, in no stage."
-        },
+    columns: dict[str, Any] | str | None = option(
+        None,
+        "Where the data has a layout of its own: our names to its columns, such as "
+        "{prompt: ask, chosen: good, rejected: bad}; null leaves a column out (docs/data.md).",
     )
-    columns: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the data has a layout of its own: our names to its columns, such as "
-            "{prompt: ask, chosen: good, rejected: bad}; null leaves a column out (docs/data.md)."
-        },
-    )
-    selection_seed: int = field(
-        default=0,
-        metadata={
-            "help": "Seed of max_samples, held_out_share and the weights of sources; apart from "
-            "seed, so that runs with other seeds use the same rows."
-        },
+    selection_seed: int = option(
+        0,
+        "Seed of max_samples, held_out_share and the weights of sources; apart from "
+        "seed, so that runs with other seeds use the same rows.",
     )
 
-    data_cache_dir: str | None = field(
-        default="~/.cache/tokenratio/prepared",
-        metadata={
-            "help": "Where prepared data is kept, by the content of data, tokenizer and settings; "
-            "null to keep none."
-        },
+    data_cache_dir: str | None = option(
+        "~/.cache/tokenratio/prepared",
+        "Where prepared data is kept, by the content of data, tokenizer and settings; "
+        "null to keep none.",
     )
-    dataset_num_proc: int = field(
-        default=1,
-        metadata={
-            "help": "Processes that render and tokenise the data; a fast tokenizer uses all cores "
-            "by itself where there is one."
-        },
+    dataset_num_proc: int = option(
+        1,
+        "Processes that render and tokenise the data; a fast tokenizer uses all cores "
+        "by itself where there is one.",
     )
 
     def check_data_settings(self) -> None:

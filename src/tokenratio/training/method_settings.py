@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.foreign_names import loss_advice
 from tokenratio.names import require_choice
-from tokenratio.training.foreign_names import loss_advice
+from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from tokenratio.bregman import BregmanGenerator
@@ -24,7 +25,7 @@ _OWN = "default: the method's own"
 
 def _own(help_text: str) -> Any:
     """A setting that some methods have, each with its own published default."""
-    return field(default=None, metadata={"help": f"{help_text}; {_OWN}."})
+    return option(None, f"{help_text}; {_OWN}.")
 
 
 # What a method's settings may be; `TokenRatioConfig` has a field for each.
@@ -69,12 +70,10 @@ class MethodSettings:
     One that the method does not have is refused: it would be a silent no-op.
     """
 
-    loss: str = field(
-        default="tbpo_a",
-        metadata={
-            "help": f"Method: {', '.join(METHOD_NAMES)}; see `tokenratio methods`.",
-            "choices": METHOD_NAMES,
-        },
+    loss: str = option(
+        "tbpo_a",
+        f"Method: {', '.join(METHOD_NAMES)}; see `tokenratio methods`.",
+        choices=METHOD_NAMES,
     )
     beta: float | None = _own(
         "Strength of the tie to the reference, > 0 (docs/method.md §1); scale of sepo and simpo"
@@ -89,16 +88,13 @@ class MethodSettings:
         "ε in [0, 1/2), the share of labels assumed to be wrong: (1-ε) ℓ(u) + ε ℓ(-u); robust_dpo "
         "subtracts instead. An extension of ours for generators other than logistic"
     )
-    state_weight: str | None = field(
-        default=None,
-        metadata={"help": "Of loss tbpo: none, kl, baseline (docs/method.md §2); default none."},
+    state_weight: str | None = option(
+        None, "Of loss tbpo: none, kl, baseline (docs/method.md §2); default none."
     )
-    aggregation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of loss tbpo, over the steps both responses have: mean, sum; or sequence, the "
-            "loss of the sum over whole responses; default mean."
-        },
+    aggregation: str | None = option(
+        None,
+        "Of loss tbpo, over the steps both responses have: mean, sum; or sequence, the "
+        "loss of the sum over whole responses; default mean.",
     )
     simpo_gamma: float | None = _own("Margin of simpo, in units of the reward")
     tdpo_alpha: float | None = _own("Weight of tdpo2's KL")
@@ -108,16 +104,13 @@ class MethodSettings:
     t_reg_weight: float | None = _own("Weight α of t_reg's regulariser")
     arc_chunk_length: int | None = _own("Longest chunk of arc_bpo, tokens")
     arc_target_margin: float | None = _own("What arc_bpo's chunk targets add up to")
-    sft_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the chosen response's cross-entropy per token (RPO's NLL anchor). "
-            "With it, token-level losses run whole responses."
-        },
+    sft_weight: float = option(
+        0.0,
+        "Weight of the chosen response's cross-entropy per token (RPO's NLL anchor). "
+        "With it, token-level losses run whole responses.",
     )
-    token_scores: str | None = field(
-        default=None,
-        metadata={"help": "Folder of `tokenratio score-tokens`; tis_dpo, sepo and t_reg need it."},
+    token_scores: str | None = option(
+        None, "Folder of `tokenratio score-tokens`; tis_dpo, sepo and t_reg need it."
     )
 
     def resolve_method(self) -> None:

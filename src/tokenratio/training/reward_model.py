@@ -7,7 +7,7 @@ one output, read at a row's last token: at EOS, or where the row was cut.
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import check_fits, load_merged
 from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.token_requests import disable_dropout
+from tokenratio.settings import option
 from tokenratio.training.any_source import EvaluatesAnySource
 from tokenratio.training.arguments import resolve_arguments
 from tokenratio.training.callbacks import MetricsWriter, TellEpoch
@@ -63,41 +64,28 @@ class RewardConfig(DataSettings, TrainingArguments):
         TokenRatioError: a value outside its domain.
     """
 
-    num_train_epochs: float = field(
-        default=1.0,
-        metadata={"help": "Passes over the pairs; reward models overfit from the second on."},
+    num_train_epochs: float = option(
+        1.0, "Passes over the pairs; reward models overfit from the second on."
     )
-    logging_steps: float = field(default=1, metadata={"help": "Steps between two logged lines."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses; off, they stop the run."}
+    logging_steps: float = option(1, "Steps between two logged lines.")
+    logging_nan_inf_filter: bool = option(False, "Hide non-finite losses; off, they stop the run.")
+    remove_unused_columns: bool = option(
+        False, "Must stay off: pairs are not arguments of forward."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: pairs are not arguments of forward."}
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "Order of the rows: group_by_length, random or sequential.",
+        choices=("group_by_length", "random", "sequential"),
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={
-            "help": "Order of the rows: group_by_length, random or sequential.",
-            "choices": ("group_by_length", "random", "sequential"),
-        },
+    max_length: int | None = option(
+        2048, "Tokens of prompt and response; responses are cut on the right."
     )
-    max_length: int | None = field(
-        default=2048,
-        metadata={"help": "Tokens of prompt and response; responses are cut on the right."},
+    max_prompt_length: int | None = option(None, "Tokens of the prompt; it is cut on the left.")
+    on_bad_row: str = option(
+        "skip", "Rows that cannot be used: skip (counted) or error.", choices=("skip", "error")
     )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens of the prompt; it is cut on the left."}
-    )
-    on_bad_row: str = field(
-        default="skip",
-        metadata={
-            "help": "Rows that cannot be used: skip (counted) or error.",
-            "choices": ("skip", "error"),
-        },
-    )
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of from_pretrained when the model is given by name."},
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "Arguments of from_pretrained when the model is given by name."
     )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [

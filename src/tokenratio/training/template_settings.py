@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenratio.data.template import TemplateSettings, depends_on_day, parse_day
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import read_run_file
+from tokenratio.settings import option
 
 _log = logging.getLogger(__name__)
 
@@ -22,30 +23,17 @@ _log = logging.getLogger(__name__)
 class ChatTemplateSettings:
     """What a run tells the chat template, of policies and reward models alike."""
 
-    chat_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "Use this chat template in place of the tokenizer's: a file, or the template "
-            "itself."
-        },
+    chat_template: str | None = option(
+        None, "Use this chat template in place of the tokenizer's: a file, or the template itself."
     )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of the chat template, such as {enable_thinking: false}; a row's own "
-            "take precedence."
-        },
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Arguments of the chat template, such as {enable_thinking: false}; a row's own "
+        "take precedence.",
     )
-    tools: list[Any] | None = field(
-        default=None,
-        metadata={"help": "JSON schemas of tools, for rows without their own."},
-    )
-    template_date: str | None = field(
-        default=None,
-        metadata={
-            "help": "The date that a chat template shows as today's. Default: the day the run "
-            "starts."
-        },
+    tools: list[Any] | None = option(None, "JSON schemas of tools, for rows without their own.")
+    template_date: str | None = option(
+        None, "The date that a chat template shows as today's. Default: the day the run starts."
     )
 
     def check_template_settings(self) -> None:

@@ -8,13 +8,13 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import DPOConfig, ModelConfig, ScriptArguments
 
-from tokenratio import TokenRatioConfig, TokenRatioTrainer
-from tokenratio.cli.arguments import check_known, read_flags
+from tokenratio import TokenRatioConfig, TokenRatioTrainer, foreign_names
+from tokenratio.cli.arguments import read_flags
 from tokenratio.cli.recipe import recipe_fields
 from tokenratio.errors import TokenRatioError
+from tokenratio.foreign_names import advice, loss_name
 from tokenratio.losses import METHODS
-from tokenratio.training import foreign_names
-from tokenratio.training.foreign_names import advice, loss_name
+from tokenratio.settings import check_known
 from tokenratio.training.reward_model import RewardConfig, RewardTrainer
 
 KNOWN = recipe_fields()

@@ -1,9 +1,10 @@
 """The flags of commands that render conversations, and what they take over from a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,30 +18,21 @@ TEMPLATE_FLAGS = ("chat_template", "chat_template_kwargs", "tools", "template_da
 class TemplateOptions:
     """What the chat template is told. Unset, a run's folder says what the run was trained with."""
 
-    chat_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "Chat template to use instead of the tokenizer's: a file, or the template "
-            "itself."
-        },
+    chat_template: str | None = option(
+        None, "Chat template to use instead of the tokenizer's: a file, or the template itself."
     )
-    chat_template_kwargs: dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of the chat template, such as '{enable_thinking: false}'; a row's "
-            "own take precedence. Default: those the run was trained with."
-        },
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        "Arguments of the chat template, such as '{enable_thinking: false}'; a row's "
+        "own take precedence. Default: those the run was trained with.",
     )
-    tools: list[Any] | None = field(
-        default=None,
-        metadata={"help": "JSON schemas of tools, for rows without their own. Default: the run's."},
+    tools: list[Any] | None = option(
+        None, "JSON schemas of tools, for rows without their own. Default: the run's."
     )
-    template_date: str | None = field(
-        default=None,
-        metadata={
-            "help": "The date that a template shows as today's. Default: that of the run, or of "
-            "the output being resumed; otherwise today's."
-        },
+    template_date: str | None = option(
+        None,
+        "The date that a template shows as today's. Default: that of the run, or of "
+        "the output being resumed; otherwise today's.",
     )
 
 
@@ -79,11 +71,3 @@ def template_of(
         listed = ", ".join(f"{name} {value}" for name, value in told.items())
         report(f"{model}: rendered as it was trained: {listed}")
     return tokenizer, settings
-
-
-def day_of_output(path: Path) -> str | None:
-    """The day that a file of generations was rendered with, where its template wrote it."""
-    from tokenratio.evaluation.response_files import read_settings
-
-    days = {settings.get("template_date") for settings in read_settings(path).values()}
-    return next(iter(days)) if path.exists() and len(days) == 1 else None
