@@ -101,15 +101,14 @@ def test_the_loss_gets_exactly_its_settings(loss, tmp_path):
 
 
 @each_method
-@pytest.mark.parametrize("name", OTHER)
-def test_a_setting_is_taken_where_it_is_one_and_refused_elsewhere(loss, name, tmp_path):
-    is_own = name in PUBLISHED[loss]
-    settings = {"loss": loss, name: OTHER[name]}
-    if is_own:
-        assert getattr(make(tmp_path, **settings), name) == OTHER[name]
-    else:
-        with pytest.raises(TokenRatioError, match=f"{loss}.*takes no {name}"):
-            make(tmp_path, **settings)
+def test_a_setting_is_taken_where_it_is_one_and_refused_elsewhere(loss, tmp_path):
+    for name, value in OTHER.items():
+        settings = {"loss": loss, name: value}
+        if name in PUBLISHED[loss]:
+            assert getattr(make(tmp_path, **settings), name) == value, name
+        else:
+            with pytest.raises(TokenRatioError, match=f"{loss}.*takes no {name}"):
+                make(tmp_path, **settings)
 
 
 def fields_of(args):
