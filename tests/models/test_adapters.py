@@ -217,10 +217,10 @@ def test_losing_the_adapter_is_noticed(new, base, tmp_path, monkeypatch):
     sft = save_sft(base, tmp_path / "sft")
     bare = AutoModelForCausalLM.from_pretrained(base)
     if new is not None:
-        monkeypatch.setattr("tokenratio.training.starting.merge_adapters", lambda _: bare)
+        monkeypatch.setattr("tokenratio.training.policy_setup.merge_adapters", lambda _: bare)
     else:
         fresh = get_peft_model(bare, LoraConfig(target_modules=LINEAR))
-        monkeypatch.setattr("tokenratio.training.starting.as_peft_model", lambda _: fresh)
+        monkeypatch.setattr("tokenratio.training.policy_setup.as_peft_model", lambda _: fresh)
     with pytest.raises(TokenRatioError, match="nats from those of the model given"):
         trainer_of(str(sft), tmp_path / "run", peft_config=new)
 

@@ -11,7 +11,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.losses import METHODS
-from tokenratio.training.contrast_scores import Voice, score_tokens
+from tokenratio.training.token_contrast import ContrastSide, compute_contrast
 
 WORLD = WORLDS["reviews"]
 LENGTH = 64
@@ -48,10 +48,10 @@ def scores(pairs, tokenizer, tmp_path_factory):
     joined = None
     for rows in pairs.values():
         data = prepare_pairs(rows, tokenizer, max_length=LENGTH, max_prompt_length=None)
-        new = score_tokens(
+        new = compute_contrast(
             data,
-            Voice(policy(1), data, "{prompt}"),
-            Voice(policy(2), data, "{prompt}"),
+            ContrastSide(policy(1), data, "{prompt}"),
+            ContrastSide(policy(2), data, "{prompt}"),
             root=folder / "cache",
             batch_size=8,
             device=torch.device("cpu"),

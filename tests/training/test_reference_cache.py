@@ -20,8 +20,8 @@ from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import answer_token_requests, disable_dropout
 from tokenratio.training import reference_cache as module
+from tokenratio.training.cache_entry import Layout
 from tokenratio.training.reference_cache import reference_cache
-from tokenratio.training.reference_store import Layout
 
 TEMPLATE = (
     "{% set turn = ' bay ' %}{% for m in messages %}{{ turn + m['content'] }} <eos>{% endfor %}"

@@ -27,9 +27,14 @@ from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import read_run_file, replace_text
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.contrast_scores import TokenScores, Voice, score_tokens, summary
 from tokenratio.training.data_pipeline import encode_source
 from tokenratio.training.data_settings import Role
+from tokenratio.training.token_contrast import (
+    ContrastSide,
+    TokenContrast,
+    compute_contrast,
+    summary,
+)
 
 
 @dataclass(frozen=True)
@@ -82,18 +87,18 @@ def score_stage(
         if name in (contrast.positive, contrast.negative):
             stage = _stage_in(contrast.dpo, folder / name)
             models[name] = _trained(stage, model, tokenizer, data)
-    scores: TokenScores | None = None
+    scores: TokenContrast | None = None
     for part in parts:
-        voices = [
-            Voice(models[name], _prompted(part, tokenizer, prompt, main.args), prompt)
+        sides = [
+            ContrastSide(models[name], _prompted(part, tokenizer, prompt, main.args), prompt)
             for name, prompt in (
                 (contrast.positive, contrast.positive_prompt),
                 (contrast.negative, contrast.negative_prompt),
             )
         ]
-        new = score_tokens(
+        new = compute_contrast(
             part.data,
-            *voices,
+            *sides,
             root=main.args.reference_cache_dir,
             batch_size=main.args.per_device_eval_batch_size,
             device=main.args.device,
@@ -122,7 +127,7 @@ def scores_of_run(resume: str | bool | None, output_dir: str) -> str | None:
 
 def _can_be_read(folder: Path) -> bool:
     try:
-        TokenScores.open(folder)
+        TokenContrast.open(folder)
     except TokenRatioError:
         return False
     return True

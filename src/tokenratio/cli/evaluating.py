@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
 from tokenratio.cli.evaluation_templates import EvaluationTemplates
 from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
-from tokenratio.cli.starting import say_splits, source_of
+from tokenratio.cli.recipe_models import say_splits, source_of
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value

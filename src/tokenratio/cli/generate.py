@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
     else:
         refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
     from tokenratio.cli.outputs import check_output, claim_output
-    from tokenratio.cli.starting import say_splits
+    from tokenratio.cli.recipe_models import say_splits
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.prompts import read_prompts
     from tokenratio.evaluation.response_files import generate_all

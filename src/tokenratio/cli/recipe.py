@@ -295,10 +295,10 @@ def _contrast(
     where = f"score_tokens.{main.args.loss} of {path}"
     if not isinstance(section, dict) or not isinstance(section.get("dpo") or {}, dict):
         raise TokenRatioError(f"{where}, and dpo in it, must hold `key: value` lines")
-    voices = ("positive", "negative", "positive_prompt", "negative_prompt")
-    check_known(section, [*voices, "dpo"], f"key in {where}")
+    keys = ("positive", "negative", "positive_prompt", "negative_prompt")
+    check_known(section, [*keys, "dpo"], f"key in {where}")
     chosen = {"positive_prompt": PLACE, "negative_prompt": PLACE, **_CONTRASTS[main.args.loss]}
-    chosen |= {name: section[name] for name in voices if name in section}
+    chosen |= {name: section[name] for name in keys if name in section}
     for name, value in chosen.items():
         if not isinstance(value, str) or not value:
             raise TokenRatioError(f"{name} in {where} must be text, not {value!r}")

@@ -78,23 +78,23 @@ def run(argv: list[str]) -> int:
         return 0
     source, flags = command
     options = build(ScoreOptions, flags, "score-tokens")
-    from tokenratio.cli.starting import source_of
+    from tokenratio.cli.recipe_models import source_of
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.data.contrast import with_prompt_template
     from tokenratio.models.device import default_device
     from tokenratio.models.loading import load_model, load_tokenizer
-    from tokenratio.training.contrast_scores import (
-        TokenScores,
-        Voice,
+    from tokenratio.training.token_contrast import (
+        ContrastSide,
+        TokenContrast,
+        compute_contrast,
         ingredients_of,
-        score_tokens,
         summary,
     )
 
     quiet_libraries()
     folder = Path(options.output).expanduser()
-    before = TokenScores.open(folder) if (folder / "scores.json").exists() else None
+    before = TokenContrast.open(folder) if (folder / "scores.json").exists() else None
     positive = load_model(options.positive_model, {"dtype": options.dtype})
     negative = positive
     if options.negative_model is not None:
@@ -116,7 +116,7 @@ def run(argv: list[str]) -> int:
         columns=options.columns,
     )
     print(data.report.summary())
-    voices = []
+    sides = []
     for model, prompt in (
         (positive, options.positive_prompt),
         (negative, options.negative_prompt),
@@ -132,14 +132,14 @@ def run(argv: list[str]) -> int:
                 settings=template,
                 columns=options.columns,
             )
-        voices.append(Voice(model, after, prompt))
+        sides.append(ContrastSide(model, after, prompt))
     if before is not None:
-        before.require_same(ingredients_of(*voices))
+        before.require_same(ingredients_of(*sides))
     with user_mistakes(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    scores = score_tokens(
+    scores = compute_contrast(
         data,
-        *voices,
+        *sides,
         root=options.cache_dir,
         batch_size=options.batch_size,
         device=default_device(),

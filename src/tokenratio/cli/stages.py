@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
-from tokenratio.cli.starting import source_of
+from tokenratio.cli.recipe_models import source_of
 from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
@@ -20,7 +20,7 @@ from tokenratio.run_folder import EVAL_FILE, replace_text
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.objective import evaluated_metrics
-from tokenratio.training.start_checks import check_settings
+from tokenratio.training.run_checks import check_settings
 from tokenratio.training.trainer import TokenRatioTrainer
 
 # What does not change the weights a stage ends with.

@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from tokenratio.cli.contrast_stage import score_stage, scores_of_run
 from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
-from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
-from tokenratio.cli.starting import (
+from tokenratio.cli.recipe_models import (
     adapter_size,
     config_of,
     policy_of,
     source_of,
     tokenizer_of,
 )
+from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.models.loading import load_model, load_tokenizer
@@ -31,7 +31,7 @@ from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.data_pipeline import encode_source
 from tokenratio.training.data_settings import Role
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.start_checks import refuse_dtype
+from tokenratio.training.run_checks import refuse_dtype
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
@@ -46,8 +46,8 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
     if resolved.contrast is not None:
-        voices = {k: v for k, v in vars(resolved.contrast).items() if k != "dpo"}
-        parts.append(yaml.safe_dump({"score_tokens": voices}, sort_keys=False))
+        contrast = {k: v for k, v in vars(resolved.contrast).items() if k != "dpo"}
+        parts.append(yaml.safe_dump({"score_tokens": contrast}, sort_keys=False))
     for name, stage in _stages(resolved).items():
         args = stage.args
         settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))

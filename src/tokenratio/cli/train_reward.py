@@ -82,12 +82,12 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     """Train, save, and measure on the held-out pairs, if there are any."""
     from tokenratio.cli.folders import claim_folder
     from tokenratio.cli.progress import use_terminal
-    from tokenratio.cli.starting import source_of, tokenizer_of
+    from tokenratio.cli.recipe_models import source_of, tokenizer_of
     from tokenratio.cli.terminal import training, user_mistakes
     from tokenratio.data import source_name
     from tokenratio.training.arguments import check_machine
     from tokenratio.training.reward_model import RewardTrainer, evaluated_metrics
-    from tokenratio.training.start_checks import check_settings
+    from tokenratio.training.run_checks import check_settings
 
     check_machine(args)
     check_settings(args, measured=evaluated_metrics(args), eval_dataset=recipe.eval_dataset)
@@ -127,7 +127,7 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
 def _starting_model(
     recipe: Recipe, args: "RewardConfig", tokenizer: "PreTrainedTokenizerBase"
 ) -> "PreTrainedModel":
-    from tokenratio.cli.starting import config_of
+    from tokenratio.cli.recipe_models import config_of
     from tokenratio.cli.terminal import user_mistakes
     from tokenratio.training.reward_model import build_reward_model, load_reward_model
 

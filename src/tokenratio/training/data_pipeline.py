@@ -26,11 +26,11 @@ from tokenratio.models.loading import check_fits
 from tokenratio.models.packing import why_not_shared
 from tokenratio.models.reference import Reference
 from tokenratio.models.token_requests import language_model
+from tokenratio.training.cache_entry import ReferenceCache, What
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.contrast_scores import TokenScores, has_contrast
 from tokenratio.training.data_settings import Role, first_process_prepares
 from tokenratio.training.reference_cache import reference_cache
-from tokenratio.training.reference_store import ReferenceCache, What
+from tokenratio.training.token_contrast import TokenContrast, has_contrast
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def with_contrast(data: PreparedData, args: TokenRatioConfig) -> PreparedData:
             "score-tokens` and name the folder in token_scores (or give a recipe a section "
             "score_tokens)"
         )
-    return TokenScores.open(args.token_scores).attach(data)
+    return TokenContrast.open(args.token_scores).attach(data)
 
 
 def require_signals(rows: Dataset, args: TokenRatioConfig) -> None:

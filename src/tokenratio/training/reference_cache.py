@@ -31,8 +31,7 @@ from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import TokenRequest, language_model
-from tokenratio.training.memory import format_bytes
-from tokenratio.training.reference_store import (
+from tokenratio.training.cache_entry import (
     SIDES,
     Layout,
     ReferenceCache,
@@ -42,6 +41,7 @@ from tokenratio.training.reference_store import (
     finish_entry,
     open_to_write,
 )
+from tokenratio.training.memory import format_bytes
 from tokenratio.types import PairBatch
 
 # To be raised whenever the same inputs would give other values, or an entry has another form.

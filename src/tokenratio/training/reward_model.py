@@ -49,7 +49,7 @@ from tokenratio.training.data_pipeline import name_rows
 from tokenratio.training.data_settings import DataSettings, Role, first_process_prepares
 from tokenratio.training.metrics import ExampleMetrics, MetricSums
 from tokenratio.training.resume import ResumableTrainer
-from tokenratio.training.start_checks import check_run, check_trained
+from tokenratio.training.run_checks import check_run, check_trained
 from tokenratio.training.template_settings import fix_day
 
 _PAD = "<|pad|>"

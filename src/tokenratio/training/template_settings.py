@@ -102,6 +102,6 @@ def _day_of_run(args: Any) -> str | None:
 
 
 def _day_of_scores(folder: str | Path | None) -> str | None:
-    from tokenratio.training.contrast_scores import TokenScores
+    from tokenratio.training.token_contrast import TokenContrast
 
-    return None if folder is None else TokenScores.open(folder).template.get("template_date")
+    return None if folder is None else TokenContrast.open(folder).template.get("template_date")

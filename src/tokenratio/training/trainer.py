@@ -59,10 +59,10 @@ from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import MetricSums
 from tokenratio.training.objective import ExampleLosses, evaluated_metrics
+from tokenratio.training.policy_setup import set_up_policy
 from tokenratio.training.resume import ResumableTrainer
+from tokenratio.training.run_checks import check_run
 from tokenratio.training.same_run import adapter_settings
-from tokenratio.training.start_checks import check_run
-from tokenratio.training.starting import start_from
 from tokenratio.training.template_settings import fix_day
 
 _SUMS_FILE = "metric_sums.json"
@@ -118,7 +118,7 @@ class TokenRatioTrainer(EvaluatesAnySource, ResumableTrainer):
         self._is_sft = args.loss == "sft"
         if ref_model is not None and not args.method.has_reference:
             _log.warning("%s has no reference: ref_model is not used", args.loss)
-        self._start = start_from(model, ref_model, peft_config, args)
+        self._start = set_up_policy(model, ref_model, peft_config, args)
         model, reference = self._start.policy, self._start.reference
         self.forward = Forward(args, language_model(model), reference, self._start.adapters)
 

@@ -11,7 +11,12 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.contrast import with_prompt_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.contrast_scores import TokenScores, Voice, row_keys, score_tokens
+from tokenratio.training.token_contrast import (
+    ContrastSide,
+    TokenContrast,
+    compute_contrast,
+    row_keys,
+)
 
 TOKENIZER = tiny_tokenizer()
 ROWS = word_pairs(9)
@@ -24,14 +29,14 @@ def prepare(rows=ROWS, **limits):
 def score(folder, data=None, *, prompts=("{prompt}", "{prompt}"), seeds=(0, 1), rows=ROWS):
     data = prepare() if data is None else data
     voices = [
-        Voice(
+        ContrastSide(
             tiny_model(seed=seed),
             data if prompt == "{prompt}" else with_prompt_template(data, rows, TOKENIZER, prompt),
             prompt,
         )
         for seed, prompt in zip(seeds, prompts, strict=True)
     ]
-    return score_tokens(
+    return compute_contrast(
         data,
         *voices,
         root=folder / "cache",
@@ -70,7 +75,7 @@ def test_contrast_by_hand_with_models_and_prompts(tmp_path):
 def test_saved_and_read_again_bit_for_bit(tmp_path):
     scores = score(tmp_path)
     scores.save(tmp_path / "scores")
-    again = TokenScores.open(tmp_path / "scores")
+    again = TokenContrast.open(tmp_path / "scores")
     assert again.ingredients == scores.ingredients
     assert again.values.keys() == scores.values.keys()
     for key, pair in scores.values.items():
@@ -125,12 +130,12 @@ def test_damage_is_seen(tmp_path):
     raw[-3] ^= 1
     (folder / "scores.safetensors").write_bytes(bytes(raw))
     with pytest.raises(TokenRatioError, match="damaged"):
-        TokenScores.open(folder)
+        TokenContrast.open(folder)
     (folder / "scores.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(TokenRatioError, match="damaged"):
-        TokenScores.open(folder)
+        TokenContrast.open(folder)
     with pytest.raises(TokenRatioError, match="no token scores in"):
-        TokenScores.open(tmp_path / "nothing")
+        TokenContrast.open(tmp_path / "nothing")
 
 
 def trainer(folder, **overrides):
@@ -169,11 +174,11 @@ def test_losses_refuse_rows_without_scores_in_words(loss, tmp_path):
 def test_models_of_two_vocabularies_are_refused(tmp_path):
     data = prepare()
     voices = (
-        Voice(tiny_model(), data, "{prompt}"),
-        Voice(tiny_model(vocab_size=40), data, "{prompt}"),
+        ContrastSide(tiny_model(), data, "{prompt}"),
+        ContrastSide(tiny_model(vocab_size=40), data, "{prompt}"),
     )
     with pytest.raises(TokenRatioError, match="16 and 40 tokens"):
-        score_tokens(
+        compute_contrast(
             data,
             *voices,
             root=tmp_path,

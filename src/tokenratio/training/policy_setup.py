@@ -29,14 +29,14 @@ from tokenratio.models.token_requests import answer_token_requests, disable_drop
 from tokenratio.run_folder import BASE_FOLDER, ORIGIN_FILE
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.start_checks import check_trained
+from tokenratio.training.run_checks import check_trained
 
 _log = logging.getLogger(__name__)
 _CHANGES = "changes made after it was loaded"
 
 
 @dataclass
-class Start:
+class PolicySetup:
     """What a run starts with.
 
     Attributes:
@@ -72,12 +72,12 @@ class Start:
         os.replace(unfinished, self.base_folder)
 
 
-def start_from(
+def set_up_policy(
     model: str | Path | PreTrainedModel | PeftModel,
     ref_model: str | Path | PreTrainedModel | PeftModel | None,
     peft_config: PeftConfig | Mapping[str, Any] | None,
     args: TokenRatioConfig,
-) -> Start:
+) -> PolicySetup:
     """The policy to be trained and its reference, which say the same as the model given.
 
     An adapter that the model has is part of both: merged into the base where a new one is added,
@@ -120,7 +120,7 @@ def start_from(
     check_model(model)
     # An adapter that stays on top of one that was merged, or a new one on top of any.
     has_new_base = is_merged or (config is None and len(origin.adapters) > 1)
-    return _with_base(Start(model, reference, origin), args, is_new=has_new_base)
+    return _with_base(PolicySetup(model, reference, origin), args, is_new=has_new_base)
 
 
 def _require_known_kind(model: PreTrainedModel | PeftModel) -> None:
@@ -135,7 +135,7 @@ def _require_known_kind(model: PreTrainedModel | PeftModel) -> None:
         answer_token_requests(language_model(model))  # says what is wrong with it
 
 
-def _with_base(start: Start, args: TokenRatioConfig, *, is_new: bool) -> Start:
+def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> PolicySetup:
     """Name the base of the policy's adapter, to be saved in the run's folder if it is new."""
     if start.adapters is None:
         return start

@@ -31,8 +31,8 @@ from tokenratio.models.token_requests import (
     own_head,
 )
 from tokenratio.run_folder import replace_text, versions
+from tokenratio.training.cache_entry import SIDES, ReferenceCache
 from tokenratio.training.reference_cache import reference_cache
-from tokenratio.training.reference_store import SIDES, ReferenceCache
 
 _VALUES, _NOTE = "scores.safetensors", "scores.json"
 _FORMAT = 1
@@ -40,7 +40,7 @@ _NAMED = 8  # rows named in a message
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class TokenContrast:
     """Contrasts by row.
 
     Attributes:
@@ -60,7 +60,7 @@ class TokenScores:
         positive: ReferenceCache,
         negative: ReferenceCache,
         ingredients: Mapping[str, Any],
-    ) -> "TokenScores":
+    ) -> "TokenContrast":
         """From what two models, or one after two prompts, say of the rows of `data`."""
         values = {}
         for row, key in enumerate(row_keys(data.dataset)):
@@ -70,7 +70,7 @@ class TokenScores:
         return cls(ingredients, values, data.template)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "TokenScores":
+    def open(cls, folder: str | Path) -> "TokenContrast":
         """Read a folder that `save` wrote.
 
         Raises:
@@ -123,7 +123,7 @@ class TokenScores:
         }
         replace_text(folder / _NOTE, json.dumps(note, indent=2) + "\n")
 
-    def joined(self, other: "TokenScores") -> "TokenScores":
+    def joined(self, other: "TokenContrast") -> "TokenContrast":
         """Both sets of rows.
 
         Raises:
@@ -221,7 +221,7 @@ def summary(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 @dataclass(frozen=True)
-class Voice:
+class ContrastSide:
     """One of the two that are contrasted.
 
     Attributes:
@@ -239,7 +239,7 @@ class Voice:
         return {"sha256": model_digest(self.model), "prompt": self.prompt}
 
 
-def ingredients_of(positive: Voice, negative: Voice) -> dict[str, Any]:
+def ingredients_of(positive: ContrastSide, negative: ContrastSide) -> dict[str, Any]:
     """What scores of the two are made from.
 
     Raises:
@@ -251,10 +251,10 @@ def ingredients_of(positive: Voice, negative: Voice) -> dict[str, Any]:
     return ingredients
 
 
-def score_tokens(
+def compute_contrast(
     data: PreparedData,
-    positive: Voice,
-    negative: Voice,
+    positive: ContrastSide,
+    negative: ContrastSide,
     *,
     root: str | Path,
     batch_size: int,
@@ -262,31 +262,31 @@ def score_tokens(
     padding_id: int,
     autocast: torch.dtype | None = None,
     progress: bool = True,
-) -> TokenScores:
+) -> TokenContrast:
     """log p₊ − log p₋ of every response token of `data`, in nats.
 
-    To be called by every process; the arguments beside the voices are those of `reference_cache`,
+    To be called by every process; the arguments beside the sides are those of `reference_cache`,
     which keeps what each of them says by its content.
 
     Raises:
         TokenRatioError: a model cannot read the rows, has another vocabulary, or says something
             that is not finite; or see `reference_cache`.
     """
-    voices, ingredients = (positive, negative), ingredients_of(positive, negative)
-    sizes = [own_head(language_model(voice.model)).weight.shape[0] for voice in voices]
+    sides, ingredients = (positive, negative), ingredients_of(positive, negative)
+    sizes = [own_head(language_model(side.model)).weight.shape[0] for side in sides]
     if sizes[0] != sizes[1]:
         raise TokenRatioError(
             f"the two models have {sizes[0]} and {sizes[1]} tokens: take two of one family"
         )
     said = []
-    for voice in voices:
-        check_fits(voice.model, voice.data)
-        answer_token_requests(language_model(voice.model))
-        disable_dropout(voice.model)
+    for side in sides:
+        check_fits(side.model, side.data)
+        answer_token_requests(language_model(side.model))
+        disable_dropout(side.model)
         said.append(
             reference_cache(
-                voice.model,
-                voice.data,
+                side.model,
+                side.data,
                 what="log_probs",
                 root=root,
                 batch_size=batch_size,
@@ -296,4 +296,4 @@ def score_tokens(
                 progress=progress,
             )
         )
-    return TokenScores.of(data, *said, ingredients)
+    return TokenContrast.of(data, *said, ingredients)
