@@ -9,7 +9,7 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.losses import METHODS
-from tokenratio.training import arguments, start_checks
+from tokenratio.training import arguments, run_checks
 from tokenratio.training.metrics import GREATER_IS_BETTER, greater_is_better
 from tokenratio.training.objective import evaluated_metrics
 from tokenratio.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
@@ -193,7 +193,7 @@ def test_an_evaluation_needs_data(tmp_path):
     for kind in (TokenRatioConfig, RewardConfig):
         args = config(tmp_path, kind, eval_strategy="steps", eval_steps=1)
         with pytest.raises(TokenRatioError, match="eval_strategy steps needs an eval_dataset"):
-            start_checks.check_run(args, kind, lambda args: ["loss"], None)
+            run_checks.check_run(args, kind, lambda args: ["loss"], None)
 
 
 def test_early_stopping_needs_something_to_compare(tmp_path):
@@ -215,7 +215,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_uploading_needs_a_token(tmp_path, monkeypatch):
-    monkeypatch.setattr(start_checks.huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr(run_checks.huggingface_hub, "get_token", lambda: None)
     with pytest.raises(TokenRatioError, match="push_to_hub needs a token"):
         trainer_of(config(tmp_path, push_to_hub=True))
 
