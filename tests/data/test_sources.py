@@ -8,7 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tokenratio.data import SourceRow, read_rows, source_digest
+from tokenratio.data import (
+    DataSource,
+    SourceRow,
+    describe_splits,
+    locate,
+    read_rows,
+    source_digest,
+    source_name,
+)
+from tokenratio.data.sources import draw_worlds
+from tokenratio.data.worlds import world_rows
 from tokenratio.errors import TokenRatioError
 
 ROWS = [
@@ -226,3 +236,38 @@ def test_only_a_newline_ends_a_line(tmp_path):
         ("a.jsonl:1", 1),
         ("a.jsonl:2", "\u2028\u2029\x85"),
     ]
+
+
+WORLD = "world:reviews?pairs=4&seed=1"
+
+
+@pytest.mark.parametrize("source", [WORLD, DataSource(WORLD), {"path": WORLD, "weight": 2.0}])
+def test_a_world_is_a_source(source):
+    rows = world_rows(WORLD)
+    assert [row.fields for row in read_rows(source)] == rows
+    assert read_rows(source)[0].origin == read_rows(rows)[0].origin == "train_dataset:0"
+    assert describe_splits(source) == []
+    assert WORLD in source_name(source)
+
+
+def test_a_world_among_several_sources():
+    both = [{"path": WORLD, "weight": 0.5}, ROWS]
+    assert [part.weight for part in locate(both)] == [0.5, 1.0]
+    assert [row.fields for row in read_rows(both)] == [*world_rows(WORLD), *ROWS]
+    assert read_rows(both)[0].origin == "train_dataset 1:0"
+    with pytest.raises(TokenRatioError, match="no world 'review'"):
+        read_rows(["world:review?pairs=4", ROWS])
+
+
+def test_responses_of_worlds_are_drawn_beforehand():
+    def sampler(prompts, _):
+        return [["good", "bad"]] * len(prompts)
+
+    for source in (WORLD, {"path": WORLD}, DataSource(WORLD), [ROWS, {"path": WORLD}]):
+        rows = read_rows(draw_worlds(source, sampler))[-4:]
+        assert all(
+            {row.fields["chosen"], row.fields["rejected"]} == {"good", "bad"} for row in rows
+        )
+    text = [{"prompt": WORLD, "chosen": "a", "rejected": "b"}]
+    assert draw_worlds(text, sampler) is text
+    assert draw_worlds(None, sampler) is None

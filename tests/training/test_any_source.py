@@ -7,13 +7,14 @@ from datasets import Dataset, DatasetDict
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
+from tokenratio.data.worlds import world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
 
 PAIRS = word_pairs(5, seed=1)
 
 
-def trainer_of(folder, *, loss="dpo", evaluated=PAIRS, **settings):
+def trainer_of(folder, *, loss="dpo", trained=None, evaluated=PAIRS, **settings):
     settings = {"max_steps": 3, "per_device_train_batch_size": 2, **settings}
     quiet = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_length": 32}
     args = {"output_dir": str(folder), "learning_rate": 1e-2, **quiet, **settings}
@@ -22,7 +23,7 @@ def trainer_of(folder, *, loss="dpo", evaluated=PAIRS, **settings):
         trainer = RewardTrainer(
             load_reward_model(folder / "model", seed=0),
             RewardConfig(**args),
-            word_pairs(8),
+            trained or word_pairs(8),
             evaluated,
             processing_class=tiny_tokenizer(),
         )
@@ -30,7 +31,7 @@ def trainer_of(folder, *, loss="dpo", evaluated=PAIRS, **settings):
         trainer = TokenRatioTrainer(
             tiny_model(),
             args=TokenRatioConfig(loss=loss, **args),
-            train_dataset=word_pairs(8),
+            train_dataset=trained or word_pairs(8),
             eval_dataset=evaluated,
             processing_class=tiny_tokenizer(),
         )
@@ -91,3 +92,14 @@ def test_a_run_of_no_epochs_is_refused(tmp_path):
     for epochs in (0, -1):
         with pytest.raises(TokenRatioError, match="num_train_epochs must be positive"):
             trainer_of(tmp_path, max_steps=-1, num_train_epochs=epochs)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "reward"])
+def test_a_world_is_trained_on_and_evaluated_by_its_name(loss, tmp_path):
+    world = "world:reviews?pairs=5&split=test"
+    trainer = trainer_of(tmp_path, loss=loss, trained=world, evaluated=world)
+    by_rows = trainer_of(
+        tmp_path, loss=loss, trained=world_rows(world), evaluated=world_rows(world)
+    )
+    assert trainer.eval_data.digest == by_rows.eval_data.digest
+    assert trainer.evaluate()["eval_loss"] == by_rows.evaluate(world)["eval_loss"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.cli.evaluate_options import REFERENCE, EvaluateOptions, Subject, subjects_of
 from tokenratio.cli.evaluation_templates import EvaluationTemplates
 from tokenratio.cli.judges import JudgeContext, kind_of, make_judge
-from tokenratio.cli.recipe_models import say_splits, source_of
+from tokenratio.cli.recipe_models import say_splits
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value
@@ -128,7 +128,7 @@ class _Room:
             f"prompt {id}": digest_of(prompt_value(prompt))[:16] for id, prompt in self.prompts
         }
         if self.options.pairs is not None:
-            rows = read_rows(source_of(self.options.pairs), split=self.options.split)
+            rows = read_rows(self.options.pairs, split=self.options.split)
             contents |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}
         return contents
 
@@ -199,7 +199,7 @@ class _Room:
         if not self.prompts:
             return None
         if against.startswith("column:"):
-            source = source_of(str(self.options.prompts))
+            source = str(self.options.prompts)
             given = reference_generations(
                 source,
                 column=against.removeprefix("column:"),
@@ -361,7 +361,7 @@ class _Room:
         self, tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
     ) -> tuple[PreparedData, list[str] | None]:
         options = self.options
-        source = source_of(str(options.pairs))
+        source = str(options.pairs)
         data = prepare_pairs(
             source,
             tokenizer,

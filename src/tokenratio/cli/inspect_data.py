@@ -44,10 +44,8 @@ def run(argv: list[str]) -> int:
     options = build(InspectOptions, flags, "inspect-data")
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import inspect_source
-    from tokenratio.data.worlds import is_world_source, world_rows
 
     quiet_libraries()
-    rows = world_rows(source) if is_world_source(source) else source
     tokenizer = template = ends = None
     if options.tokenizer is not None:
         from tokenratio.models.loading import load_generation_ends, load_tokenizer
@@ -58,7 +56,7 @@ def run(argv: list[str]) -> int:
         ends = load_generation_ends(options.tokenizer)
     print(
         inspect_source(
-            rows,
+            source,
             tokenizer,
             num_rows=options.num_rows,
             max_length=options.max_length,

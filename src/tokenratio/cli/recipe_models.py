@@ -23,7 +23,7 @@ from tokenratio.data.defects import RowDefectError
 from tokenratio.data.formats import DataParser
 from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
-from tokenratio.data.worlds import WORLDS, is_world_source, world_rows
+from tokenratio.data.worlds import WORLDS, is_world_source
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import add_adapter
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
@@ -31,19 +31,9 @@ from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
 
 
-def source_of(source: Any, sampler: Any = None) -> Any:
-    """A world's rows, its pairs drawn from the starting policy; other sources as they are."""
-    if isinstance(source, list):
-        return [source_of(item, sampler) for item in source]
-    if isinstance(source, dict) and "path" in source:
-        return {**source, "path": source_of(source["path"], sampler)}
-    is_world = isinstance(source, str) and is_world_source(source)
-    return world_rows(source, sampler=sampler) if is_world else source
-
-
 def say_splits(source: str, split: str | None, report: Callable[[str], None] = print) -> None:
     """Say which split of a source is read, where there is a choice."""
-    for line in describe_splits(source_of(source), split=split):
+    for line in describe_splits(source, split=split):
         report(line)
 
 
@@ -121,7 +111,7 @@ def _texts(source: Any, split: str, columns: Columns | None) -> Iterator[str]:
 
     Rows that cannot be used are passed over here: preparing the data counts and reports them.
     """
-    groups = [part.rows() for part in locate(source_of(source), split=split)]
+    groups = [part.rows() for part in locate(source, split=split)]
     parsers = [
         DataParser(groups, wanted, columns) for wanted in (PreferenceExample, CompletionExample)
     ]

@@ -78,7 +78,6 @@ def run(argv: list[str]) -> int:
         return 0
     source, flags = command
     options = build(ScoreOptions, flags, "score-tokens")
-    from tokenratio.cli.recipe_models import source_of
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.data.contrast import with_prompt_template
@@ -104,9 +103,8 @@ def run(argv: list[str]) -> int:
     tokenizer = load_tokenizer(options.tokenizer or options.positive_model)
     tokenizer, template = template_of(options, tokenizer, options.positive_model, day=day)
     _check_tokenizers(options)
-    rows = source_of(source)
     data = prepare_pairs(
-        rows,
+        source,
         tokenizer,
         max_length=options.max_length,
         max_prompt_length=options.max_prompt_length,
@@ -125,7 +123,7 @@ def run(argv: list[str]) -> int:
         if prompt != _PLACE:
             after = with_prompt_template(
                 data,
-                rows,
+                source,
                 tokenizer,
                 prompt,
                 split=options.split,

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
-from tokenratio.cli.recipe_models import source_of
 from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
+from tokenratio.data.sources import draw_worlds
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import EVAL_FILE, replace_text
@@ -59,9 +59,7 @@ def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
         "data": [
             (part.weight, source_digest(part.rows()))
-            for part in locate(
-                source_of(stage.train_dataset), split=stage.args.split("train"), prefer="sft"
-            )
+            for part in locate(stage.train_dataset, split=stage.args.split("train"), prefer="sft")
         ],
     }
     text = json.dumps(document, sort_keys=True, default=str)
@@ -75,8 +73,7 @@ def sources_of(
     sampler = policy_sampler(
         model, tokenizer, max_new_tokens=_LONGEST_WORLD_RESPONSE, seed=stage.args.seed
     )
-    train = source_of(stage.train_dataset, sampler)
-    return train, stage.eval_dataset and source_of(stage.eval_dataset, sampler)
+    return draw_worlds(stage.train_dataset, sampler), draw_worlds(stage.eval_dataset, sampler)
 
 
 def run_stage(

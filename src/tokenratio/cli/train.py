@@ -17,7 +17,6 @@ from tokenratio.cli.recipe_models import (
     adapter_size,
     config_of,
     policy_of,
-    source_of,
     tokenizer_of,
 )
 from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
@@ -57,7 +56,7 @@ def dry_run(resolved: ResolvedRecipe) -> str:
         roles: tuple[tuple[Any, Role], ...] = ((stage.train_dataset, "train"), evaluated)
         for source, role in roles:
             if source is not None:
-                data = encode_source(source_of(source), tokenizer, args, role=role)
+                data = encode_source(source, tokenizer, args, role=role)
                 what = f"{name}, {role}: {source_name(source)}"
                 parts.append(f"{what}\n{data.summary()}\n")
         # Without a new one the adapter of the starting policy is trained further.

@@ -82,7 +82,7 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     """Train, save, and measure on the held-out pairs, if there are any."""
     from tokenratio.cli.folders import claim_folder
     from tokenratio.cli.progress import use_terminal
-    from tokenratio.cli.recipe_models import source_of, tokenizer_of
+    from tokenratio.cli.recipe_models import tokenizer_of
     from tokenratio.cli.terminal import training, user_mistakes
     from tokenratio.data import source_name
     from tokenratio.training.arguments import check_machine
@@ -105,8 +105,8 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
         trainer = RewardTrainer(
             model,
             args,
-            source_of(recipe.train_dataset),
-            recipe.eval_dataset and source_of(recipe.eval_dataset),
+            recipe.train_dataset,
+            recipe.eval_dataset,
             processing_class=tokenizer,
         )
     use_terminal(trainer)

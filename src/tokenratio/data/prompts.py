@@ -1,6 +1,6 @@
 """Prompts to generate from: the very ones that training on the same source uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tokenratio.data.chat import Prompt, prompt_of
@@ -12,7 +12,6 @@ from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import CompletionExample, DataParser, PreferenceExample
 from tokenratio.data.messages import with_context
 from tokenratio.data.sources import Source, locate, source_name
-from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
 
 
@@ -28,16 +27,12 @@ def read_prompts(
     `chat_template_kwargs`).
 
     Args:
-        source: see `read_rows`; or a world's name.
+        source: see `read_rows`.
         split: see `read_rows`.
         columns: see `SourceColumns`.
     Raises:
         TokenRatioError: a row without a usable prompt, named by its origin, or no rows.
     """
-    if isinstance(source, str) and is_world_source(source):
-        source = [
-            row if isinstance(row, Mapping) else {"prompt": row} for row in world_rows(source)
-        ]
     prompts = [
         prompt
         for part in locate(source, split=split)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +11,7 @@ from tokenratio.data.display import printable
 from tokenratio.data.files import SUFFIXES, SourceRow
 from tokenratio.data.parts import SourcePart
 from tokenratio.data.splits import ALL_SPLITS, choose_split, files_by_split, files_of, split_base
+from tokenratio.data.worlds import Sampler, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]
               are named by splits (`train*`, `test*`, `validation*`, as on the Hub), one split's
               files are read, else all. Or a folder written by `Dataset.save_to_disk`;
             - a Hub name `org/name` or `org/name:config`;
+            - a synthetic world, such as `world:reviews?pairs=100` (see `data.worlds`);
             - a `datasets.Dataset` or `DatasetDict`, or a list of dicts;
             - a `DataSource`, or its fields as a dict; or a list of any of these.
 
@@ -119,6 +121,18 @@ def source_name(source: Source) -> str:
     return printable(f"{os.fspath(spec.path)}{config}" + (f"@{spec.split}" if spec.split else ""))
 
 
+def draw_worlds(source: Any, sampler: Sampler) -> Any:
+    """The source with each world in it replaced by its rows, responses of pairs from `sampler`."""
+    several = _several(source)
+    if several is not None:
+        return [draw_worlds(item, sampler) for item in several]
+    if isinstance(source, DataSource) or _is_spec(source):
+        spec = _spec(source)
+        return replace(spec, path=draw_worlds(spec.path, sampler))
+    is_world = isinstance(source, str) and is_world_source(source)
+    return world_rows(source, sampler=sampler) if is_world else source
+
+
 def _several(source: object) -> Sequence[Any] | None:
     """The sources of a list of sources; None for any other source, a list of rows included."""
     if not isinstance(source, list | tuple) or not source:
@@ -160,6 +174,8 @@ def _locate(
         number: its place among several, whose origins need longer names; None if it is alone.
     """
     source = spec.path
+    if isinstance(source, str) and is_world_source(source):
+        source = world_rows(source)
     if isinstance(source, str | os.PathLike):
         return _locate_named(os.fspath(source), spec, split, prefer, alone=number is None)
     if spec.config is not None:

@@ -17,7 +17,6 @@ from tokenratio.data.columns import Columns
 from tokenratio.data.messages import messages_in
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
-from tokenratio.data.worlds import is_world_source, world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
 
@@ -167,8 +166,6 @@ def reference_generations(
     Raises:
         TokenRatioError: a row without a usable prompt or response, named by its origin.
     """
-    if isinstance(source, str) and is_world_source(source):
-        source = world_rows(source)
     settings = settings_digest({"source": str(source), "split": split, "column": column})
     prompts = read_prompts(source, split=split, columns=columns)
     generations = []

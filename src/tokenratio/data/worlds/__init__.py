@@ -8,6 +8,7 @@ A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `c
 """
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
@@ -68,6 +69,12 @@ def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str,
         For `pairs`, preference rows; for `corpus`, rows with prompt and completion; for `prompts`,
         rows with a prompt.
     """
+    # A source is read several times in a run: for its splits, its tokenizer, its rows.
+    rows = _own_rows(source) if sampler is None else _rows(source, sampler)
+    return [dict(row) for row in rows]
+
+
+def _rows(source: str, sampler: Sampler | None) -> list[dict[str, Any]]:
     name, kind, num, options = _parse(source)
     world = WORLDS[name]
     if kind == "pairs":
@@ -75,6 +82,11 @@ def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str,
     if kind == "corpus":
         return world.sft_corpus(num, **options)
     return [{"prompt": prompt} for prompt in world.prompts(num, **options)]
+
+
+@lru_cache(maxsize=4)
+def _own_rows(source: str) -> list[dict[str, Any]]:
+    return _rows(source, None)
 
 
 def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
