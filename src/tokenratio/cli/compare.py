@@ -7,16 +7,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import describe, read_flags
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.measures import Measure, PolicyMeasures
 from tokenratio.run_folder import replace_text
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import option
 
 if TYPE_CHECKING:  # scipy is imported by who compares
     from tokenratio.evaluation.comparison import Comparison, PolicyValues
 
-HELP = """usage: tokenratio compare A B ... [--flag value ...]
+USAGE = """usage: tokenratio compare A B ... [--flag value ...]
 
 Each is a folder that `tokenratio evaluate` wrote for a policy, or NAME=FOLDER,FOLDER,... for the
 training seeds of one method. Differences are paired by prompt, and by seed where there are several;
@@ -83,16 +83,9 @@ class Entry:
         return PolicyValues(self.name, values, prompts, seeds if len(self.runs) > 1 else None)
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    if "--help" in argv or "-h" in argv:
-        print(f"{HELP}\n{describe(fields_of(CompareOptions))}")
-        return 0
-    positional, flags = read_flags(argv, fields_of(CompareOptions))
-    options = build(CompareOptions, flags, "compare")
-    if len(positional) < 2:
-        raise TokenRatioError(f"needs two policies or more: {HELP.splitlines()[0]}")
-    entries = [_entry(given) for given in positional]
+def report_comparisons(policies: list[str], options: CompareOptions) -> int:
+    """Print every comparison; the exit code says whether what `require` names holds."""
+    entries = [_entry(given) for given in policies]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise TokenRatioError("two policies have one name: give names, as in a=FOLDER b=FOLDER")
@@ -117,6 +110,16 @@ def run(argv: list[str]) -> int:
         if measure.name == options.require and comparison.name_a == entries[0].name
     ]
     return 0 if all(_is_better(*each) for each in required) else 1
+
+
+COMMAND = Command(
+    USAGE,
+    report_comparisons,
+    argument="two policies or more",
+    several=True,
+    least=2,
+    options=(CompareOptions,),
+)
 
 
 def compare(

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import option
 
-HELP = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
+USAGE = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
 
 FILE has one of three formats, recognised by its first record: our generations (JSON lines),
 AlpacaEval's model outputs (JSON), FastChat's answers to MT-Bench (JSON lines).
@@ -42,14 +42,11 @@ class ConvertOptions:
             raise TokenRatioError(f"turn must be at least 1, not {self.turn}")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(ConvertOptions), argument="one file")
-    if command is None:
-        return 0
-    given, flags = command
-    options = build(ConvertOptions, flags, "convert")
+def convert_file(path: str, options: ConvertOptions) -> None:
+    """Convert one file; prints what was written."""
     from tokenratio.cli.answer_files import convert
 
-    print(convert(given, options))
-    return 0
+    print(convert(path, options))
+
+
+COMMAND = Command(USAGE, convert_file, argument="one file", options=(ConvertOptions,))

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TemplateOptions, template_of
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import option
 
-HELP = """usage: tokenratio inspect-data SOURCE [--flag value ...]
+USAGE = """usage: tokenratio inspect-data SOURCE [--flag value ...]
 
 SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths are in words.
 """
@@ -35,13 +35,8 @@ class InspectOptions(TemplateOptions):
             raise TokenRatioError(f"num_rows must not be negative, not {self.num_rows}")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(InspectOptions), argument="one source")
-    if command is None:
-        return 0
-    source, flags = command
-    options = build(InspectOptions, flags, "inspect-data")
+def inspect_data(source: str, options: InspectOptions) -> None:
+    """Print rows of a source and its report."""
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import inspect_source
 
@@ -67,4 +62,6 @@ def run(argv: list[str]) -> int:
             generation_ends=ends,
         )
     )
-    return 0
+
+
+COMMAND = Command(USAGE, inspect_data, argument="one source", options=(InspectOptions,))

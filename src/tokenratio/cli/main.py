@@ -8,7 +8,7 @@ from typing import NoReturn
 from tokenratio import __version__
 from tokenratio.errors import TokenRatioError
 
-# Each module has HELP and run(argv) -> exit code. Modules are imported when called for, and import
+# Each module has a COMMAND. Modules are imported when called for, and import
 # torch only after the command line has been checked.
 COMMANDS = {
     "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
         check_known(argv[:1], COMMANDS, "command")
         module = import_module(COMMANDS[argv[0]][0])
-        code = int(module.run(argv[1:]))
+        code = int(getattr(module, "COMMAND", module).run(argv[1:]))
         sys.stdout.flush()
         return code
     except TokenRatioError as error:

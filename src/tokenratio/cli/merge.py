@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenratio.cli.arguments import describe, read_flags
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import option
 
-HELP = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag value ...]
+USAGE = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag value ...]
 
 Joins adapters and the model they were trained on into a plain model with its tokenizer, which needs
 no peft to be loaded. ADAPTER is a folder or hub name; one whose base is an adapter brings that
@@ -36,36 +36,20 @@ class MergeOptions:
             raise TokenRatioError(f"{self.output} already exists: choose another --output")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    fields = fields_of(MergeOptions)
-    if "--help" in argv or "-h" in argv:
-        print(f"{HELP}\n{describe(fields)}")
-        return 0
-    adapters, flags = read_flags(argv, fields)
-    if not adapters:
-        raise TokenRatioError(f"needs an adapter: {HELP.splitlines()[0]}")
-    options = build(MergeOptions, flags, "merge")
-    from tokenratio.cli.terminal import quiet_libraries
-
-    quiet_libraries()
-    print(merge(adapters, options))
-    return 0
-
-
-def merge(adapters: Sequence[str], options: MergeOptions) -> str:
-    """Join and save; returns what was done, in words.
+def merge(adapters: Sequence[str], options: MergeOptions) -> None:
+    """Merge and save; prints what was done.
 
     Raises:
-        TokenRatioError: a name that is no adapter, or adapters that do not fit.
+        TokenRatioError: a name that is not an adapter, or adapters that do not fit together.
     """
     import shutil
 
-    from tokenratio.cli.terminal import user_mistakes
+    from tokenratio.cli.terminal import quiet_libraries, user_mistakes
     from tokenratio.models.adapters import load_adapter, merge_adapters
     from tokenratio.models.loading import load_model, load_tokenizer
     from tokenratio.models.provenance import absolute, chain_of, origin_of, saved_adapter
 
+    quiet_libraries()
     if not chain_of(adapters[0])[2]:
         raise TokenRatioError(f"{adapters[0]} is not an adapter: there is nothing to merge")
     notes = []
@@ -89,4 +73,9 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> str:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # half a model is not to be taken for one
             raise
-    return "\n".join([*notes, f"{joined}: merged in {options.dtype}, saved in {folder}"])
+    print(*notes, f"{joined}: merged in {options.dtype}, saved in {folder}", sep="\n")
+
+
+COMMAND = Command(
+    USAGE, merge, argument="one adapter or more", several=True, options=(MergeOptions,)
+)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import read_command
-from tokenratio.settings import build, fields_of, option
+from tokenratio.cli.command import Command
+from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from tokenratio.losses import Method
 
-HELP = """usage: tokenratio methods [--markdown true]
+USAGE = """usage: tokenratio methods [--markdown true]
 
 Every method that `loss` can name. R_t is the ratio of rejected over chosen at step t
 (docs/method.md §2).
@@ -30,13 +30,12 @@ class MethodsOptions:
     markdown: bool = option(False, "As the table of docs/methods.md.")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(MethodsOptions), argument=None)
-    if command is None:
-        return 0
-    print(markdown_table() if build(MethodsOptions, command[1], "methods").markdown else listing())
-    return 0
+def print_methods(options: MethodsOptions) -> None:
+    """Print every method, as paragraphs or as a table."""
+    print(markdown_table() if options.markdown else listing())
+
+
+COMMAND = Command(USAGE, print_methods, options=(MethodsOptions,))
 
 
 def markdown_table() -> str:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.settings import build, check_known, fields_of, option
+from tokenratio.settings import check_known, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig
     from tokenratio.training.trainer import TokenRatioTrainer
 
-HELP = """usage: tokenratio quickstart [--flag value ...]
+USAGE = """usage: tokenratio quickstart [--flag value ...]
 
 Trains a small policy on the review world by SFT, draws preference pairs from it, aligns it with
 TBPO-A, and evaluates both on held-out prompts and pairs. A few minutes on two cores.
@@ -58,16 +58,15 @@ class QuickstartOptions:
             raise TokenRatioError(f"flip_rate must lie in [0, 1], not {self.flip_rate}")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(QuickstartOptions), argument=None)
-    if command is None:
-        return 0
+def run_quickstart(options: QuickstartOptions) -> None:
+    """Run it with the libraries quiet."""
     from tokenratio.cli.terminal import quiet_libraries
 
     quiet_libraries()
-    quickstart(build(QuickstartOptions, command[1], "quickstart"))
-    return 0
+    quickstart(options)
+
+
+COMMAND = Command(USAGE, run_quickstart, options=(QuickstartOptions,))
 
 
 def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":

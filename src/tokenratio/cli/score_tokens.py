@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TemplateOptions, template_of
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import option
 
-HELP = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
+USAGE = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
 
 Computes log p+ - log p- of every response token and keeps it in a folder, which token_scores names
 to the losses that read it. SOURCE is a file, a folder, a hub name or a world; run again with
@@ -71,13 +71,8 @@ class ScoreOptions(TemplateOptions):
             )
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, fields_of(ScoreOptions), argument="one source of pairs")
-    if command is None:
-        return 0
-    source, flags = command
-    options = build(ScoreOptions, flags, "score-tokens")
+def score_source(source: str, options: ScoreOptions) -> None:
+    """Score every token of a source's pairs and add the scores to the output folder."""
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.data.contrast import with_prompt_template
@@ -149,7 +144,9 @@ def run(argv: list[str]) -> int:
         scores = before.joined(scores)
     scores.save(folder)
     print(f"{len(scores.values)} rows in {folder}; train with --token_scores {folder}")
-    return 0
+
+
+COMMAND = Command(USAGE, score_source, argument="one source of pairs", options=(ScoreOptions,))
 
 
 def _check_tokenizers(options: ScoreOptions) -> None:
