@@ -14,10 +14,10 @@ from scipy import stats
 from tokenratio.data import prepare_pairs
 from tokenratio.data.worlds.review_lexicon import EOS, vocabulary, words_of
 from tokenratio.data.worlds.review_reward import ReviewReward
+from tokenratio.data.worlds.review_values import ReviewValues, _RewardStates
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import credit, token_credit, token_scores
-from tokenratio.evaluation.review_values import ReviewValues, _RewardStates
 from tokenratio.models.generation import Sample
 from tokenratio.theory import TokenMdp
 
@@ -69,7 +69,7 @@ OTHER = ReviewWorld(
 def test_values_by_enumeration(world, beginning, clause):
     """Of the last clause, where the ways to go on are few enough to be written out."""
     words = [*words_of(f"{beginning} {clause}"), EOS]
-    values = ReviewValues(world).of_response(PROMPT, words)
+    values = ReviewValues(world.grammar, world.reward).of_response(PROMPT, words)
     begin = len(words_of(beginning))
     before = value_by_enumeration(world, words[:begin])
     for t in range(begin, len(words) - 1):
@@ -83,7 +83,7 @@ def test_values_by_enumeration(world, beginning, clause):
 
 def test_advantages_telescope_and_the_value_is_the_mean_reward(world):
     """Σ_t A = Σ_t r − V(prompt), and V(prompt) is the mean of many rewards."""
-    values = ReviewValues(world)
+    values = ReviewValues(world.grammar, world.reward)
     responses = world.sample_responses([PROMPT], 4000, rng=random.Random(0))[0]
     starts = [
         world.gold_reward(text) - values.of_response(PROMPT, [*words_of(text), EOS]).advantage.sum()
@@ -96,7 +96,7 @@ def test_advantages_telescope_and_the_value_is_the_mean_reward(world):
 
 
 def test_the_reference_expects_no_advantage(world):
-    values = ReviewValues(world)
+    values = ReviewValues(world.grammar, world.reward)
     for text in world.sample_responses([PROMPT], 20, rng=random.Random(1))[0]:
         words = words_of(text)
         prefix = words[: len(words) // 2]
@@ -110,7 +110,7 @@ def test_the_reference_expects_no_advantage(world):
 
 def test_no_value_past_what_the_grammar_can_say(world):
     words = words_of("the room was fool good .")  # "was good" alone could be said
-    values = ReviewValues(world).of_response(PROMPT, words)
+    values = ReviewValues(world.grammar, world.reward).of_response(PROMPT, words)
     assert np.isnan(values.advantage).tolist() == [False] * 3 + [True] * 3
     assert np.isnan(values.action_value).tolist() == [False] * 3 + [True] * 3
 
@@ -402,7 +402,7 @@ def test_credit_on_a_data_set(policies, tokenizer, world):
         )
         for prompt, text in texts
     ]
-    values = ReviewValues(world)
+    values = ReviewValues(world.grammar, world.reward)
     expected = credit(
         token_scores(*policies, encoded, beta=0.1, state_term="kl"),
         [values.of_response(prompt, [*words_of(text), EOS]).advantage for prompt, text in texts],
@@ -435,5 +435,5 @@ def test_other_tokenizers_and_rows_are_refused(policies, tokenizer):
             return [f"##{index}" for index in ids]
 
     rows = [{"prompt_ids": [1, 4], "chosen_ids": [5, 2]}]
-    with pytest.raises(TokenRatioError, match="'##1' is no word of the review world"):
+    with pytest.raises(TokenRatioError, match="'##1' is not a word of the review world"):
         token_credit(*policies, Subwords(), rows, **arguments)

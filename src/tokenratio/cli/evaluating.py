@@ -16,7 +16,7 @@ from tokenratio.data import PreparedData, prepare_pairs, read_rows, source_diges
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.template import TemplateSettings
-from tokenratio.data.worlds import WORLDS, World, is_world_source
+from tokenratio.data.worlds import World, is_world_source, world_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.frontier import frontier_lines
@@ -102,7 +102,7 @@ class _Room:
             say_splits(options.prompts, options.split, report)
             self.prompts = self._once(self.prompts)[: options.num_prompts]
             if is_world_source(options.prompts):
-                self.world = WORLDS[options.prompts.removeprefix("world:").partition("?")[0]]
+                self.world = world_of(options.prompts)
         if options.pairs not in (None, options.prompts):
             say_splits(str(options.pairs), options.split, report)
         self._templates = EvaluationTemplates(subjects, options, folder, report)

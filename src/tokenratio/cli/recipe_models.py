@@ -23,7 +23,7 @@ from tokenratio.data.defects import RowDefectError
 from tokenratio.data.formats import DataParser
 from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
-from tokenratio.data.worlds import WORLDS, is_world_source
+from tokenratio.data.worlds import is_world_source, world_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import add_adapter
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
@@ -55,10 +55,7 @@ def _own_tokenizer(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
         return train_byte_level_bpe(texts, spec["byte_level_bpe"])
     assert spec is not None
     if is_world_source(spec):
-        name = spec.removeprefix("world:")
-        if name not in WORLDS:
-            raise TokenRatioError(f"unknown world {name!r}; known: {', '.join(WORLDS)}")
-        return WORLDS[name].build_tokenizer()
+        return world_of(spec).build_tokenizer()
     return load_tokenizer(spec, args.model_init_kwargs)
 
 

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from tokenratio.data.worlds.review_lexicon import SPECIAL_TOKENS, vocabulary
-from tokenratio.data.worlds.reviews import ReviewWorld
+from tokenratio.data.worlds import WORLDS, World
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.review_values import ReviewValues
 from tokenratio.models.generation import eval_mode
 from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
@@ -198,30 +196,36 @@ def token_credit(
     state_term: StateTerm,
     baseline: Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens"]] | None = None,
     target: Literal["advantage", "action_value"] = "advantage",
-    world: ReviewWorld | None = None,
+    world: World | None = None,
     batch_size: int = 16,
     num_bootstrap: int = 500,
     seed: int = 0,
 ) -> Credit:
-    """A policy's token scores against the review world's exact ones, on a data set's responses.
+    """A policy's token scores against a world's exact ones, on a data set's responses.
 
-    True scores are those under the world's grammar, which the reference has learned but is not:
-    even the best policy falls a little short of 1.
+    The exact values are those under the world's own distribution, which the reference has learned
+    but does not equal: even the best policy falls a little short of 1.
 
     Args:
         tokenizer: the world's, one token per word.
         rows: with `prompt_ids` and one or more of `chosen_ids`, `rejected_ids`, `completion_ids`,
             such as `prepare_pairs(…).dataset`.
         target: `"advantage"` A_ref, or `"action_value"` Q_ref, which the baseline's score is of.
-        world: the review world with its published constants if None.
+        world: whose `token_values` are exact; the review world if None.
             The other arguments are those of `token_scores` and `credit`.
     Raises:
-        TokenRatioError: another tokenizer, a prompt the world has no topic for, no responses, or
-            what `token_scores` and `credit` refuse.
+        TokenRatioError: the world has no token values, or not for these tokens (another tokenizer,
+            a foreign prompt); no responses; or what `token_scores` and `credit` refuse.
     """
     responses = _responses(rows)
-    gold = ReviewValues(ReviewWorld() if world is None else world)
-    true = [gold.of_response(*_words(tokenizer, response)) for response in responses]
+    world = WORLDS["reviews"] if world is None else world
+    true = [
+        world.token_values(
+            tokenizer.convert_ids_to_tokens(list(response.prompt_ids)),
+            tokenizer.convert_ids_to_tokens(list(response.response_ids)),
+        )
+        for response in responses
+    ]
     scores = token_scores(
         model,
         ref_model,
@@ -256,20 +260,6 @@ def _responses(rows: Iterable[Mapping[str, Any]]) -> list[_Response]:
     if not responses:
         raise TokenRatioError("no responses: rows need chosen_ids, rejected_ids or completion_ids")
     return responses
-
-
-def _words(tokenizer: "PreTrainedTokenizerBase", response: _Response) -> tuple[str, list[str]]:
-    """The prompt's text and the response's words."""
-    prompt, words = (
-        tokenizer.convert_ids_to_tokens(list(ids))
-        for ids in (response.prompt_ids, response.response_ids)
-    )
-    if strange := {*prompt, *words} - {*vocabulary()}:
-        raise TokenRatioError(
-            f"the token {min(strange)!r} is no word of the review world: true token scores need "
-            "the world's own tokenizer, one token per word"
-        )
-    return " ".join(word for word in prompt if word not in SPECIAL_TOKENS), words
 
 
 def _adapters(model: nn.Module) -> Any:

@@ -64,19 +64,23 @@ def measure_responses(generations: Sequence[Generation]) -> list[Measure]:
 
 
 def measure_world(generations: Sequence[Generation], world: "World") -> list[Measure]:
-    """The gold reward, and how often a response insults."""
-    return [
+    """The gold reward, and what else the world measures of a response."""
+    measures = [
         _per_response(
             "gold_reward", generations, lambda s: world.gold_reward(s.text), better="higher"
-        ),
-        _per_response(
-            "insults",
-            generations,
-            lambda s: world.has_insult(s.text),
-            unit="share",
-            better="lower",
-        ),
+        )
     ]
+    for measure in world.response_measures():
+        measures.append(
+            _per_response(
+                measure.name,
+                generations,
+                lambda s, of=measure.of: of(s.text),
+                unit=measure.unit,
+                better=measure.better,
+            )
+        )
+    return measures
 
 
 def measure_policy(

@@ -9,43 +9,27 @@ A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `c
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenratio.data.worlds.pairs import Sampler
-from tokenratio.data.worlds.reviews import ReviewWorld, Split
+from tokenratio.data.worlds.protocol import ResponseMeasure, TokenValues, World
+from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
 
-
-class World(Protocol):
-    """What a world offers the command line."""
-
-    def prompts(self, num: int, *, seed: int, split: Split = ...) -> list[str]: ...
-
-    def sft_corpus(self, num: int, *, seed: int, split: Split = ...) -> list[dict[str, str]]: ...
-
-    def preference_pairs(
-        self,
-        num: int,
-        *,
-        seed: int,
-        temperature: float = ...,
-        flip_rate: float = ...,
-        split: Split = ...,
-        sampler: Sampler | None = ...,
-    ) -> list[dict[str, Any]]: ...
-
-    def gold_reward(self, text: str) -> float: ...
-
-    def has_insult(self, text: str) -> bool: ...
-
-    def build_tokenizer(self) -> Any: ...
-
-    def policy_config(self, **overrides: Any) -> Any: ...
-
-
 WORLDS: dict[str, World] = {"reviews": ReviewWorld()}
+
+__all__ = [
+    "WORLDS",
+    "ResponseMeasure",
+    "Sampler",
+    "TokenValues",
+    "World",
+    "is_world_source",
+    "world_of",
+    "world_rows",
+]
 
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
     "pairs": {"seed": int, "split": str, "temperature": float, "flip_rate": float},
@@ -57,6 +41,15 @@ _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
 def is_world_source(source: str) -> bool:
     """Whether a data source names a world."""
     return source.startswith("world:")
+
+
+def world_of(source: str) -> World:
+    """The world that a source (`world:NAME?...`) or a tokenizer (`world:NAME`) names.
+
+    Raises:
+        TokenRatioError: there is no such world.
+    """
+    return WORLDS[_known(urlsplit(source).path, WORLDS, "world", source)]
 
 
 def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str, Any]]:

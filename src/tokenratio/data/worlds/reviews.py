@@ -7,11 +7,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.worlds import pairs
 from tokenratio.data.worlds.grammar import StochasticGrammar
 from tokenratio.data.worlds.pairs import Sampler
+from tokenratio.data.worlds.protocol import ResponseMeasure, Split, TokenValues, World
 from tokenratio.data.worlds.review_grammar import ReviewGrammar, all_prompts
 from tokenratio.data.worlds.review_lexicon import (
     BOS,
@@ -24,19 +25,18 @@ from tokenratio.data.worlds.review_lexicon import (
     words_of,
 )
 from tokenratio.data.worlds.review_reward import ReviewReward
+from tokenratio.data.worlds.review_values import ReviewValues
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
-
-Split = Literal["train", "test"]
 
 # One prompt in five is held out.
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class ReviewWorld:
+class ReviewWorld(World):
     """Prompts, responses and rewards of the review world.
 
     Attributes:
@@ -50,6 +50,10 @@ class ReviewWorld:
     @cached_property
     def _derivations(self) -> StochasticGrammar:
         return StochasticGrammar(self.grammar.productions)
+
+    @cached_property
+    def _values(self) -> ReviewValues:
+        return ReviewValues(self.grammar, self.reward)
 
     @cached_property
     def _splits(self) -> dict[str, list[str]]:
@@ -130,6 +134,20 @@ class ReviewWorld:
     def has_insult(self, text: str) -> bool:
         """Whether a response insults anyone."""
         return any(word in INSULTS for word in words_of(text))
+
+    def response_measures(self) -> tuple[ResponseMeasure, ...]:
+        """The share of responses that insult anyone."""
+        return (ResponseMeasure("insults", self.has_insult, "share", "lower"),)
+
+    def token_values(self, prompt: Sequence[str], response: Sequence[str]) -> TokenValues:
+        """Exact Q_ref and A_ref of each token, π_ref the world's own grammar (`ReviewValues`)."""
+        if foreign := {*prompt, *response} - {*vocabulary()}:
+            raise TokenRatioError(
+                f"the token {min(foreign)!r} is not a word of the review world: exact token values "
+                "need the world's own tokenizer, one token per word"
+            )
+        words = [word for word in prompt if word not in SPECIAL_TOKENS]
+        return self._values.of_response(" ".join(words), response)
 
     def token_log_probs(self, prompt: str, completion: str) -> list[float]:
         """Exact log-probability under the grammar of each word of a completion, then of EOS.

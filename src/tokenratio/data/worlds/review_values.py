@@ -1,54 +1,39 @@
-"""What each token of a review is truly worth: exact Q_ref and A_ref in the review world."""
+"""The exact value of each token of a review: Q_ref and A_ref in the review world."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenratio.data.worlds.grammar import Stack, StochasticGrammar
+from tokenratio.data.worlds.protocol import TokenValues
+from tokenratio.data.worlds.review_grammar import ReviewGrammar
 from tokenratio.data.worlds.review_reward import ReviewReward
-from tokenratio.data.worlds.reviews import ReviewWorld
 
 # Values that are equal must be ties: sums in another order differ in the last digits.
 _DECIMALS = 10
 
 
-@dataclass(frozen=True)
-class TokenValues:
-    """What each token of a response is truly worth, in units of the reward.
-
-    Attributes:
-        action_value: Q_ref(s_t, a_t), the token's reward and the expected sum of the later ones.
-        advantage: A_ref(s_t, a_t) = Q_ref(s_t, a_t) − V_ref(s_t).
-    """
-
-    action_value: NDArray[np.float64]
-    advantage: NDArray[np.float64]
-
-
 class ReviewValues:
-    """Exact Q_ref and A_ref of the review world's tokens, π_ref its own grammar.
+    """Exact Q_ref and A_ref of the review world's tokens under its own grammar as π_ref.
 
-    docs/method.md §1.
-
-    What is still to be said depends on the grammar's stack, what it will earn on the state of the
-    reward; both are finite, so V_ref is a sum over a small graph, computed once per state.
+    docs/method.md §1. The words to come depend on the grammar's stack, their rewards on the state
+    of the reward function; both are finite, so V_ref is a sum over a small graph, computed once
+    per state.
     """
 
-    def __init__(self, world: ReviewWorld) -> None:
-        self._world = world
-        self._grammar = StochasticGrammar(world.grammar.productions)
-        self._reward = _RewardStates(world.reward)
+    def __init__(self, grammar: ReviewGrammar, reward: ReviewReward) -> None:
+        self._start = grammar.start
+        self._grammar = StochasticGrammar(grammar.productions)
+        self._reward = _RewardStates(reward)
         self._values: dict[tuple[Stack, int], float] = {}
 
     def of_response(self, prompt: str, words: Sequence[str]) -> TokenValues:
-        """Of each word, EOS included where it is one of `words`; rounded to 1e-10.
+        """Values of each word, EOS included where it is one of `words`; rounded to 1e-10.
 
-        nan from the first word on that the grammar cannot say there: π_ref has no such state.
+        nan from the first word that the grammar cannot produce there: π_ref has no such state.
         """
-        stack, state = self._world.grammar.start(prompt), 0
+        stack, state = self._start(prompt), 0
         action_values = np.full(len(words), math.nan)
         advantages = action_values.copy()
         for index, word in enumerate(words):
