@@ -15,7 +15,6 @@ from peft import LoraConfig, PeftModel
 from evaluation.loopback import KEY, Loopback
 from tiny import WORDS, tiny_model, tiny_tokenizer
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
-from tokenratio.cli.evaluate_options import subjects_of
 from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.errors import TokenRatioError
@@ -23,6 +22,7 @@ from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.judges import GoldJudge, LLMJudge
 from tokenratio.evaluation.measures import PolicyMeasures
 from tokenratio.evaluation.response_files import read_generations
+from tokenratio.evaluation.subjects import subjects_of
 from tokenratio.models.loading import load_model
 
 WORLD = WORLDS["reviews"]
@@ -334,7 +334,7 @@ def test_a_file_must_answer_these_prompts(house, capsys):
             "few.jsonl",
             "few.jsonl has no answer to 1 of 5 prompts, first test_dataset:4",
         ),
-        ("other.jsonl", "other.jsonl: test_dataset:0 answers another prompt"),
+        ("other.jsonl", "other.jsonl: the prompt of test_dataset:0 differs"),
     ):
         assert message in evaluate(capsys, given, "--prompts", PROMPTS, code=2)
         assert message in evaluate(capsys, *argv, "--against", given, code=2)
@@ -583,7 +583,7 @@ def test_suite(capsys, monkeypatch):
         (["free", "--prompts", "world:revews?prompts=3"], "no world 'revews'"),
         (["free", "--prompts", PROMPTS, "--num_samples", "0"], "num_samples must be at least 1"),
         (["free", "--prompts", PROMPTS, "--num_prompts", "0"], "num_prompts must be at least 1"),
-        (["free", "--prompts", PROMPTS, "--top_p", "0"], "top_p must lie above 0"),
+        (["free", "--prompts", PROMPTS, "--top_p", "0"], "top_p must be above 0"),
         (["free", "--prompts", PROMPTS, "--temperature", "-1"], "temperature must be 0 or"),
         (["free", "--prompts", PROMPTS, "--beta", "0"], "beta must be positive"),
         (["./none", "--prompts", PROMPTS], "cannot load ./none: there is no such folder"),
@@ -612,7 +612,10 @@ def test_suite(capsys, monkeypatch):
         (["free", "--prompts", PROMPTS, "--against", "fre"], "unknown run in --against 'fre'"),
         (["free", "--prompts", PROMPTS, "--against", "none.jsonl"], "cannot read none.jsonl"),
         (["free", "--prompts", PROMPTS, "--against", "column:chsen"], "column chsen is neither"),
-        (["free", "--prompts", "pairs.jsonl", "--against", "free"], "nobody compares with free"),
+        (
+            ["free", "--prompts", "pairs.jsonl", "--against", "free"],
+            "--against free has no effect without --judges",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_generate_nothing(argv, message, house, capsys):

@@ -10,10 +10,10 @@ import pytest
 from evaluation.loopback import KEY, Loopback, first_times
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.endpoint_options import ENDPOINT_FLAGS
-from tokenratio.cli.judges import LLMSettings
 from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
 from tokenratio.evaluation.judges import TEMPLATES
+from tokenratio.evaluation.judges.registry import LLMSettings
 from tokenratio.evaluation.response_files import read_generations, read_settings
 from tokenratio.evaluation.verdict_files import read_judgements
 

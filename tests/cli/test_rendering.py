@@ -260,10 +260,10 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
     config = json.loads(Path("rm/run.json").read_text())["config"]
     assert config["template_date"] == "2025-03-01"
     on("2025-03-02")
-    from tokenratio.cli.judges import JudgeContext, make_judge
     from tokenratio.data import prepare_pairs
     from tokenratio.data.chat import Conversation
     from tokenratio.data.template import TemplateSettings
+    from tokenratio.evaluation.judges.registry import JudgeContext, make_judge
 
     context = JudgeContext(None, None, Path(), Path("cache"), [])
     judge = make_judge("reward-model", {"model": "rm"}, context)
@@ -280,9 +280,9 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
 
 
 def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
-    from tokenratio.cli.judges import JudgeContext, make_judge
     from tokenratio.data.chat import Conversation
     from tokenratio.evaluation.judges.bradley_terry import Response
+    from tokenratio.evaluation.judges.registry import JudgeContext, make_judge
 
     tokenizer = model("policy", "qwen3")
     turns = [{"role": "user", "content": "word?"}]

@@ -1,8 +1,8 @@
 """`tokenratio evaluate RECIPE|RUN ...`: generate, judge, measure; every figure with its error."""
 
 from tokenratio.cli.arguments import describe, read_flags, read_yaml
-from tokenratio.cli.evaluate_options import EvaluateOptions
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.settings import build, fields_of
 
 HELP = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
@@ -27,11 +27,11 @@ def run(argv: list[str]) -> int:
     runs = positional or options.runs
     if not runs:
         raise TokenRatioError(f"needs a recipe with runs, or runs: {HELP.splitlines()[0]}")
-    from tokenratio.cli.evaluating import evaluate
-    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries
+    from tokenratio.evaluation import evaluate
     from tokenratio.evaluation.measures import table
 
     quiet_libraries()
-    policies = evaluate(runs, options)
+    policies = evaluate(runs, options, progress=is_terminal())
     print(table(policies))
     return 0

@@ -13,7 +13,8 @@ from tokenratio.cli.endpoint_options import (
     refuse_idle,
     split_flags,
 )
-from tokenratio.cli.judges import (
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.judges.registry import (
     JUDGES,
     ImplicitSettings,
     JudgeContext,
@@ -21,7 +22,6 @@ from tokenratio.cli.judges import (
     RewardModelSettings,
     make_judge,
 )
-from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TEMPLATE_FLAGS, TemplateOptions
 from tokenratio.settings import build, fields_of, option
 
@@ -151,7 +151,7 @@ def run(argv: list[str]) -> int:
     _check_flags(options.judge, flags)
     from tokenratio.cli.judge_summary import describe, summarize
     from tokenratio.cli.outputs import check_output, claim_output
-    from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.data.worlds import is_world_source
     from tokenratio.evaluation.judges.protocol import digest_of
     from tokenratio.evaluation.response_files import (
@@ -180,6 +180,7 @@ def run(argv: list[str]) -> int:
         cache=Path(options.cache).expanduser(),
         comparisons=comparisons,
         day=day_of_output(Path(ours_path)),
+        progress=is_terminal(),
     )
     judge = make_judge(options.judge, settings, context)
     if judge is None:  # people are asked; their sheet is written

@@ -73,11 +73,11 @@ def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":
     """SFT, pairs, alignment, evaluation; returns what was measured of both policies, by name."""
     from transformers import LlamaForCausalLM, set_seed
 
-    from tokenratio.cli.evaluate_options import EvaluateOptions
-    from tokenratio.cli.evaluating import evaluate
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.worlds import WORLDS
+    from tokenratio.evaluation import evaluate
     from tokenratio.evaluation.measures import table
+    from tokenratio.evaluation.options import EvaluateOptions
     from tokenratio.models.generation import policy_sampler
     from tokenratio.run_folder import replace_text
     from tokenratio.training.config import TokenRatioConfig
@@ -151,6 +151,7 @@ def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":
             seed=options.seed,
         ),
         report=lambda line: print(line) if "ALARM" in line else None,
+        progress=is_terminal(),
     )
     shown = [
         replace(policy, measures=tuple(filter(None, map(policy.named, _SHOWN))))

@@ -1,28 +1,37 @@
 """Judges: which of two responses to a prompt is better?
 
-`JUDGES` names them. Each is built from what it needs (a reward, a model, an endpoint, a file) and
-then answers any comparison; see `Judge`.
+Each judge is built from what it needs (a reward, a model, an endpoint, a file) and then answers any
+comparison; see `Judge`. The names below load what they need when they are first used.
 """
 
-from tokenratio.evaluation.judges.cache import VerdictCache
-from tokenratio.evaluation.judges.gold import GoldJudge
-from tokenratio.evaluation.judges.human import HumanJudge, write_sheet
-from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
-from tokenratio.evaluation.judges.llm import LLMJudge
-from tokenratio.evaluation.judges.protocol import Comparison, Judge, Verdict
-from tokenratio.evaluation.judges.reward_model import RewardModelJudge
-from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-JUDGES: dict[str, type[Judge]] = {
-    "gold": GoldJudge,
-    "reward-model": RewardModelJudge,
-    "implicit": ImplicitRewardJudge,
-    "llm": LLMJudge,
-    "human": HumanJudge,
+if TYPE_CHECKING:
+    from tokenratio.evaluation.judges.cache import VerdictCache
+    from tokenratio.evaluation.judges.gold import GoldJudge
+    from tokenratio.evaluation.judges.human import HumanJudge, write_sheet
+    from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
+    from tokenratio.evaluation.judges.llm import LLMJudge
+    from tokenratio.evaluation.judges.protocol import Comparison, Judge, Verdict
+    from tokenratio.evaluation.judges.reward_model import RewardModelJudge
+    from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
+
+_HOMES = {
+    "TEMPLATES": "templates",
+    "Comparison": "protocol",
+    "GoldJudge": "gold",
+    "HumanJudge": "human",
+    "ImplicitRewardJudge": "implicit",
+    "Judge": "protocol",
+    "JudgeTemplate": "templates",
+    "LLMJudge": "llm",
+    "RewardModelJudge": "reward_model",
+    "Verdict": "protocol",
+    "VerdictCache": "cache",
+    "write_sheet": "human",
 }
-
 __all__ = [
-    "JUDGES",
     "TEMPLATES",
     "Comparison",
     "GoldJudge",
@@ -36,3 +45,9 @@ __all__ = [
     "VerdictCache",
     "write_sheet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

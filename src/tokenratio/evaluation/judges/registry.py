@@ -29,6 +29,8 @@ class JudgeContext:
         cache: the file of paid answers.
         comparisons: what will be asked.
         day: what templates that write today's date take for today, if it is fixed.
+        report: receives what the user has to know or do.
+        progress: draw progress bars.
     """
 
     world: str | None
@@ -37,6 +39,8 @@ class JudgeContext:
     cache: Path
     comparisons: "Sequence[Comparison]"
     day: str | None = None
+    report: Callable[[str], None] = print
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ def _reward_model(settings: RewardModelSettings, context: JudgeContext) -> "Judg
     from tokenratio.run_folder import read_run_file
 
     tokenizer = load_tokenizer(settings.model)
-    tokenizer, template = template_of(settings, tokenizer, settings.model, day=context.day)
+    tokenizer, template = template_of(
+        settings, tokenizer, settings.model, day=context.day, report=context.report
+    )
     return RewardModelJudge.load(
         settings.model,
         {"device_map": str(default_device())},
@@ -174,7 +180,9 @@ def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
         raise TokenRatioError("judge implicit needs reference")
     policy, reference = load_model(settings.policy), load_model(name)
     tokenizer = load_tokenizer(settings.policy)
-    tokenizer, template = template_of(settings, tokenizer, settings.policy, day=context.day)
+    tokenizer, template = template_of(
+        settings, tokenizer, settings.policy, day=context.day, report=context.report
+    )
     return ImplicitRewardJudge(
         policy.to(device),
         tokenizer,
@@ -189,14 +197,18 @@ def _implicit(settings: ImplicitSettings, context: JudgeContext) -> "Judge":
 
 
 def _llm(settings: LLMSettings, context: JudgeContext) -> "Judge":
-    from tokenratio.cli.terminal import is_terminal
     from tokenratio.evaluation.endpoint import Endpoint
     from tokenratio.evaluation.judges import LLMJudge, VerdictCache
 
     def part(of: type) -> Any:
         return of(**{f.name: getattr(settings, f.name) for f in fields(of)})
 
-    endpoint = Endpoint(part(EndpointSettings), budget=part(Budget), progress=is_terminal())
+    endpoint = Endpoint(
+        part(EndpointSettings),
+        budget=part(Budget),
+        report=context.report,
+        progress=context.progress,
+    )
     return LLMJudge(
         endpoint,
         settings.template,
@@ -214,13 +226,13 @@ def _human(settings: HumanSettings, context: JudgeContext) -> "Judge | None":
         judge = HumanJudge(sheet, seed=settings.seed)
         strangers = judge.strangers(context.comparisons)
         if strangers:
-            print(
+            context.report(
                 f"{sheet}: {strangers} lines are of other comparisons than these, and not counted"
             )
         return judge
     sheet.parent.mkdir(parents=True, exist_ok=True)
     write_sheet(context.comparisons, sheet, seed=settings.seed)
-    print(f'{sheet}: fill in verdict with "1", "2" or "tie", then run the same again')
+    context.report(f'{sheet}: fill in verdict with "1", "2" or "tie", then run the same again')
     return None
 
 

@@ -1,0 +1,84 @@
+"""The judging stage: each policy's responses against the opponent's, with every judge."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenratio.evaluation.judges.protocol import Judge
+from tokenratio.evaluation.judges.registry import JudgeContext, kind_of, make_judge
+from tokenratio.evaluation.measures import Measure
+from tokenratio.evaluation.options import EvaluateOptions
+from tokenratio.evaluation.policy_measures import measure_judgements
+from tokenratio.evaluation.response_files import Generation
+from tokenratio.evaluation.verdict_files import judge_all, pair_up
+
+
+class JudgingStage:
+    """The judges of an evaluation; each is made once, so that a budget covers all policies.
+
+    Args:
+        reference: path of the reference, for judges that need one.
+        day: what chat templates take for today, if it is fixed.
+        report: receives what was kept of an earlier call and how the judging went.
+        progress: draw progress bars.
+    """
+
+    def __init__(
+        self,
+        options: EvaluateOptions,
+        *,
+        reference: str | None,
+        day: str | None,
+        is_world: bool,
+        report: Callable[[str], None],
+        progress: bool,
+    ) -> None:
+        self._options, self._report = options, report
+        self._reference, self._day, self._progress = reference, day, progress
+        default = {"gold": {}} if is_world else {}
+        given = default if options.judges is None else options.judges
+        self._settings = {name: settings or {} for name, settings in given.items()}
+        self._judges: dict[str, Judge] = {}
+
+    def measure(
+        self,
+        name: str,
+        generations: list[Generation],
+        opponents: list[Generation],
+        note: Callable[[str], None],
+    ) -> list[Measure]:
+        """Judge one policy and measure the outcome; judgements go to its folder.
+
+        Args:
+            name: of the policy.
+            note: receives what a reader of the measures has to know.
+        """
+        measures = []
+        comparisons = pair_up(generations, opponents)
+        folder = Path(self._options.output_dir)
+        for judge_name, settings in self._settings.items():
+            context = JudgeContext(
+                world=self._options.prompts,
+                reference=self._reference,
+                folder=folder / name,
+                cache=folder / "verdicts.sqlite",
+                comparisons=comparisons,
+                day=self._day,
+                report=self._report,
+                progress=self._progress,
+            )
+            judge = self._judges.get(judge_name) or make_judge(judge_name, settings, context)
+            if judge is None:
+                continue
+            is_human = kind_of(judge_name, settings) == "human"
+            if not is_human:  # people have a sheet for each policy
+                self._judges[judge_name] = judge
+            path = folder / name / f"judgements-{judge_name}.jsonl"
+            if is_human:  # the sheet is what is kept, and it may have been filled in further
+                path.unlink(missing_ok=True)
+            found = judge_all(
+                comparisons, judge, path, {"against": self._options.against}, report=self._report
+            )
+            measures += measure_judgements(
+                found, judge_name, order_matters=judge.order_matters, report=note
+            )
+        return measures

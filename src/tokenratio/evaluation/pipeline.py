@@ -1,0 +1,210 @@
+"""An evaluation from prompts to measures, in stages with files between them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tokenratio.data import describe_splits
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.backends import TransformersBackend
+from tokenratio.evaluation.frontier import frontier_lines
+from tokenratio.evaluation.judges.bradley_terry import weights_digest
+from tokenratio.evaluation.judging_stage import JudgingStage
+from tokenratio.evaluation.measures import Measure, PolicyMeasures, table
+from tokenratio.evaluation.model_pool import ModelPool
+from tokenratio.evaluation.model_stage import measure_model
+from tokenratio.evaluation.options import EvaluateOptions
+from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
+from tokenratio.evaluation.prompt_set import content_digests, read_prompt_set
+from tokenratio.evaluation.rendering import PolicyTemplates
+from tokenratio.evaluation.response_files import Generation, generate_all
+from tokenratio.evaluation.subjects import REFERENCE, Subject, subjects_of
+from tokenratio.models.loading import load_tokenizer
+from tokenratio.run_folder import METRICS_FILE, replace_text
+
+ModelMeasures = tuple[list[Measure], list[str]]
+
+
+def evaluate(
+    policies: Sequence[str | Path],
+    options: EvaluateOptions,
+    *,
+    report: Callable[[str], None] = print,
+    progress: bool = False,
+) -> list[PolicyMeasures]:
+    """Evaluate policies on the same prompts and pairs; the reference, if any, comes first.
+
+    Writes `NAME/generations.jsonl`, `NAME/judgements-JUDGE.jsonl` and `NAME/measures.json` for
+    each policy, and `table.md`, to `options.output_dir`. What an earlier call with the same
+    settings wrote of generations and judgements is reused.
+
+    Args:
+        policies: folders of runs, other models, or files of generations; each may be
+            `NAME=` one of these.
+        report: receives, line by line, what was reused and what a reader has to know.
+        progress: draw progress bars.
+    Raises:
+        TokenRatioError: a setting, model, file or judge cannot be used.
+    """
+    evaluation = _Evaluation(policies, options, report, progress)
+    found = evaluation.run()
+    lines = frontier_lines(found, REFERENCE)
+    notes = [f"{policy.policy}: {note}" for policy in found for note in policy.notes]
+    lines += [note for note in notes if "ALARM" in note]
+    text = table(found) + "\n" + "".join(f"\n{line}\n" for line in lines)
+    replace_text(Path(options.output_dir) / "table.md", text)
+    for line in [*notes, *(line for line in lines if "ALARM" not in line)]:
+        report(line)
+    return found
+
+
+class _Evaluation:
+    """The stages, and what its policies share: prompts, models, judges."""
+
+    def __init__(
+        self,
+        policies: Sequence[str | Path],
+        options: EvaluateOptions,
+        report: Callable[[str], None],
+        progress: bool,
+    ) -> None:
+        self._options, self._report, self._progress = options, report, progress
+        self._folder = Path(options.output_dir)
+        subjects = subjects_of(policies)
+        starts = filter(None, (subject.start for subject in subjects))
+        self._reference = options.reference or next(starts, None)
+        if self._reference is not None:
+            subjects = [Subject(REFERENCE, self._reference, {}), *subjects]
+        options.check_policies([subject.name for subject in subjects])
+        self._subjects = subjects
+        for source in dict.fromkeys(filter(None, (options.prompts, options.pairs))):
+            for line in describe_splits(source, split=options.split):
+                report(line)
+        self._prompts = read_prompt_set(options, report)
+        self._templates = PolicyTemplates(subjects, options, report)
+        self._models = ModelPool([] if self._reference is None else [self._reference])
+        self._judges = JudgingStage(
+            options,
+            reference=self._reference,
+            day=self._templates.day,
+            is_world=self._prompts.world is not None,
+            report=report,
+            progress=progress,
+        )
+
+    def run(self) -> list[PolicyMeasures]:
+        """Each model runs once, for its responses and measures; judges need only the responses."""
+        opponents = self._prompts.given_opponents(self._options)
+        generations: dict[str, list[Generation]] = {}
+        of_models: dict[str, ModelMeasures] = {}
+        # Files first: what is wrong with one should show before anything is computed.
+        for subject in sorted(self._subjects, key=lambda subject: not subject.is_file):
+            if subject.is_file:
+                generations[subject.name] = self._prompts.given(subject.path)
+            else:
+                generations[subject.name], of_models[subject.name] = self._run_model(subject)
+        opponents = opponents or generations.get(self._options.against)
+        contents = content_digests(self._prompts, self._options)
+        return [
+            self._measure(
+                subject,
+                generations[subject.name],
+                of_models.get(subject.name),
+                opponents,
+                contents,
+            )
+            for subject in self._subjects
+        ]
+
+    def _run_model(self, subject: Subject) -> tuple[list[Generation], ModelMeasures]:
+        """A policy's responses, and what takes its model to measure."""
+        options = self._options
+        ref_model = None
+        if self._reference is not None and subject.name != REFERENCE:
+            ref_model = self._models.model(self._reference)
+        try:
+            model = self._models.model(subject.path)
+        except TokenRatioError as error:
+            if subject.name != REFERENCE or options.reference is not None:
+                raise
+            raise TokenRatioError(
+                f"{error}: it is the recorded reference of the runs; give --reference"
+            ) from None
+        tokenizer, template = self._templates.of(subject.path, load_tokenizer(subject.path))
+        generations: list[Generation] = []
+        if self._prompts.prompts:
+            backend = TransformersBackend(
+                model,
+                tokenizer,
+                max_new_tokens=options.max_new_tokens,
+                max_prompt_length=options.max_prompt_length,
+                template=template,
+                num_samples=options.num_samples,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+                batch_size=options.batch_size,
+                progress=self._progress,
+            )
+            settings = backend.settings() | {"prompts": options.prompts, "split": options.split}
+            settings |= {"weights": weights_digest(model)}  # a folder may have been trained again
+            path = self._folder / subject.name / "generations.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generations = generate_all(
+                self._prompts.prompts, backend, path, settings, report=self._report
+            )
+        of_model = measure_model(
+            subject,
+            model,
+            tokenizer,
+            template,
+            generations,
+            options,
+            ref_model=ref_model,
+            reference_path=self._reference,
+        )
+        return generations, of_model
+
+    def _measure(
+        self,
+        subject: Subject,
+        generations: list[Generation],
+        of_model: ModelMeasures | None,
+        opponents: list[Generation] | None,
+        contents: Mapping[str, str],
+    ) -> PolicyMeasures:
+        """All measures of one policy, written to its folder."""
+        measures: list[Measure] = []
+        notes: list[str] = []
+        if generations:
+            if self._prompts.world is not None:
+                measures += measure_world(generations, self._prompts.world)
+            if subject.name != self._options.against and opponents is not None:
+                measures += self._judges.measure(subject.name, generations, opponents, notes.append)
+            measures += measure_responses(generations)
+        if of_model is not None:
+            measures += of_model[0]
+            notes += of_model[1]
+        if (Path(subject.path) / METRICS_FILE).is_file():
+            try:
+                found, sentences = measure_log(Path(subject.path))
+            except TokenRatioError as error:
+                found, sentences = [], [f"its stability is not measured: {error}"]
+            measures += found
+            notes += sentences
+        settings = {
+            **asdict(self._options),
+            "template_date": self._templates.written_day,
+            "reference": self._reference,
+            "path": subject.path,
+        }
+        policy = PolicyMeasures(
+            subject.name,
+            subject.loss or subject.name,
+            settings,
+            tuple(measures),
+            tuple(notes),
+            contents,
+        )
+        policy.save(self._folder / subject.name)
+        return policy
