@@ -12,7 +12,6 @@ from tokenratio.models.reference import Reference
 from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.models.token_requests import answer_token_requests
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.data_pipeline import make_collators
 from tokenratio.training.forward import Forward
 
 
@@ -39,7 +38,7 @@ def ours(method: str, *, prune: bool = True, share: bool = True) -> Callable[[Mo
         forward = Forward(
             config, models.inner, Reference.frozen(models.reference, "benchmark"), None, baseline
         )
-        collate, _ = make_collators(config, 0, [models.inner, models.reference])
+        collate, _ = config.objective.collators(0, [models.inner, models.reference])
         if not prune:
             collate = replace(collate, prune=False)
 

@@ -590,9 +590,10 @@ FAULTS = (
     ),
     Fault(
         "trainer: mean of batch means under accumulation",
-        "training/trainer.py",
-        "else self.accelerator.num_processes / num_items_in_batch",
-        "else 1 / (self._weight(inputs) * self.args.gradient_accumulation_steps)",
+        "training/pair_trainer.py",
+        "processes, weight = self.accelerator.num_processes, num_items_in_batch",
+        "processes, weight = 1, self.args.objective.weight(inputs) "
+        "* self.args.gradient_accumulation_steps",
         (TRAINER,),
     ),
     Fault(

@@ -15,7 +15,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.foreign_names import advice, loss_name
 from tokenratio.losses import METHODS
 from tokenratio.settings import check_known
-from tokenratio.training.reward_model import RewardConfig, RewardTrainer
+from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
 KNOWN = recipe_fields()
 INHERITED = {field.name for field in dataclasses.fields(TrainingArguments)}

@@ -21,7 +21,7 @@ from tokenratio.losses import METHODS
 from tokenratio.settings import fields_of
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.method_settings import METHOD_NAMES
-from tokenratio.training.reward_model import RewardConfig
+from tokenratio.training.reward_trainer import RewardConfig
 
 # What the child process runs: each command line, its exit code and output, the modules it loaded.
 CHILD = """
@@ -96,7 +96,7 @@ def test_usage_errors_need_no_framework(argv, message, answers):
     ("module", "cls"),
     [
         ("tokenratio.training.config", TokenRatioConfig),
-        ("tokenratio.training.reward_model", RewardConfig),
+        ("tokenratio.training.reward_trainer", RewardConfig),
         ("transformers.training_args", TrainingArguments),
         ("peft.tuners.lora.config", LoraConfig),
     ],

@@ -8,7 +8,8 @@ from tokenratio import TokenRatioConfig
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import load_model
 from tokenratio.models.pretrained_arguments import loading_arguments, read_init_kwargs
-from tokenratio.training.reward_model import RewardConfig, load_reward_model
+from tokenratio.models.reward_model import load_reward_model
+from tokenratio.training.reward_trainer import RewardConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data.worlds import world_rows
 from tokenratio.errors import TokenRatioError
-from tokenratio.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
+from tokenratio.models.reward_model import load_reward_model
+from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
 PAIRS = word_pairs(5, seed=1)
 

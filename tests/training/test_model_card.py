@@ -14,8 +14,9 @@ from transformers.trainer_utils import HubStrategy
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
+from tokenratio.models.reward_model import build_reward_model
 from tokenratio.training.model_card import model_card, own_settings
-from tokenratio.training.reward_model import RewardConfig, RewardTrainer, build_reward_model
+from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 

@@ -17,13 +17,8 @@ from tokenratio.data import PairCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.bradley_terry import Response
 from tokenratio.evaluation.judges.reward_model import RewardModelJudge
-from tokenratio.training.reward_model import (
-    RewardConfig,
-    RewardTrainer,
-    bradley_terry_loss,
-    load_reward_model,
-    with_padding,
-)
+from tokenratio.models.reward_model import load_reward_model, with_padding
+from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer, bradley_terry_loss
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 TINY |= {"num_attention_heads": 2, "max_position_embeddings": 64}

@@ -9,11 +9,10 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.losses import METHODS
+from tokenratio.models.reward_model import load_reward_model
 from tokenratio.training import arguments, run_checks
 from tokenratio.training.metrics import GREATER_IS_BETTER, greater_is_better
-from tokenratio.training.objective import evaluated_metrics
-from tokenratio.training.reward_model import RewardConfig, RewardTrainer, load_reward_model
-from tokenratio.training.reward_model import evaluated_metrics as reward_metrics
+from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
 BESIDE = {"runtime", "samples_per_second", "steps_per_second", "epoch"}
 BEST = {
@@ -62,7 +61,7 @@ def test_the_metrics_named_beforehand_are_those_an_evaluation_reports(settings, 
     args = config(tmp_path, reference_cache_dir=str(tmp_path), **settings)
     reported = trainer_of(args).evaluate()
     names = {name.removeprefix("eval_") for name in reported} - BESIDE
-    assert names - {"model_preparation_time"} == set(evaluated_metrics(args))
+    assert names - {"model_preparation_time"} == set(args.evaluated_metrics())
 
 
 def test_the_metrics_of_a_reward_model_likewise(tmp_path):
@@ -72,14 +71,14 @@ def test_the_metrics_of_a_reward_model_likewise(tmp_path):
     pairs = word_pairs(8)
     trainer = RewardTrainer(model, args, pairs, pairs, processing_class=tiny_tokenizer())
     names = {name.removeprefix("eval_") for name in trainer.evaluate()} - BESIDE
-    assert names - {"model_preparation_time"} == set(reward_metrics(args))
+    assert names - {"model_preparation_time"} == set(args.evaluated_metrics())
 
 
 def test_every_metric_has_a_direction_or_asks_for_one(tmp_path):
     losses = [*METHODS, "sft"]
     measured = {
-        name for loss in losses for name in evaluated_metrics(config(tmp_path, loss=loss))
-    } | set(evaluated_metrics(config(tmp_path, sft_weight=0.1)))
+        name for loss in losses for name in config(tmp_path, loss=loss).evaluated_metrics()
+    } | set(config(tmp_path, sft_weight=0.1).evaluated_metrics())
     assert measured == set(GREATER_IS_BETTER)
 
 
@@ -193,7 +192,7 @@ def test_an_evaluation_needs_data(tmp_path):
     for kind in (TokenRatioConfig, RewardConfig):
         args = config(tmp_path, kind, eval_strategy="steps", eval_steps=1)
         with pytest.raises(TokenRatioError, match="eval_strategy steps needs an eval_dataset"):
-            run_checks.check_run(args, kind, lambda args: ["loss"], None)
+            run_checks.check_run(args, kind, None)
 
 
 def test_early_stopping_needs_something_to_compare(tmp_path):

@@ -27,8 +27,7 @@ from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import read_run_file, replace_text
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.data_pipeline import encode_source
-from tokenratio.training.data_settings import Role
+from tokenratio.training.data_settings import Role, encode_source
 from tokenratio.training.token_contrast import (
     ContrastSide,
     TokenContrast,

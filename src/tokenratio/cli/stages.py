@@ -19,7 +19,6 @@ from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import EVAL_FILE, replace_text
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.objective import evaluated_metrics
 from tokenratio.training.run_checks import check_settings
 from tokenratio.training.trainer import TokenRatioTrainer
 
@@ -42,11 +41,7 @@ def check_stages(*stages: Stage, dry: bool) -> None:
     for stage in stages:
         if not dry:
             check_machine(stage.args)
-        check_settings(
-            stage.args,
-            measured=evaluated_metrics(stage.args),
-            eval_dataset=stage.eval_dataset,
-        )
+        check_settings(stage.args, stage.eval_dataset)
 
 
 def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -27,8 +27,7 @@ from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
 from tokenratio.run_folder import mask_secrets, replace_text
 from tokenratio.training.adapter_settings import peft_config_of
-from tokenratio.training.data_pipeline import encode_source
-from tokenratio.training.data_settings import Role
+from tokenratio.training.data_settings import Role, encode_source
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.run_checks import refuse_dtype
 

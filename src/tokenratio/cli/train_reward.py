@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tokenratio.evaluation.held_out_pairs import PairScores
-    from tokenratio.training.reward_model import RewardConfig, RewardTrainer
+    from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
 HELP = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
 
@@ -51,7 +51,7 @@ def reward_fields() -> dict[str, Field]:
         name: recipe[name] if text is None else replace(recipe[name], help=text)
         for name, text in _RECIPE_KEYS.items()
     }
-    return chosen | declared_fields("tokenratio.training.reward_model", "RewardConfig")
+    return chosen | declared_fields("tokenratio.training.reward_trainer", "RewardConfig")
 
 
 def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -70,7 +70,7 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
 def resolve(path: str, flags: dict[str, Any]) -> tuple[Recipe, "RewardConfig"]:
     """A recipe with every default filled in; see `read_recipe`."""
     from tokenratio.cli.terminal import is_terminal
-    from tokenratio.training.reward_model import RewardConfig
+    from tokenratio.training.reward_trainer import RewardConfig
 
     recipe, settings = read_recipe(path, flags)
     if settings.get("output_dir") is None:
@@ -86,11 +86,11 @@ def train_reward(recipe: Recipe, args: "RewardConfig") -> "PairScores | None":
     from tokenratio.cli.terminal import training, user_mistakes
     from tokenratio.data import source_name
     from tokenratio.training.arguments import check_machine
-    from tokenratio.training.reward_model import RewardTrainer, evaluated_metrics
+    from tokenratio.training.reward_trainer import RewardTrainer
     from tokenratio.training.run_checks import check_settings
 
     check_machine(args)
-    check_settings(args, measured=evaluated_metrics(args), eval_dataset=recipe.eval_dataset)
+    check_settings(args, recipe.eval_dataset)
     resume = args.resume_from_checkpoint
     if resume is not None and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
@@ -129,7 +129,7 @@ def _starting_model(
 ) -> "PreTrainedModel":
     from tokenratio.cli.recipe_models import config_of
     from tokenratio.cli.terminal import user_mistakes
-    from tokenratio.training.reward_model import build_reward_model, load_reward_model
+    from tokenratio.models.reward_model import build_reward_model, load_reward_model
 
     if recipe.model is not None:
         return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)

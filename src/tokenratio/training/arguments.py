@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
@@ -17,6 +17,9 @@ from tokenratio.models.device import can_pin_memory, default_device
 from tokenratio.models.pretrained_arguments import read_init_kwargs
 from tokenratio.names import require_choice
 from tokenratio.training.metrics import greater_is_better
+
+if TYPE_CHECKING:
+    from tokenratio.training.pair_config import PairConfig
 
 # Each setting that does not go with these trainers: the values it may have, and why no other.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -56,12 +59,7 @@ _CHOICES: dict[str, type[Enum]] = {
 }
 
 
-def resolve_arguments(
-    args: TrainingArguments,
-    theirs: Callable[[], None],
-    *,
-    only: Mapping[str, tuple[tuple[Any, ...], str]] | None = None,
-) -> None:
+def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     """Check the settings and let transformers fill in its defaults, without asking for a GPU.
 
     A recipe for a GPU can be checked on a laptop: bfloat16 runs on a CPU too, and what the machine
@@ -69,11 +67,10 @@ def resolve_arguments(
 
     Args:
         theirs: `TrainingArguments.__post_init__` of `args`.
-        only: more settings like `_ONLY`.
     Raises:
         TokenRatioError: a setting that is not supported, or a value that it cannot have.
     """
-    for name, (allowed, why) in {**_ONLY, **(only or {})}.items():
+    for name, (allowed, why) in _ONLY.items():
         value = getattr(args, name)
         if value not in allowed:
             raise TokenRatioError(f"{name} must be {_say(allowed[0])}, not {_say(value)}: {why}")

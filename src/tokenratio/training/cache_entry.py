@@ -8,12 +8,13 @@ their SHA-256 whenever a run opens it.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
+from datasets import List, Value
 from safetensors import safe_open
 from torch import Tensor
 
@@ -80,6 +81,15 @@ class ReferenceCache:
             for pair, length in zip(pairs, lengths, strict=True)
         ]
         return {f"ref_{self.what}": torch.cat(flat)}
+
+    def attach(self, data: PreparedData) -> PreparedData:
+        """The rows with two more columns, `chosen_ref_log_probs` and `rejected_ref_log_probs`."""
+        dataset, pairs = data.dataset, [self.log_probs(row) for row in range(len(data.dataset))]
+        for index, side in enumerate(SIDES):
+            values = [pair[index].numpy() for pair in pairs]
+            feature = List(Value("float32"))
+            dataset = dataset.add_column(f"{side}_ref_log_probs", values, feature=feature)
+        return replace(data, dataset=dataset)
 
     def _read(self, what: What, row: int) -> tuple[Tensor, Tensor]:
         if what != self.what:

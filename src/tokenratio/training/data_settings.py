@@ -1,23 +1,34 @@
 """The settings that say which rows of the data a run uses, and how they are prepared."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data import PreparedData, Selection
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import option
 from tokenratio.training.template_settings import ChatTemplateSettings, as_mapping
 
+if TYPE_CHECKING:
+    from tokenratio.training.pair_config import PairConfig
+
 Role: TypeAlias = Literal["train", "eval", "held_out"]
 
 
 @dataclass
 class DataSettings(ChatTemplateSettings):
-    """Which rows are trained on and evaluated, of policies and reward models alike.
+    """Which rows a run trains on and evaluates, and how long they may be."""
 
-    The classes that inherit it add `max_length`, `max_prompt_length` and `on_bad_row`.
-    """
+    max_length: int | None = option(
+        2048, "Tokens of prompt and response; responses are cut on the right."
+    )
+    max_prompt_length: int | None = option(None, "Tokens of the prompt; it is cut on the left.")
+    on_bad_row: str = option(
+        "skip", "Rows that cannot be used: skip (counted) or error.", choices=("skip", "error")
+    )
 
     train_split: str | None = option(
         None, "Split of the training sources that name none; default: train."
@@ -61,6 +72,12 @@ class DataSettings(ChatTemplateSettings):
         if self.dataset_num_proc < 1:
             raise TokenRatioError(
                 f"dataset_num_proc must be at least 1, not {self.dataset_num_proc}"
+            )
+        limit, prompt_limit = self.max_length, self.max_prompt_length
+        if limit is not None and prompt_limit is not None and prompt_limit >= limit:
+            raise TokenRatioError(
+                f"max_prompt_length must be less than max_length ({limit}), to leave room for a "
+                f"response, not {prompt_limit}"
             )
         self.columns = as_mapping("columns", self.columns, "{prompt: ask, chosen: good}")
         for role in ("train", "eval", "held_out"):
@@ -119,12 +136,22 @@ class DataSettings(ChatTemplateSettings):
         }
 
 
-def first_process_prepares(args: Any) -> AbstractContextManager[None]:
-    """Let one process of each machine prepare the data, and the others read it from the cache.
+def encode_source(
+    source: Any, tokenizer: PreTrainedTokenizerBase, args: "PairConfig", *, role: Role
+) -> PreparedData:
+    """The rows of a source that a run with these settings uses, for training and dry runs alike.
 
-    Args:
-        args: `DataSettings` that are `TrainingArguments` too.
+    One process of each machine prepares them, the others read them from the cache.
+
+    Raises:
+        TokenRatioError: see `prepare_pairs`.
     """
-    if args.data_cache_dir is None:
-        return nullcontext()
-    return args.main_process_first(desc="preparing the data")
+    is_cached = args.data_cache_dir is not None
+    first = args.main_process_first(desc="preparing the data") if is_cached else nullcontext()
+    with first:
+        return args.objective.encode(source, tokenizer, **args.data_arguments(role))
+
+
+def is_several(source: Any) -> bool:
+    """Whether an `eval_dataset` holds several sources by name."""
+    return isinstance(source, dict) and not isinstance(source, DatasetDict) and "path" not in source

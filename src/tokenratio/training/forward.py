@@ -13,14 +13,8 @@ from tokenratio.models.reference import Reference, check_start
 from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.models.token_requests import StepRequest, TokenRequest
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.objective import (
-    ExampleLosses,
-    preference_losses,
-    sft_losses,
-    step_losses_of_pairs,
-    step_objective,
-)
-from tokenratio.types import CompletionBatch, PairBatch, StepBatch
+from tokenratio.training.metrics import ExampleLosses
+from tokenratio.types import CompletionBatch, StepBatch
 
 
 @dataclass
@@ -55,21 +49,7 @@ class Forward:
         Raises:
             TokenRatioError: policy and reference differ before the first update.
         """
-        if self.args.loss == "sft":
-            completions = CompletionBatch(**inputs)
-            return sft_losses(completions, self._ask(model, completions, TokenRequest), share)
-        if "lengths" in inputs:
-            steps = StepBatch(**inputs)
-            objective = step_objective(steps, self.args, self.baseline, share, self.policy.dtype)
-            answer = self._ask(model, steps, StepRequest, **objective)
-            return step_losses_of_pairs(steps, answer, self.args)
-        pairs = PairBatch(**inputs)
-        # In evaluation methods without the KL in their loss report it too: it measures drift.
-        with_kl = "kl_ref_policy" in self.args.method.needs or not model.training
-        # Log-probabilities may be all that was kept of the reference.
-        with_kl &= self.reference is not None and pairs.ref_log_probs is None
-        answer = self._ask(model, pairs, TokenRequest, with_kl=with_kl)
-        return preference_losses(pairs, answer, self.args, self.baseline, share)
+        return self.args.objective.losses(self, model, inputs, share)
 
     @property
     def _computes_in(self) -> torch.dtype:
@@ -77,13 +57,20 @@ class Forward:
             return torch.bfloat16
         return self.policy.get_output_embeddings().weight.dtype
 
-    def _ask(
+    def ask(
         self,
         model: nn.Module,
         batch: CompletionBatch | StepBatch,
         request: type[TokenRequest] | type[StepRequest],
         **wanted: Any,
     ) -> dict[str, Tensor]:
+        """The policy's answer to a request about a batch, with the reference's beside it.
+
+        Args:
+            wanted: what else the request holds.
+        Raises:
+            TokenRatioError: policy and reference differ before the first update.
+        """
         wanted = {"states": batch.states, "labels": batch.labels, **wanted}
         known = getattr(batch, "ref_log_probs", None)
         if self.reference is not None and known is None:

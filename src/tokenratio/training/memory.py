@@ -61,7 +61,7 @@ def estimate_memory(
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     text = config.get_text_config()
     trainable = parameters if trainable_parameters is None else trainable_parameters
-    rows = args.per_device_train_batch_size * (1 if args.loss == "sft" else 2)
+    rows = args.per_device_train_batch_size * args.objective.rows_per_example
     tokens = rows * tokens_per_row
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
     kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER

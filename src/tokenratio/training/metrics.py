@@ -68,6 +68,21 @@ class ExampleMetrics:
         return torch.stack([column.double() for column in [*columns, *self.peaks.values()]], dim=1)
 
 
+@dataclass(frozen=True)
+class ExampleLosses:
+    """The losses of a batch.
+
+    Attributes:
+        total: Σ loss · share, which gradients flow from.
+        loss: of each example, without gradient; of an SFT row the sum over its tokens.
+        metrics: what is logged of them.
+    """
+
+    total: Float[Tensor, ""]
+    loss: Float[Tensor, "examples"]
+    metrics: ExampleMetrics
+
+
 class MetricSums:
     """Running sums of `ExampleMetrics`; `means` turns them into the values that are logged."""
 

@@ -1,58 +1,22 @@
 """From a model's answer on a batch to the loss of each example and what is logged of it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenratio.losses import RatioMatching, anchor_loss, sft_loss
-from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.losses import RatioMatching, anchor_loss
 from tokenratio.ratios import baseline_state_weight
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.metrics import ExampleMetrics
+from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
 from tokenratio.types import (
-    CompletionBatch,
     PairBatch,
     PairStatistics,
     ResponseStatistics,
     StepBatch,
     StepStatistics,
 )
-
-
-@dataclass(frozen=True)
-class ExampleLosses:
-    """What a batch adds to the step's loss.
-
-    Attributes:
-        total: Σ loss · share, which gradients flow from.
-        loss: of each example, no gradient: a pair's, or the sum over an SFT row's tokens.
-        metrics: what is logged of them.
-    """
-
-    total: Float[Tensor, ""]
-    loss: Float[Tensor, "examples"]
-    metrics: ExampleMetrics
-
-
-def sft_losses(
-    batch: CompletionBatch, answer: dict[str, Tensor], share: float | Tensor
-) -> ExampleLosses:
-    """Cross-entropy on the response tokens, a mean over tokens as in transformers.
-
-    Args:
-        share: what a token counts in the step's loss.
-    """
-    log_probs = batch.align(answer["log_probs"])
-    tokens = batch.response_mask.sum(-1).to(log_probs.dtype)
-    loss = sft_loss(log_probs, batch.response_mask)
-    ratios = {
-        "loss": (loss.detach(), tokens),
-        "logps/chosen": (log_probs.detach().sum(-1), torch.ones_like(tokens)),
-    }
-    return ExampleLosses(loss.sum() * share, loss.detach(), ExampleMetrics(ratios))
 
 
 def preference_losses(
@@ -265,26 +229,3 @@ def _state_weight_metrics(
         clamped = (log_weight.abs() >= config.baseline_clamp) & pair.pair_mask
         metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
     return metrics
-
-
-def evaluated_metrics(config: TokenRatioConfig) -> list[str]:
-    """The metrics that evaluating a run with these settings reports, without `eval_`.
-
-    Found by computing those of a made-up pair of two tokens each.
-    """
-    if config.prediction_loss_only:
-        return ["loss"]
-    rows, token = torch.ones(2, 3, dtype=torch.long), torch.zeros(4)
-    mask = torch.tensor([[False, True, True]]).expand(2, 3)
-    if config.loss == "sft":
-        completions = CompletionBatch(rows, rows, mask, torch.arange(2))
-        return sft_losses(completions, {"log_probs": token}, 1.0).metrics.names
-    contrast = token if "contrast" in config.method.needs else None
-    pairs = PairBatch(rows, rows, mask, torch.arange(1), contrast=contrast)
-    answer = {"log_probs": token, "hidden": token[:, None]}
-    if config.method.has_reference:
-        answer["ref_log_probs"] = token
-        if not config.keeps_log_probs:
-            answer["kl_ref_policy"] = token
-    baseline = StateBaseline(1, 1) if "baseline" in config.method.needs else None
-    return preference_losses(pairs, answer, config, baseline, 1.0).metrics.names

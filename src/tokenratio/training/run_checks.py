@@ -4,8 +4,8 @@ import copy
 import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import huggingface_hub
 import torch
@@ -16,17 +16,16 @@ from transformers.integrations import get_available_reporting_integrations
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
 from tokenratio.training.arguments import check_machine
-from tokenratio.training.data_pipeline import is_several
+from tokenratio.training.data_settings import is_several
+from tokenratio.training.pair_config import PairConfig
 
-Settings = TypeVar("Settings", bound=TrainingArguments)
 # Optimizers that are built from the model as a whole ask for these.
 _OF_THE_MODEL = ("params", "model", "optimizer_dict")
 
 
 def check_run(
     args: Any,
-    kind: type[Settings],
-    measured: Callable[[Settings], Iterable[str]],
+    kind: type[PairConfig],
     eval_dataset: Any,
     callbacks: Iterable[Any] | None = None,
 ) -> None:
@@ -34,35 +33,29 @@ def check_run(
 
     Args:
         kind: the class of settings that the trainer takes.
-        measured: gives the metrics of an evaluation, without `eval_`.
     Raises:
         TokenRatioError: see `check_machine`, `check_settings`, `check_surroundings`.
     """
     if not isinstance(args, kind):
         raise TokenRatioError(f"args must be a {kind.__name__}, not {type(args).__name__}")
     check_machine(args)
-    check_settings(args, measured=measured(args), eval_dataset=eval_dataset, callbacks=callbacks)
+    check_settings(args, eval_dataset, callbacks)
     check_surroundings(args)
 
 
 def check_settings(
-    args: TrainingArguments,
-    *,
-    measured: Iterable[str],
-    eval_dataset: Any,
-    callbacks: Iterable[Any] | None = None,
+    args: PairConfig, eval_dataset: Any, callbacks: Iterable[Any] | None = None
 ) -> None:
     """Refuse settings that would fail, or do nothing, once training has begun.
 
     Needs no model and no data, so that it comes before either is loaded.
 
     Args:
-        measured: the metrics of an evaluation, without `eval_`.
         eval_dataset: what the trainer is given to evaluate on; only whether and how many.
     Raises:
         TokenRatioError: which, and what to do instead.
     """
-    _check_evaluation(args, measured, eval_dataset, callbacks or [])
+    _check_evaluation(args, eval_dataset, callbacks or [])
     _check_optimizer(args)
     _check_schedule(args)
 
@@ -135,12 +128,7 @@ def refuse_dtype(dtype: torch.dtype, learning_rate: float, parameter: str = "") 
     )
 
 
-def _check_evaluation(
-    args: TrainingArguments,
-    measured: Iterable[str],
-    eval_dataset: Any,
-    callbacks: Iterable[Any],
-) -> None:
+def _check_evaluation(args: PairConfig, eval_dataset: Any, callbacks: Iterable[Any]) -> None:
     strategy = args.eval_strategy.value
     if eval_dataset is None and args.held_out_share is None and strategy != "no":
         raise TokenRatioError(f"eval_strategy {strategy} needs an eval_dataset or held_out_share")
@@ -157,7 +145,7 @@ def _check_evaluation(
         parts = None
         if is_several(eval_dataset):
             parts = [name for name, part in eval_dataset.items() if part is not None]
-        _check_metric(args.metric_for_best_model, measured, parts)
+        _check_metric(args.metric_for_best_model, args.evaluated_metrics(), parts)
 
 
 def _check_metric(metric: str, measured: Iterable[str], eval_sets: list[str] | None) -> None:

@@ -176,6 +176,25 @@ class TokenContrast:
         return replace(data, dataset=dataset, digest=digest.hexdigest())
 
 
+def with_contrast(data: PreparedData, folder: str | Path | None, loss: str) -> PreparedData:
+    """The rows with the contrast of their tokens.
+
+    Args:
+        folder: of the token scores; rows that already carry a contrast may do without.
+        loss: that needs it, for messages.
+    Raises:
+        TokenRatioError: there is none for them.
+    """
+    if folder is not None:
+        return TokenContrast.open(folder).attach(data)
+    if has_contrast(data.dataset):
+        return data
+    raise TokenRatioError(
+        f"{loss} needs the contrast of every token: compute it with `tokenratio score-tokens` and "
+        "name the folder in token_scores (or give a recipe a section score_tokens)"
+    )
+
+
 def has_contrast(dataset: Dataset) -> bool:
     """Whether the rows carry the contrast of their tokens."""
     return "chosen_contrast" in dataset.column_names

@@ -1,0 +1,101 @@
+"""Reward models: a language model's body with one score, read at a row's last token."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.models.loading import load_merged
+from tokenratio.models.pretrained_arguments import loading_arguments
+
+_PAD = "<|pad|>"
+
+
+def load_reward_model(
+    name: str | Path, *, seed: int, init_kwargs: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """The body of a language model with a new reward head, or a whole reward model.
+
+    In float32 unless `init_kwargs` says otherwise.
+
+    Args:
+        name: a hub name or folder: of a causal language model such as a policy, whose output head
+            is dropped, or of an adapter of one; or of a reward model.
+        seed: of the new head.
+    Raises:
+        TokenRatioError: it cannot be loaded, or weights other than the head's are missing.
+    """
+    arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
+    policy = load_merged(name, init_kwargs)
+    if policy is not None:
+        model = build_reward_model(policy.config, seed=seed).to(policy.dtype)
+        missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
+        return _with_whole_body(model, missing, name)
+    set_seed(seed)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(name), num_labels=1, **arguments
+        )
+    except Exception as error:  # whatever is wrong with the files or the arguments
+        raise TokenRatioError(
+            f"cannot load {str(name)!r} to start a reward model from: {first_line(error)}"
+        ) from None
+    return _with_whole_body(model, info["missing_keys"], name)
+
+
+def _with_whole_body(
+    model: PreTrainedModel, missing: Iterable[str], name: str | Path
+) -> PreTrainedModel:
+    """The model, if only its head is missing; random weights in the body would be a wrong model."""
+    body = f"{model.base_model_prefix}."
+    missing_body = sorted(key for key in missing if key.startswith(body))
+    if missing_body:
+        raise TokenRatioError(f"{name} has no weights for {', '.join(missing_body[:3])}")
+    return model
+
+
+def build_reward_model(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A reward model with random weights."""
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    set_seed(seed)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def with_padding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """Make sure that the model reads its score at a row's last token, whatever pads the row.
+
+    transformers' classifiers ignore the attention mask: they take the last token that is not
+    `config.pad_token_id`. Padded with EOS, as is usual where a tokenizer has no pad token, a row
+    would be read one token before its EOS. So a missing or shared pad token is replaced by one of
+    its own.
+
+    Returns:
+        The tokenizer, or a copy with a pad token; the model then has an embedding for it.
+    Raises:
+        TokenRatioError: the model is an encoder, which reads its score elsewhere.
+    """
+    encoders = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
+    if encoders or model.config.is_encoder_decoder:
+        raise TokenRatioError(
+            "an encoder cannot be trained on the policy's rows, prompt and response as one text: "
+            "start from a causal language model"
+        )
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": _PAD})
+        if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return tokenizer

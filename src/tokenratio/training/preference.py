@@ -1,0 +1,101 @@
+"""Preference pairs as an objective: which batches they make, and their losses."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenratio.data import PairCollator, StepCollator
+from tokenratio.errors import TokenRatioError
+from tokenratio.models.packing import why_not_shared
+from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.models.token_requests import StepRequest, TokenRequest, language_model
+from tokenratio.training.cache_entry import ReferenceCache
+from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.metrics import ExampleLosses
+from tokenratio.training.objective import (
+    preference_losses,
+    step_losses_of_pairs,
+    step_objective,
+)
+from tokenratio.training.pair_config import Objective
+from tokenratio.types import PairBatch, StepBatch
+
+if TYPE_CHECKING:
+    from tokenratio.training.forward import Forward
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreferenceObjective(Objective):
+    """The mean over a step's pairs of the loss that `args.loss` names."""
+
+    args: TokenRatioConfig
+
+    def metric_names(self) -> list[str]:
+        # Those of a made-up pair of two tokens each.
+        rows, token = torch.ones(2, 3, dtype=torch.long), torch.zeros(4)
+        mask = torch.tensor([[False, True, True]]).expand(2, 3)
+        needs = self.args.method.needs
+        contrast = token if "contrast" in needs else None
+        pairs = PairBatch(rows, rows, mask, torch.arange(1), contrast=contrast)
+        answer = {"log_probs": token, "hidden": token[:, None]}
+        if self.args.method.has_reference:
+            answer["ref_log_probs"] = token
+            if not self.args.keeps_log_probs:
+                answer["kl_ref_policy"] = token
+        baseline = StateBaseline(1, 1) if "baseline" in needs else None
+        return preference_losses(pairs, answer, self.args, baseline, 1.0).metrics.names
+
+    def collators(
+        self, pad_token_id: int, models: list[nn.Module], cache: ReferenceCache | None = None
+    ) -> tuple[Any, Any]:
+        """The collators for training and for evaluation, which covers whole responses.
+
+        Args:
+            models: all that will run the batches.
+            cache: the reference's hidden states of the training rows, if they are on disk.
+        Raises:
+            TokenRatioError: `share_prompt` is always, and a model cannot share it.
+        """
+        whole = PairCollator(pad_token_id)
+        if not self.args.compares_steps:
+            return whole, whole
+        steps = StepCollator(pad_token_id, cache=cache)
+        if self.args.share_prompt == "never":
+            return steps, whole
+        reason = next(filter(None, map(why_not_shared, models)), None)
+        if reason is None:
+            head = language_model(models[0]).get_output_embeddings()
+            hidden_size = head.weight.shape[1]
+            share = self.args.share_prompt
+            return replace(steps, share_prompt=share, hidden_size=hidden_size), whole
+        if self.args.share_prompt == "always":
+            raise TokenRatioError(f"share_prompt: always, but {reason}")
+        _log.warning("the prompt of a pair is computed once for each response: %s", reason)
+        return steps, whole
+
+    def losses(
+        self, forward: "Forward", model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
+    ) -> ExampleLosses:
+        """The loss of each pair of a batch.
+
+        Args:
+            share: what a pair counts in the step's loss.
+        """
+        args = self.args
+        if "lengths" in inputs:
+            steps = StepBatch(**inputs)
+            wanted = step_objective(steps, args, forward.baseline, share, forward.policy.dtype)
+            answer = forward.ask(model, steps, StepRequest, **wanted)
+            return step_losses_of_pairs(steps, answer, args)
+        pairs = PairBatch(**inputs)
+        # Evaluation reports the KL for methods without it in their loss too: it measures drift.
+        with_kl = "kl_ref_policy" in args.method.needs or not model.training
+        # Log-probabilities may be all that was kept of the reference.
+        with_kl &= forward.reference is not None and pairs.ref_log_probs is None
+        answer = forward.ask(model, pairs, TokenRequest, with_kl=with_kl)
+        return preference_losses(pairs, answer, args, forward.baseline, share)

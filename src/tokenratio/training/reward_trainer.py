@@ -1,0 +1,146 @@
+"""The trainer of reward models, of the Bradley–Terry kind, on the pairs that a policy trains on.
+
+P(chosen ≻ rejected) = σ(r(chosen) − r(rejected)), fitted by maximum likelihood (Bradley & Terry
+1952; for language models Stiennon et al. 2020, arXiv 2009.01325). r is a sequence classifier with
+one output, read at a row's last token: at EOS, or where the row was cut.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.data import PairCollator
+from tokenratio.data.template import with_chat_template
+from tokenratio.errors import TokenRatioError
+from tokenratio.models.reward_model import with_padding
+from tokenratio.models.token_requests import disable_dropout
+from tokenratio.settings import option
+from tokenratio.training.callbacks import MetricsWriter
+from tokenratio.training.constructors import explain_arguments, explain_settings
+from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
+from tokenratio.training.pair_config import Objective, PairConfig
+from tokenratio.training.pair_trainer import PairTrainer
+from tokenratio.training.run_checks import check_run, check_trained
+from tokenratio.training.template_settings import fix_day
+
+
+class RewardObjective(Objective):
+    """The mean over a step's pairs of `bradley_terry_loss`."""
+
+    def metric_names(self) -> list[str]:
+        return ["loss", *_metrics(torch.zeros(1), torch.zeros(1)).names]
+
+
+@explain_settings
+@dataclass
+class RewardConfig(PairConfig):
+    """Settings of `RewardTrainer`: those of `transformers.TrainingArguments`, and of the data.
+
+    One epoch by default: reward models overfit from the second on.
+
+    Raises:
+        TokenRatioError: a value outside its domain.
+    """
+
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "Order of the rows: group_by_length, random or sequential.",
+        choices=("group_by_length", "random", "sequential"),
+    )
+
+    @property
+    def objective(self) -> Objective:
+        """What a reward model makes of its pairs."""
+        return RewardObjective()
+
+
+def bradley_terry_loss(
+    chosen_rewards: Float[Tensor, "pairs"], rejected_rewards: Float[Tensor, "pairs"]
+) -> Float[Tensor, "pairs"]:
+    """−log σ(r_chosen − r_rejected) of each pair, in nats.
+
+    >>> bradley_terry_loss(torch.tensor([0.0]), torch.tensor([0.0]))
+    tensor([0.6931])
+    """
+    return -F.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+@explain_arguments(RewardConfig)
+class RewardTrainer(PairTrainer):
+    """Trains a reward model on preference pairs: the mean over a step's pairs of the loss.
+
+    Args:
+        model: a sequence classifier with one output; its dropout is switched off.
+        args: the settings.
+        train_dataset: preference pairs: any source that `prepare_pairs` takes.
+        eval_dataset: likewise, or a dict of several by name.
+        processing_class: the tokenizer; see `with_padding` for what is saved with the model.
+    Raises:
+        TokenRatioError: data, settings or a model that do not fit.
+    """
+
+    args: RewardConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: RewardConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+    ) -> None:
+        if model.config.num_labels != 1:
+            raise TokenRatioError(
+                f"the model has {model.config.num_labels} outputs; a reward model has one"
+            )
+        check_run(args, RewardConfig, eval_dataset)
+        check_trained(model, args.learning_rate)
+        disable_dropout(model)
+        tokenizer = with_chat_template(processing_class, args.chat_template)
+        fix_day(args, tokenizer)
+        tokenizer = with_padding(model, tokenizer)
+        super().__init__(model, args, train_dataset, eval_dataset, tokenizer, [MetricsWriter()])
+
+    def collators(self) -> tuple[Any, Any]:
+        """The collators for training and for evaluation."""
+        collator = PairCollator(self.processing_class.pad_token_id)
+        return collator, collator
+
+    def model_identity(self) -> dict[str, Any]:
+        """The model's name; a reward model has no reference."""
+        name = self._bare_model.config.name_or_path
+        return {"kind": "reward model", "model": name, "reference": None}
+
+    def example_losses(
+        self, model: nn.Module, inputs: dict[str, Tensor], processes: int, weight: int | Tensor
+    ) -> ExampleLosses:
+        """The losses of a batch; `total` is Σ loss · processes / weight."""
+        scores = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+        ).logits[:, 0]
+        chosen, rejected = scores.float().chunk(2)
+        losses = bradley_terry_loss(chosen, rejected)
+        total = losses.sum() * processes / weight
+        return ExampleLosses(total, losses.detach(), _metrics(chosen, rejected))
+
+
+def _metrics(chosen: Float[Tensor, "pairs"], rejected: Float[Tensor, "pairs"]) -> ExampleMetrics:
+    chosen, rejected = chosen.detach(), rejected.detach()
+    one, margin = torch.ones_like(chosen), chosen - rejected
+    return ExampleMetrics(
+        {
+            "rewards/chosen": (chosen, one),
+            "rewards/rejected": (rejected, one),
+            "rewards/margins": (margin, one),
+            "rewards/accuracies": ((margin > 0).to(margin.dtype), one),
+            "rewards/ties": ((margin == 0).to(margin.dtype), one),
+        }
+    )

@@ -1,0 +1,76 @@
+"""Supervised fine-tuning: cross-entropy on the response tokens, as an objective of its own."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tokenratio.data import CompletionCollator, PreparedData, prepare_completions
+from tokenratio.losses import sft_loss
+from tokenratio.models.token_requests import TokenRequest
+from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
+from tokenratio.training.pair_config import Objective
+from tokenratio.types import CompletionBatch
+
+if TYPE_CHECKING:
+    from tokenratio.training.forward import Forward
+
+
+@dataclass(frozen=True)
+class SftObjective(Objective):
+    """The mean over a step's response tokens, as in transformers."""
+
+    rows_per_example: ClassVar[int] = 1
+    groups_by_length: ClassVar[bool] = False
+    predicted: ClassVar[tuple[str, ...]] = ("logps/chosen",)
+
+    def encode(
+        self, source: Any, tokenizer: PreTrainedTokenizerBase, **settings: Any
+    ) -> PreparedData:
+        """The rows of a source as token ids; see `prepare_completions`."""
+        return prepare_completions(source, tokenizer, **settings)
+
+    def weight(self, inputs: dict[str, Tensor]) -> int:
+        """What a batch counts in the mean over its step: its response tokens."""
+        return int(inputs["completion_mask"].sum())
+
+    def metric_names(self) -> list[str]:
+        rows, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[False, True, True]])
+        batch = CompletionBatch(rows, rows, mask.expand(2, 3), torch.arange(2))
+        return sft_losses(batch, {"log_probs": torch.zeros(4)}, 1.0).metrics.names
+
+    def collators(self, pad_token_id: int, *_: Any) -> tuple[Any, Any]:
+        """The collators for training and for evaluation."""
+        collator = CompletionCollator(pad_token_id)
+        return collator, collator
+
+    def losses(
+        self, forward: "Forward", model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
+    ) -> ExampleLosses:
+        """The loss of each completion of a batch.
+
+        Args:
+            share: what a token counts in the step's loss.
+        """
+        batch = CompletionBatch(**inputs)
+        return sft_losses(batch, forward.ask(model, batch, TokenRequest), share)
+
+
+def sft_losses(
+    batch: CompletionBatch, answer: dict[str, Tensor], share: float | Tensor
+) -> ExampleLosses:
+    """Cross-entropy on the response tokens.
+
+    Args:
+        share: what a token counts in the step's loss.
+    """
+    log_probs = batch.align(answer["log_probs"])
+    tokens = batch.response_mask.sum(-1).to(log_probs.dtype)
+    loss = sft_loss(log_probs, batch.response_mask)
+    ratios = {
+        "loss": (loss.detach(), tokens),
+        "logps/chosen": (log_probs.detach().sum(-1), torch.ones_like(tokens)),
+    }
+    return ExampleLosses(loss.sum() * share, loss.detach(), ExampleMetrics(ratios))
