@@ -1,15 +1,16 @@
-"""Trains the tiny model; started by `accelerate launch` from test_distributed.py.
+"""Trains the tiny model, once per run asked for; test_distributed.py imports it and launches it.
 
-Arguments: output folder, loss, pairs per process and batch, and "" or a variation: "sync" breaks
-the trainer, "save" keeps a checkpoint within the second epoch, "resume" goes on from it, "epoch"
-does so without telling the sampler its epoch.
+Arguments: a folder and names of `RUNS`. Each run goes into the subfolder of its name, except that
+the two that go on from a checkpoint of "whole" are given a copy of that run.
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
@@ -17,24 +18,40 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.training.callbacks import TellEpoch
 from tokenratio.training.forward import Forward
 
+PAIRS_PER_STEP = 4  # over all processes
+# What differs between the runs. "resume" and "epoch" go on from within the second epoch.
+RUNS = {
+    "whole": {"loss": "tbpo_a", "save_strategy": "steps"},
+    "baseline": {"loss": "tbpo_q"},
+    "resume": {"loss": "tbpo_a"},
+    "epoch": {"loss": "tbpo_a"},  # without telling the sampler its epoch
+    "sync": {"loss": "tbpo_a"},  # without the wrapper that averages gradients
+}
 
-def main(folder: str, loss: str, batch: str, fault: str) -> None:
-    torch.set_num_threads(1)
+
+class PastTheWrapper(Forward):
+    """What a trainer does that calls the backbone past the wrapper: no hook, no reduction."""
+
+    def __call__(self, model, *rest):
+        return super().__call__(getattr(model, "module", model), *rest)
+
+
+def run(name: str, root: Path, processes: int = 1) -> None:
+    folder = root / name
     args = TokenRatioConfig(
-        output_dir=folder,
-        loss=loss,
+        output_dir=str(folder),
         use_cpu=True,
         disable_tqdm=True,
         max_steps=10,
-        save_strategy="steps" if fault == "save" else "no",
         save_steps=7,
         max_length=32,
         optim="sgd",
         learning_rate=0.1,
         warmup_steps=0,
-        per_device_train_batch_size=int(batch),
+        per_device_train_batch_size=PAIRS_PER_STEP // processes,
         gradient_accumulation_steps=2,
         baseline_hidden_size=16,
+        **{"save_strategy": "no", **RUNS[name]},
     )
     trainer = TokenRatioTrainer(
         tiny_model(),
@@ -43,23 +60,29 @@ def main(folder: str, loss: str, batch: str, fault: str) -> None:
         eval_dataset=word_pairs(7, seed=1),
         processing_class=tiny_tokenizer(),
     )
-    if fault == "sync":
-        # What a trainer does that calls the backbone past the wrapper: no hook, no reduction.
-        class PastTheWrapper(Forward):
-            def __call__(self, model, *rest):
-                return super().__call__(getattr(model, "module", model), *rest)
-
-        trainer.forward.__class__ = PastTheWrapper
-    if fault == "epoch":
-        TellEpoch.on_epoch_begin = lambda *_, **__: None
-    resumed = fault in ("resume", "epoch")
-    trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-7" if resumed else None)
+    first = trainer.is_world_process_zero()
+    resumed = name in ("resume", "epoch")
+    if resumed and first:
+        shutil.copytree(root / "whole", folder, dirs_exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "sync":
+            patch.setattr(trainer.forward, "__class__", PastTheWrapper)
+        if name == "epoch":
+            patch.setattr(TellEpoch, "on_epoch_begin", lambda *_, **__: None)
+        trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-7" if resumed else None)
     metrics = trainer.evaluate()
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        Path(folder, "eval.json").write_text(json.dumps(metrics))
+    if first:
+        (folder / "eval.json").write_text(json.dumps(metrics))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+
+
+def main(folder: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    for name in names:
+        run(name, Path(folder), int(os.environ["WORLD_SIZE"]))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

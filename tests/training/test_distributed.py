@@ -9,32 +9,49 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("distributed_run.py")
+from training import distributed_run
+
 pytestmark = pytest.mark.slow
 
 
-def launch(folder, loss, *, processes, fault=""):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of every run on two processes, of one launch: imports take most of its time."""
+    folder, script = tmp_path_factory.mktemp("two"), distributed_run.__file__
     # accelerate's launcher for several CPU processes is the one for several GPUs.
-    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     command = [
-        sys.executable,
-        *("-m", "accelerate.commands.launch", "--num_machines", "1", *several),
-        *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *(str(SCRIPT), str(folder), loss, str(4 // processes), fault),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(script, str(folder), *distributed_run.RUNS),
     ]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "PYTHONPATH": str(Path(script).parents[1]),
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder of the runs in this process that the others are compared with."""
+    folder = tmp_path_factory.mktemp("one")
+    for name in ("whole", "baseline"):
+        distributed_run.run(name, folder)
+    return folder
+
+
+def results(folder, *, processes):
+    """Weights, lines of metrics and the evaluation of a run."""
     run = json.loads((folder / "run.json").read_text())
     assert run["processes"] == processes
     weights = load_file(folder / "model.safetensors")
-    if loss == "tbpo_q":
+    if run["config"]["loss"] == "tbpo_q":
         weights |= load_file(folder / "state_baseline.safetensors")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return weights, lines, json.loads((folder / "eval.json").read_text())
@@ -45,28 +62,28 @@ def largest_difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q"])
-def test_two_processes_are_one(loss, tmp_path):
-    weights, metrics, evaluated = launch(tmp_path / "one", loss, processes=1)
-    both_weights, both_metrics, both_evaluated = launch(tmp_path / "two", loss, processes=2)
+@pytest.mark.parametrize("name", ["whole", "baseline"])
+def test_two_processes_are_one(name, one, two):
+    weights, metrics, evaluated = results(one / name, processes=1)
+    both_weights, both_metrics, both_evaluated = results(two / name, processes=2)
     assert len(metrics) == len(both_metrics) >= 10
     assert largest_difference(weights, both_weights) < 1e-6
-    for one, two in [*zip(metrics, both_metrics, strict=True), (evaluated, both_evaluated)]:
-        for name in one:
-            if not any(part in name for part in ("per_second", "runtime", "preparation")):
-                assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
+    for alone, both in [*zip(metrics, both_metrics, strict=True), (evaluated, both_evaluated)]:
+        for key in alone:
+            if not any(part in key for part in ("per_second", "runtime", "preparation")):
+                assert alone[key] == pytest.approx(both[key], rel=1e-3, abs=1e-5), key
 
 
-def test_two_processes_resume_within_an_epoch(tmp_path):
+def test_two_processes_resume_within_an_epoch(two):
     """The order of the rows goes on too, which accelerate alone would begin anew as epoch 0's."""
-    whole, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="save")
-    resumed, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="resume")
+    whole, _, _ = results(two / "whole", processes=2)
+    resumed, _, _ = results(two / "resume", processes=2)
     assert largest_difference(whole, resumed) == 0
-    astray, _, _ = launch(tmp_path, "tbpo_a", processes=2, fault="epoch")
+    astray, _, _ = results(two / "epoch", processes=2)
     assert largest_difference(whole, astray) > 1e-5
 
 
-def test_the_comparison_notices_missing_synchronisation(tmp_path):
-    weights, _, _ = launch(tmp_path / "one", "tbpo_a", processes=1)
-    broken, _, _ = launch(tmp_path / "two", "tbpo_a", processes=2, fault="sync")
+def test_the_comparison_notices_missing_synchronisation(one, two):
+    weights, _, _ = results(one / "whole", processes=1)
+    broken, _, _ = results(two / "sync", processes=2)
     assert largest_difference(weights, broken) > 1e-5
