@@ -7,13 +7,20 @@ STAMP := $(VENV)/.installed
 # Small inputs of real users with scripts that say RIGHT or FAULT; kept beside the repository.
 CASES ?= ../shared/cases
 
-.PHONY: quickstart test lint bench bench-smoke mutants cases wheel-test clean
+# Tests run in this many processes of one thread each.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+.PHONY: quickstart test test-fast lint bench bench-smoke mutants cases wheel-test clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
 
 test: $(STAMP)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q
+	$(PYTEST)
+
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
