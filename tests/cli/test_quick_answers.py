@@ -16,6 +16,8 @@ from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.main import COMMANDS, main
 from tokenratio.cli.recipe import Recipe, recipe_fields
 from tokenratio.cli.score_tokens import ScoreOptions
+from tokenratio.cli.train_reward import reward_fields
+from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.data.contrast import PLACE
 from tokenratio.losses import METHODS
 from tokenratio.settings import fields_of
@@ -143,6 +145,24 @@ def test_recipe_fields_are_those_of_the_classes_the_common_ones_first():
     order = list(recipe_fields())
     assert order[0] == "model"
     assert order.index("train_dataset") < order.index("loss") < order.index("learning_rate")
+
+
+def test_help_of_training_lists_our_own_settings_and_on_demand_all(capsys):
+    listed = [name for names in TRAINING_HEADINGS.values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= set(recipe_fields())
+    own = (set(recipe_fields()) | set(reward_fields())) - set(fields_of(TrainingArguments))
+    assert own <= set(listed)
+    for command, fields in (("train", recipe_fields()), ("train-reward", reward_fields())):
+        assert main([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        found = [line.split()[0][2:] for line in shown.splitlines() if line.startswith("  --")]
+        assert found == [name for name in listed if name in fields]
+        assert shown.index("\nModel:\n") < shown.index("\nData:\n")
+        assert f"{len(fields) - len(found)} more of transformers" in shown
+        assert main([command, "--help", "all"]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  --{name}" in shown for name in fields)
 
 
 def test_names_kept_for_help_are_the_librarys():

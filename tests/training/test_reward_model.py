@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tiny import WORDS, tiny_model, tiny_tokenizer, word_pairs
-from tokenratio.cli.train_reward import run
+from tokenratio.cli.train_reward import COMMAND
 from tokenratio.data import PairCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.bradley_terry import Response
@@ -211,7 +211,7 @@ def recipe_of(tmp_path, **changes):
 
 def test_ten_steps_learn_what_is_separable(policy, tmp_path, capsys):
     recipe = recipe_of(tmp_path, model=str(policy), model_config=None, tokenizer=None)
-    assert run([recipe]) == 0
+    assert COMMAND.run([recipe]) == 0
     folder = tmp_path / "run"
     written = json.loads((folder / "eval.json").read_text())
     accuracy = written["held_out"]["accuracy"]
@@ -244,17 +244,18 @@ def test_ten_steps_learn_what_is_separable(policy, tmp_path, capsys):
 def test_the_seed_fixes_the_run(tmp_path):
     digests = []
     for seed in (0, 0, 1):
-        assert run([recipe_of(tmp_path), "--overwrite", "--max_steps", "2", f"--seed={seed}"]) == 0
+        flags = ["--overwrite", "--max_steps", "2", f"--seed={seed}"]
+        assert COMMAND.run([recipe_of(tmp_path), *flags]) == 0
         digests.append((tmp_path / "run" / "model.safetensors").read_bytes())
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     steps = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
-    assert run([recipe_of(tmp_path), *steps]) == 0
+    assert COMMAND.run([recipe_of(tmp_path), *steps]) == 0
     whole = (tmp_path / "run" / "model.safetensors").read_bytes()
     resume = str(tmp_path / "run" / "checkpoint-2")
-    assert run([recipe_of(tmp_path), *steps, "--resume_from_checkpoint", resume]) == 0
+    assert COMMAND.run([recipe_of(tmp_path), *steps, "--resume_from_checkpoint", resume]) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == whole
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "rewards/margins" in line] == [1, 2, 3, 4]
@@ -317,7 +318,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(make_trainer):
 )
 def test_a_bad_recipe(changes, message, tmp_path):
     with pytest.raises(TokenRatioError, match=message):
-        run([recipe_of(tmp_path, **changes)])
+        COMMAND.run([recipe_of(tmp_path, **changes)])
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -351,11 +352,11 @@ def test_resuming_is_exact_or_refused(make_trainer, tmp_path, caplog):
 def test_a_folder_that_is_not_a_reward_run_is_left_alone(policy, tmp_path):
     recipe = recipe_of(tmp_path, model=str(policy), model_config=None, tokenizer=None)
     with pytest.raises(TokenRatioError, match="model that the run starts from"):
-        run([recipe, "--output_dir", str(policy), "--overwrite"])
+        COMMAND.run([recipe, "--output_dir", str(policy), "--overwrite"])
 
 
 def test_help(capsys):
-    assert run(["--help"]) == 0
+    assert COMMAND.run(["--help"]) == 0
     printed = capsys.readouterr().out
     assert "usage: tokenratio train-reward" in printed
     assert "--max_length" in printed

@@ -4,7 +4,8 @@ This is not argparse, which knows flags only: a key of a recipe and a flag go th
 (see `tokenratio.settings`).
 """
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,6 @@ import yaml
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import Field, allows, as_bool, check_known
-
-
-def read_command(
-    argv: list[str], usage: str, fields: Mapping[str, Field], *, argument: str | None
-) -> tuple[str, dict[str, str | bool]] | None:
-    """A command's one argument (or none, "" then) and its flags; None if help was asked and given.
-
-    Args:
-        usage: what `--help` prints before the list of settings.
-        argument: what the argument is, for the message when it is missing.
-    Raises:
-        TokenRatioError: see `read_flags`; or another number of arguments.
-    """
-    if "--help" in argv or "-h" in argv:
-        print(f"{usage}\n{describe(fields)}")
-        return None
-    positional, flags = read_flags(argv, fields)
-    if argument is None and positional:
-        raise TokenRatioError(f"this command takes no argument {positional[0]!r}")
-    if argument is not None and len(positional) != 1:
-        raise TokenRatioError(f"needs {argument}, and only that: {usage.splitlines()[0]}")
-    return positional[0] if positional else "", flags
 
 
 def read_flags(
@@ -101,10 +80,32 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def describe(fields: Mapping[str, Field]) -> str:
-    """The settings, one a line, for `--help`."""
-    lines = []
-    for name, field in fields.items():
-        default = f" [{field.default}]" if field.default not in ("", "None") else ""
-        lines.append(f"  --{name}{default}\n      {field.help}" if field.help else f"  --{name}")
-    return "\n".join(lines)
+def describe(
+    fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """The settings with their defaults and help, as `--help` lists them.
+
+    Args:
+        headings: names of settings by heading: only these are listed, and how many others there
+            are; all settings without headings if it is empty.
+    """
+    if not headings:
+        return "\n".join(_line(name, field) for name, field in fields.items())
+    groups = {
+        heading: [name for name in names if name in fields] for heading, names in headings.items()
+    }
+    blocks = [
+        "\n".join([f"{heading}:", *(_line(name, fields[name]) for name in names)])
+        for heading, names in groups.items()
+        if names
+    ]
+    others = len(fields) - sum(map(len, groups.values()))
+    blocks.append(f"`--help all` lists all settings, {others} more of transformers included.")
+    return "\n\n".join(blocks)
+
+
+def _line(name: str, field: Field) -> str:
+    default = f" [{field.default}]" if field.default not in ("", "None") else ""
+    indent = " " * 6
+    text = textwrap.fill(field.help, 100, initial_indent=indent, subsequent_indent=indent)
+    return f"  --{name}{default}" + (f"\n{text}" if field.help else "")

@@ -51,7 +51,7 @@ class Command:
         """
         fields = fields_of(*self.options) if self.fields is None else self.fields()
         if "--help" in argv or "-h" in argv:
-            print(f"{self.usage}\n{describe(fields)}")
+            print(f"{self.usage}\n{describe(fields, {} if 'all' in argv else self.headings)}")
             return 0
         positional, flags = read_flags(argv, fields)
         arguments = self._checked(positional)

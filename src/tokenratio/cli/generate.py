@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.cli.endpoint_options import (
     ENDPOINT_FLAGS,
     EndpointOptions,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
     from tokenratio.evaluation.response_files import Backend, GeneratedSample, Generation
 
-HELP = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
+USAGE = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
 MODEL is a hub name or a folder (also of an adapter); with --endpoint, the model's name on that
 server. SOURCE is a file, a folder, a hub name or a world
@@ -69,13 +69,8 @@ class GenerateOptions(TemplateOptions):
             raise TokenRatioError(f"--output {output} is a folder or the prompts themselves")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    fields = fields_of(GenerateOptions, EndpointOptions)
-    command = read_command(argv, HELP, fields, argument="one model")
-    if command is None:
-        return 0
-    name, flags = command
+def generate(name: str, flags: dict[str, str | bool]) -> None:
+    """Write the responses of a model, loaded here or behind an endpoint, to the output file."""
     own, remote = split_flags(flags)
     options = build(GenerateOptions, own, "generate")
     endpoint = build(EndpointOptions, remote, "generate")
@@ -101,7 +96,14 @@ def run(argv: list[str]) -> int:
     timed = _Timed(backend)
     generations = generate_all(prompts, timed, path, settings)
     print(_describe(generations, path) + timed.rate())
-    return 0
+
+
+COMMAND = Command(
+    USAGE,
+    generate,
+    argument="one model",
+    fields=lambda: fields_of(GenerateOptions, EndpointOptions),
+)
 
 
 def _backend(

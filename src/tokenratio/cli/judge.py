@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import read_command
+from tokenratio.cli.command import Command
 from tokenratio.cli.endpoint_options import (
     ENDPOINT_FLAGS,
     EndpointOptions,
@@ -28,7 +28,7 @@ from tokenratio.settings import build, fields_of, option
 if TYPE_CHECKING:
     from tokenratio.evaluation.response_files import Generation
 
-HELP = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
+USAGE = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
 OURS is a file of generations. THEIRS is another of the same prompts, or the source that the prompts
 came from, whose --column then holds the opponent's responses. Each judge has its own flags:
@@ -138,13 +138,8 @@ class JudgeOptions(TemplateOptions):
             raise TokenRatioError(f"seed must be at least 0, not {self.seed}")
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    fields = fields_of(JudgeOptions, EndpointOptions)
-    command = read_command(argv, HELP, fields, argument="one file of generations")
-    if command is None:
-        return 0
-    ours_path, flags = command
+def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
+    """Compare two files of generations with a judge; write its judgements and their summary."""
     own, remote = split_flags(flags)
     options = build(JudgeOptions, own, "judge")
     build(EndpointOptions, remote, "judge")  # refuses what the judge's settings would let pass
@@ -184,7 +179,7 @@ def run(argv: list[str]) -> int:
     )
     judge = make_judge(options.judge, settings, context)
     if judge is None:  # people are asked; their sheet is written
-        return 0
+        return
     # By the settings' digests rather than paths: a file may be moved, and texts are checked anyway.
     sides = {"ours": _made_by(ours), "theirs": opponent or _made_by(theirs)}
     if path.exists():  # a judge's identity may be a digest of all of its weights
@@ -208,7 +203,14 @@ def run(argv: list[str]) -> int:
         json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )
     print(describe(summary))
-    return 0
+
+
+COMMAND = Command(
+    USAGE,
+    judge_file,
+    argument="one file of generations",
+    fields=lambda: fields_of(JudgeOptions, EndpointOptions),
+)
 
 
 def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:

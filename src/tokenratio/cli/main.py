@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
         check_known(argv[:1], COMMANDS, "command")
         module = import_module(COMMANDS[argv[0]][0])
-        code = int(getattr(module, "COMMAND", module).run(argv[1:]))
+        code = module.COMMAND.run(argv[1:])
         sys.stdout.flush()
         return code
     except TokenRatioError as error:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tokenratio.cli.arguments import read_command, read_yaml
+from tokenratio.cli.arguments import read_yaml
+from tokenratio.cli.command import Command
 from tokenratio.cli.declared import declared_fields
+from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import Field, build, check_known, convert, fields_of, option
 from tokenratio.training.method_settings import MethodSettings
@@ -17,28 +19,24 @@ from tokenratio.training.method_settings import MethodSettings
 if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig
 
-HELP = """usage: tokenratio train RECIPE.yaml [--field value ...]
+USAGE = """usage: tokenratio train RECIPE.yaml [--field value ...]
 
 A recipe's keys and the flags are the same; flags win. See recipes/ for examples.
 """
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, recipe_fields(), argument="one recipe")
-    if command is None:
-        return 0
-    read_recipe(*command)  # a mistake is told before torch is imported
+def run_recipe(path: str, flags: dict[str, Any]) -> None:
+    """Train as a recipe says, or print what would be done."""
+    read_recipe(path, flags)  # mistakes are reported before torch is imported
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.cli.train import dry_run, train
 
     quiet_libraries()
-    resolved = resolve(*command, {"disable_tqdm": not is_terminal()})
+    resolved = resolve(path, flags, {"disable_tqdm": not is_terminal()})
     if resolved.recipe.dry_run:
         print(dry_run(resolved))
-        return 0
-    train(resolved)
-    return 0
+    else:
+        train(resolved)
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,15 @@ def recipe_fields() -> dict[str, Field]:
     config = _config_fields()
     of_method = {name: config[name] for name in fields_of(MethodSettings)}
     return fields_of(Recipe) | of_method | config
+
+
+COMMAND = Command(
+    USAGE,
+    run_recipe,
+    argument="one recipe",
+    fields=recipe_fields,
+    headings=TRAINING_HEADINGS,
+)
 
 
 def _config_fields() -> dict[str, Field]:

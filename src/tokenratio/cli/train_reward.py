@@ -5,9 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenratio.cli.arguments import read_command, read_yaml
+from tokenratio.cli.arguments import read_yaml
+from tokenratio.cli.command import Command
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.recipe import Recipe
+from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.settings import Field, build, check_known, fields_of
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from tokenratio.evaluation.held_out_pairs import PairScores
     from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
-HELP = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
+USAGE = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
 
 A recipe's keys and the flags are the same; flags win. See recipes/reward_*.yaml for examples.
 """
@@ -31,17 +33,13 @@ _RECIPE_KEYS = {
 }
 
 
-def run(argv: list[str]) -> int:
-    """The command; see `HELP`."""
-    command = read_command(argv, HELP, reward_fields(), argument="one recipe")
-    if command is None:
-        return 0
-    read_recipe(*command)  # a mistake is told before torch is imported
+def run_recipe(path: str, flags: dict[str, Any]) -> None:
+    """Train a reward model as a recipe says."""
+    read_recipe(path, flags)  # mistakes are reported before torch is imported
     from tokenratio.cli.terminal import quiet_libraries
 
     quiet_libraries()
-    train_reward(*resolve(*command))
-    return 0
+    train_reward(*resolve(path, flags))
 
 
 def reward_fields() -> dict[str, Field]:
@@ -52,6 +50,15 @@ def reward_fields() -> dict[str, Field]:
         for name, text in _RECIPE_KEYS.items()
     }
     return chosen | declared_fields("tokenratio.training.reward_trainer", "RewardConfig")
+
+
+COMMAND = Command(
+    USAGE,
+    run_recipe,
+    argument="one recipe",
+    fields=reward_fields,
+    headings=TRAINING_HEADINGS,
+)
 
 
 def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
