@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,14 @@ MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
+# Reads and parses a package's metadata, which takes milliseconds: once a process.
+package_version = cache(version)
+
+
 def versions() -> dict[str, str]:
     """Versions of what a run depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    python = {"python": platform.python_version()}
+    return python | {name: package_version(name) for name in _PACKAGES}
 
 
 def write_run_file(folder: str | Path, **contents: Any) -> None:

@@ -15,7 +15,6 @@ import tempfile
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +23,7 @@ import pyarrow as pa
 from tokenratio.data.entries import begin_entry, file_digest, finish_entry
 from tokenratio.data.parts import SourcePart
 from tokenratio.data.records import from_json, to_json
+from tokenratio.run_folder import package_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def ingredients_of(
         "tokenizer": tokenizer_digest(tokenizer),
         "arguments": to_json(arguments),
         "code": _code_digest(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tokenratio.models.adapters import load_adapter
 from tokenratio.models.device import default_device
 from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.provenance import absolute
-from tokenratio.run_folder import replace_text, versions
+from tokenratio.run_folder import package_version, replace_text, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +143,7 @@ def run_suite(
         "init_kwargs": {k: str(v) for k, v in (init_kwargs or {}).items()},
         "limit": limit,
         "questions": _questions_digest(task for _, task in tasks),
-        "versions": {**versions(), "lm_eval": version("lm_eval")},
+        "versions": {**versions(), "lm_eval": package_version("lm_eval")},
     }
     scores = _known(output, settings)
     for spec, task in tasks[len(scores) :]:

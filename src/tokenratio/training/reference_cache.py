@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import TokenRequest, language_model
+from tokenratio.run_folder import package_version
 from tokenratio.training.cache_entry import (
     SIDES,
     Layout,
@@ -227,7 +227,7 @@ def _ingredients(runner: _Runner) -> dict[str, Any]:
         "device": runner.device.type,
         "autocast": str(runner.autocast),
         "float32_products": _float32_products(runner.device),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: package_version(name) for name in ("torch", "transformers")},
     }
 
 
