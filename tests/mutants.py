@@ -1,7 +1,8 @@
 """Break the mathematics on purpose, one named fault at a time, and demand that the tests notice.
 
 `python tests/mutants.py [part of a name ...]` copies `src` and `tests` to a temporary folder, makes
-one edit there, and runs the test files that must fail. Exit code 1 if a fault survives one of them,
+one edit there, and runs the test files that must fail, in as many processes as there are
+processors. Exit code 1 if a fault survives one of them,
 if the text it replaces is not there exactly once, or if the unmodified copy does not pass.
 """
 
@@ -11,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +22,7 @@ import torch
 import transformers
 
 WRONG_PACKAGE = 99  # the exit code when the tests would import another tokenratio than the copy
+NOT_PASSING = 255  # the exit code of a search that did not come to an end
 ROOT = Path(__file__).resolve().parents[1]
 BREGMAN, RATIOS, TYPES = "tests/test_bregman.py", "tests/test_ratios.py", "tests/test_types.py"
 STATISTICS, MDP = "tests/statistics/test_token_statistics.py", "tests/theory/test_mdp.py"
@@ -678,24 +681,52 @@ class Copy:
         return unnoticed, first
 
 
-def main(parts: list[str]) -> int:
-    torch.set_num_threads(1)
-    assert transformers.PreTrainedTokenizerFast  # loads what tests/conftest.py needs, lazily
-    faults = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
+def search(faults: Sequence[Fault]) -> int:
+    """Number of faults that survive in a copy of their own, or `NOT_PASSING` without any fault."""
     with tempfile.TemporaryDirectory(prefix="tokenratio-mutants-") as folder:
         copy = Copy(Path(folder).resolve())
         code, output = copy.pytest(*sorted({test for fault in faults for test in fault.tests}))
         if code != 0:
             print(output[-3000:], f"the unmodified copy does not pass (exit code {code})", sep="\n")
-            return 1
+            return NOT_PASSING
         survived = 0
         for fault in faults:
             unnoticed, first = copy.survivors(fault)
             survived += bool(unnoticed)
             verdict = "SURVIVED " + ", ".join(unnoticed) if unnoticed else "caught"
             print(f"{fault.name:40} {verdict:10} {len(fault.tests)} of files  {first}", flush=True)
-    print(f"{len(faults) - survived} of {len(faults)} faults caught")
-    return 1 if survived else 0
+        return survived
+
+
+def start_search(faults: Sequence[Fault]) -> int:
+    """The process id of a fork that exits with what `search` returns."""
+    child = os.fork()
+    if child == 0:
+        code = NOT_PASSING
+        try:
+            code = search(faults)
+        except SystemExit as error:  # a fault whose text is not there
+            print(error, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def main(parts: list[str]) -> int:
+    torch.set_num_threads(1)
+    assert transformers.PreTrainedTokenizerFast  # loads what tests/conftest.py needs, lazily
+    faults = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
+    processes = min(len(os.sched_getaffinity(0)), len(faults))
+    children = [start_search(faults[first::processes]) for first in range(processes)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if not all(0 <= code < NOT_PASSING for code in codes):
+        return 1
+    print(f"{len(faults) - sum(codes)} of {len(faults)} faults caught")
+    return 1 if sum(codes) else 0
 
 
 if __name__ == "__main__":
