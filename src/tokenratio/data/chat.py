@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.formats import CompletionExample, PreferenceExample
@@ -164,8 +164,8 @@ def render(
     """
     responses = responses_of(example)
     if isinstance(example.prompt, str):
-        texts = tuple(responses.values())
-        return RenderedExample(example.origin, example.prompt, texts, (None,) * len(texts))
+        plain = cast(tuple[str, ...], tuple(responses.values()))
+        return RenderedExample(example.origin, example.prompt, plain, (None,) * len(plain))
     conversation = Conversation(example.prompt, example.tools, example.template_kwargs)
     prompt = render_turns(
         conversation,

@@ -23,7 +23,7 @@ def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
-            return token
+            return int(token)
     raise TokenRatioError(
         "The tokenizer has neither a pad nor an EOS token; set tokenizer.eos_token."
     )

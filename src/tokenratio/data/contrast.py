@@ -1,6 +1,5 @@
 """Contrastive prompts: the same responses after other words."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -88,7 +87,7 @@ def _fill(prompt: Text, template: str, origin: str) -> Text:
     if isinstance(prompt, str):
         return template.replace(PLACE, prompt)
     turns = [dict(message) for message in prompt]
-    asked: list[Mapping[str, object]] = [turn for turn in turns if turn["role"] == "user"]
+    asked = [turn for turn in turns if turn["role"] == "user"]
     if not asked or not isinstance(asked[-1]["content"], str):
         raise TokenRatioError(f"{origin}: the prompt has no text of the user to put a template on")
     turns[turns.index(asked[-1])]["content"] = template.replace(PLACE, asked[-1]["content"])

@@ -174,7 +174,8 @@ def _ids(
         return_attention_mask=False,
         verbose=False,  # its own warning of a text longer than the model: we truncate below
     )
-    return encoded["input_ids"]
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
 
 
 def assemble(

@@ -5,7 +5,7 @@ The form is TRL's: prompt and responses, all of them texts or all of them lists 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -123,7 +123,7 @@ class _SourceParser(Generic[Example]):
     def __init__(
         self, rows: Sequence[SourceRow], wanted: type[Example], columns: Columns | None
     ) -> None:
-        self._wanted = wanted
+        self._wanted: Callable[..., Example] = wanted
         self._sides = ("chosen", "rejected") if wanted is PreferenceExample else ("completion",)
         self._columns = SourceColumns(
             rows, "pair" if wanted is PreferenceExample else "completion", columns
@@ -162,7 +162,8 @@ class _SourceParser(Generic[Example]):
         return self._wanted(row.origin, prompt, *responses, found.tools, found.template_kwargs)
 
     def _fitted(self, parts: Parts, origin: str) -> tuple[Text, list[Any]]:
-        prompt, responses = parts.prompt, list(parts.responses)
+        prompt = parts.prompt
+        responses: list[Any] = list(parts.responses)
         names = self._sides if len(responses) == 1 else ("chosen", "rejected")
         conversational = isinstance(responses[0], list)
         if any(isinstance(response, list) != conversational for response in responses):

@@ -295,8 +295,10 @@ def _boundary(
 
 def _decoded(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     # Special tokens are what one looks for here, and clean-up would hide spaces.
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return quoted(text, _SHOWN)
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return quoted(str(text), _SHOWN)
 
 
 def _shared(chosen: int, rejected: int, unit: str) -> str:

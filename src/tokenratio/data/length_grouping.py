@@ -38,8 +38,9 @@ def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = Fals
     """
     counts = token_counts(dataset)
     prompts = counts.pop("prompt_ids")
-    responses = (np.minimum if pruned else np.maximum).reduce(list(counts.values()))
-    return prompts + responses * (2 if shared else 1)
+    responses: np.ndarray = (np.minimum if pruned else np.maximum).reduce(list(counts.values()))
+    lengths: np.ndarray = prompts + responses * (2 if shared else 1)
+    return lengths
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -175,8 +175,10 @@ def kind_of(value: object) -> str:
     """
     if value is None:
         return "null"
-    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a string"))
-    kinds = (*kinds, (Mapping, "an object"), (list | tuple, "a list"))
+    kinds: tuple[tuple[Any, str], ...] = (
+        *((bool, "true or false"), (int | float, "a number"), (str, "a string")),
+        *((Mapping, "an object"), (list | tuple, "a list")),
+    )
     return next((name for kind, name in kinds if isinstance(value, kind)), "another kind of value")
 
 
@@ -272,8 +274,8 @@ def _joined(parts: Sequence[object], where: str) -> str:
 
 def _tool_calls(content: object, where: str) -> Message:
     """An assistant's turn from a `function_call` turn, whose value is JSON of one call or more."""
-    calls = structured(content)
-    calls = calls if isinstance(calls, list) else [calls]
+    found = structured(content)
+    calls: list[Any] = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
         raise RowDefectError(
             DefectKind.BAD_CONVERSATION,

@@ -6,12 +6,12 @@ Templates change white space and escape characters; that is not left out.
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.chat import Conversation, RenderedExample, render_turns
 from tokenratio.data.display import quoted
 from tokenratio.data.formats import CompletionExample, PreferenceExample
-from tokenratio.data.messages import Text
+from tokenratio.data.messages import Message, Text
 from tokenratio.data.template import TemplateSettings
 from tokenratio.data.validation import responses_of
 
@@ -70,8 +70,9 @@ def _generation_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     template: TemplateSettings,
 ) -> str:
-    conversation = Conversation(example.prompt, example.tools, example.template_kwargs)
-    before = render_turns(conversation, example.prompt, tokenizer, template)
+    turns = cast(Sequence[Message], example.prompt)
+    conversation = Conversation(turns, example.tools, example.template_kwargs)
+    before = render_turns(conversation, turns, tokenizer, template)
     return rendered.prompt[len(before) :] if rendered.prompt.startswith(before) else ""
 
 

@@ -20,8 +20,11 @@ def by_rating(ratings: str) -> Callable[[Fields], dict[str, Any]]:
 
     def read(fields: Fields) -> dict[str, Any]:
         generations, scores = structured(fields["generations"]), structured(fields[ratings])
-        lists = isinstance(generations, list) and isinstance(scores, list)
-        if not lists or len(generations) != len(scores):
+        if not (
+            isinstance(generations, list)
+            and isinstance(scores, list)
+            and len(generations) == len(scores)
+        ):
             raise RowDefectError(
                 DefectKind.NON_STRING_FIELD,
                 f"generations and {ratings} are not lists of the same length",

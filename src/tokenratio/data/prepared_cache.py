@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 def kept_on_disk(
     root: str | os.PathLike[str] | None,
     ingredients: Callable[[], Mapping[str, Any]],
-    kind: type[Prepared],
+    kind: Callable[..., Prepared],
     prepare: Callable[[], Prepared],
 ) -> tuple[Prepared, Path | None]:
     """What `prepare` returns, from the cache if it is there; and the entry it was read from.
@@ -141,7 +141,7 @@ def _write(folder: Path, prepared: Any, ingredients: str) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _read(folder: Path, kind: type[Prepared]) -> Prepared:
+def _read(folder: Path, kind: Callable[..., Prepared]) -> Prepared:
     import datasets
 
     document = json.loads((folder / _ACCOUNT).read_text(encoding="utf-8"))

@@ -113,7 +113,9 @@ def select_rows(
     parser = DataParser(groups, wanted, columns)
     rows: list[SourceRow] = []
     times: list[int] = []
-    counts, part_of, notes = [], {}, []
+    counts: list[int] = []
+    part_of: dict[str, int] = {}
+    notes: list[str] = []
     for index, (part, own) in enumerate(zip(parts, groups, strict=True)):
         counts.append(len(own))
         rows += own

@@ -230,7 +230,7 @@ def _locate_folder(
         raise TokenRatioError(f"{folder}: no {', '.join(SUFFIXES)} file in this folder.")
     groups = files_by_split(folder, files)
     names = [name for name in groups if name is not None]
-    split, chosen, unread = None, files, ()
+    split, chosen, unread = None, files, tuple[str, ...]()
     # One stray file that is called after an evaluation does not make splits of a folder.
     plain = any(split_base(name) == "train" or name in ("test", "validation") for name in names)
     if wanted != ALL_SPLITS and (plain or None not in groups or wanted in names):

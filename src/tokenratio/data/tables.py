@@ -91,8 +91,8 @@ def _describe_column(column: str, rows: list[SourceRow]) -> str:
     if len(found) < len(rows):
         parts.append(f"missing in {len(rows) - len(found):,}")
     texts = [value for value in values if isinstance(value, str)]
-    numbers = [_number(value) for value in values]
-    if None not in numbers:
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    if len(numbers) == len(values):
         zeros = numbers.count(0.0)  # of a column of lengths: empty texts
         parts.append(
             f"{min(numbers):g} to {max(numbers):g}" + (f" ({zeros:,} zero)" if zeros else "")

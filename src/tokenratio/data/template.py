@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.errors import TokenRatioError
@@ -156,13 +156,14 @@ def apply_template(
         text = tokenizer.get_chat_template(None, tools)
         if _CLOCK in text:
             options["chat_template"] = _with_day(text, template.day)
-        return tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             **options,
         )
+        return cast(str, rendered)
     except Exception as error:  # whatever the template's Jinja raises: refusals, type errors
         reason = str(error).strip().split("\n")[0]
         raise RowDefectError(

@@ -81,8 +81,8 @@ def check_example(example: PreferenceExample | CompletionExample) -> None:
             raise RowDefectError(DefectKind.BLANK_RESPONSE, detail)
     if isinstance(example, PreferenceExample) and example.chosen == example.rejected:
         raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
-    for side, text in {"prompt": example.prompt, **responses}.items():
-        found = _SURROGATE.search(plain_text(text))
+    for side, part in {"prompt": example.prompt, **responses}.items():
+        found = _SURROGATE.search(plain_text(part))
         if found:
             raise RowDefectError(
                 DefectKind.UNENCODABLE_TEXT, f"{side} holds the lone surrogate {found[0]!r}"
@@ -156,8 +156,9 @@ def _same_role(example: PreferenceExample | CompletionExample, response: Text) -
     """The role of the first two turns in a row that share one, over prompt and response."""
     if isinstance(example.prompt, str):
         # Of a transcript only: a response may quote "Human:" for reasons of its own.
-        inside = isinstance(response, str) and _TRANSCRIPT_TURN.search(example.prompt)
-        roles = _TRANSCRIPT_TURN.findall(example.prompt + response) if inside else []
+        roles = []
+        if isinstance(response, str) and _TRANSCRIPT_TURN.search(example.prompt):
+            roles = _TRANSCRIPT_TURN.findall(example.prompt + response)
     else:
         roles = [turn["role"] for turn in [*example.prompt, *response]]
     # Several tools may answer one call.

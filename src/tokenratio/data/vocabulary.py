@@ -39,6 +39,6 @@ def train_byte_level_bpe(texts: Iterable[str], vocabulary_size: int) -> "PreTrai
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, bos_id)]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos
     )

@@ -95,7 +95,7 @@ def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
             _known(key, {*_OPTIONS, *_OPTIONS["pairs"]}, "option", source)
         raise TokenRatioError(f"{source}: ask for exactly one of {', '.join(_OPTIONS)}")
     kind = kinds[0]
-    readers = {kind: int, **_OPTIONS[kind]}
+    readers: dict[str, Callable[[str], Any]] = {kind: int, **_OPTIONS[kind]}
     options: dict[str, Any] = {"seed": 0}
     for key, value in values.items():
         read = readers[_known(key, readers, f"option of {kind}", source)]

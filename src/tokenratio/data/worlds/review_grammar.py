@@ -1,9 +1,9 @@
 """What reviews look like: the productions of the review world and their probabilities."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenratio.data.worlds import review_lexicon as lexicon
 from tokenratio.data.worlds.grammar import Production, Stack, Symbol
@@ -28,7 +28,7 @@ class State(NamedTuple):
     mood: int = 0
     sign: int = 1
 
-    def to(self, name: str, **changes: int) -> "State":
+    def to(self, name: str, **changes: Any) -> "State":
         return self._replace(name=name, **changes)
 
 
@@ -72,7 +72,10 @@ class ReviewGrammar:
     def productions(self, symbol: Symbol) -> Iterable[Production]:
         """The productions of one nonterminal; the probabilities sum to 1."""
         assert isinstance(symbol, State)
-        return getattr(self, f"_{symbol.name.lower()}")(symbol)
+        productions: Callable[[State], Iterable[Production]] = getattr(
+            self, f"_{symbol.name.lower()}"
+        )
+        return productions(symbol)
 
     def _review(self, state: State) -> Iterable[Production]:
         clause = state.to("Clause")
