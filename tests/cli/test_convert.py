@@ -9,7 +9,7 @@ from tokenratio.cli.main import main
 from tokenratio.data.chat import prompt_of, prompt_value
 from tokenratio.data.prompts import read_prompts
 from tokenratio.evaluation.interchange import read_alpaca_outputs, read_mt_bench_answers
-from tokenratio.evaluation.response_files import read_generations, read_settings
+from tokenratio.evaluation.response_files import read_responses, read_settings
 
 QUESTIONS = [
     {"question_id": 80 + i, "category": "math", "turns": [f"What is {i}?", "Twice that?"]}
@@ -60,7 +60,7 @@ def convert(capsys, *argv, code=0):
 
 
 def texts(path):
-    return {g.id: [sample.text for sample in g.samples] for g in read_generations(path)}
+    return {g.id: [sample.text for sample in g.samples] for g in read_responses(path)}
 
 
 def test_alpaca_eval_there_and_back(capsys):
@@ -75,9 +75,9 @@ def test_alpaca_eval_there_and_back(capsys):
     convert(capsys, "out.json", "--to", "generations", "--output", "back.jsonl")
     (settings,) = read_settings("back.jsonl").values()
     assert settings["model"] == "tiny"
-    assert [(g.id, g.prompt) for g in read_generations("back.jsonl")] == read_prompts("eval.json")
+    assert [(g.id, g.prompt) for g in read_responses("back.jsonl")] == read_prompts("eval.json")
     assert texts("back.jsonl") == texts("ours.jsonl")
-    assert {s.token_ids for g in read_generations("back.jsonl") for s in g.samples} == {None}
+    assert {s.token_ids for g in read_responses("back.jsonl") for s in g.samples} == {None}
     again = convert(capsys, "back.jsonl", "--to", "alpaca-eval", "--output", "again.json")
     assert "of tiny" in again
     assert Path("again.json").read_bytes() == Path("out.json").read_bytes()
@@ -118,7 +118,7 @@ def test_mt_bench_there_and_back(capsys):
     back = ["answers.jsonl", "--to", "generations", "--output", "back.jsonl"]
     assert "give MT-Bench's with --questions" in convert(capsys, *back, code=2)
     convert(capsys, *back, "--questions", "question.jsonl")
-    assert [(g.id, g.prompt) for g in read_generations("back.jsonl")] == prompts
+    assert [(g.id, g.prompt) for g in read_responses("back.jsonl")] == prompts
     assert texts("back.jsonl") == texts("ours.jsonl")
 
     # without the questions: the number that each id ends in, and it is said
@@ -140,7 +140,7 @@ def test_a_second_turn_is_a_conversation(capsys):
     assert texts("one.jsonl") == {"question.jsonl:3": ["1"], "question.jsonl:1": ["1"]}
     said = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2")
     assert "left out" not in said
-    last = read_generations("two.jsonl")[0]
+    last = read_responses("two.jsonl")[0]
     assert [message["content"] for message in last.prompt.messages] == [
         "What is 3?",
         "1",

@@ -21,7 +21,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.judges import GoldJudge, LLMJudge
 from tokenratio.evaluation.measures import PolicyMeasures
-from tokenratio.evaluation.response_files import read_generations
+from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.subjects import subjects_of
 from tokenratio.models.loading import load_model
 
@@ -122,7 +122,7 @@ def pairs():
 
 
 def texts(path):
-    return {g.id: [sample.text for sample in g.samples] for g in read_generations(path)}
+    return {g.id: [sample.text for sample in g.samples] for g in read_responses(path)}
 
 
 def write_generations(path, answers, prompts=None, *, num=1):
@@ -226,7 +226,7 @@ def test_an_adapter_is_measured_as_peft_runs_it(house, pairs, capsys):
     base, tokenizer = load_model("base"), WORLD.build_tokenizer()
     policy = PeftModel.from_pretrained(load_model("base"), "runs/lora").eval()
     kl = []
-    for generation in read_generations("evaluation/runs-lora/generations.jsonl"):
+    for generation in read_responses("evaluation/runs-lora/generations.jsonl"):
         prompt_ids = tokenizer(generation.prompt)["input_ids"]
         for sample in generation.samples:
             p, q = sequence_log_ratios(policy, base, prompt_ids, sample.token_ids)

@@ -14,7 +14,7 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
 from tokenratio.evaluation.judges import TEMPLATES
 from tokenratio.evaluation.judges.registry import LLMSettings
-from tokenratio.evaluation.response_files import read_generations, read_settings
+from tokenratio.evaluation.response_files import read_responses, read_settings
 from tokenratio.evaluation.verdict_files import read_judgements
 
 NUM = 6
@@ -96,7 +96,7 @@ def test_generate_goes_on_and_leaves_what_is_done(pairs, policy, capsys):
     said = run(capsys, *generate(policy, "--num_samples", "2"))
     assert re.search(r"12 responses to 6 prompts in generations.jsonl; \d+ cut at", said)
     whole = files()
-    tokens = sum(len(s.token_ids) for g in read_generations("generations.jsonl") for s in g.samples)
+    tokens = sum(len(s.token_ids) for g in read_responses("generations.jsonl") for s in g.samples)
     assert re.search(rf"; {tokens} tokens in \d+\.\d s \([\d,]+/s\)", said)
     (settings,) = read_settings("generations.jsonl").values()
     assert settings["model"] == policy
@@ -169,7 +169,7 @@ def test_generate_from_an_endpoint(pairs, capsys):
         assert files() == whole
         run(capsys, *argv, "--seed", "null", "--overwrite")
         assert "seed" not in server.bodies[-1]
-    texts = [sample.text for sample in read_generations("generations.jsonl")[1].samples]
+    texts = [sample.text for sample in read_responses("generations.jsonl")[1].samples]
     assert texts == [f"answer {i} to {pairs[1]['prompt']}" for i in range(2)]
 
 

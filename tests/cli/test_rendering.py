@@ -13,7 +13,7 @@ from tiny import tiny_model
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.cli.main import main
 from tokenratio.data import template
-from tokenratio.evaluation.response_files import read_generations, read_settings
+from tokenratio.evaluation.response_files import read_responses, read_settings
 
 QUIET = {"enable_thinking": False}
 NO_THOUGHT = "<think>\n\n</think>\n\n"
@@ -128,7 +128,7 @@ def test_what_a_row_tells_its_template_is_kept_with_its_generations(capsys):
     run(capsys, "generate", "base", *argv, "--output", "g.jsonl")
     line = json.loads(Path("g.jsonl").read_text().splitlines()[0])
     assert (line["chat_template_kwargs"], line["tools"]) == (QUIET, [{"name": "clock"}])
-    first = read_generations("g.jsonl")[0]
+    first = read_responses("g.jsonl")[0]
     assert (first.prompt.template_kwargs, first.prompt.tools) == (QUIET, [{"name": "clock"}])
     run(capsys, "generate", "base", *argv, "--output", "g.jsonl")  # the same prompts
     rows("rows.jsonl", 2)
@@ -281,8 +281,8 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
 
 def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     from tokenratio.data.chat import Conversation
-    from tokenratio.evaluation.judges.bradley_terry import Response
     from tokenratio.evaluation.judges.registry import JudgeContext, make_judge
+    from tokenratio.models.response import Response
 
     tokenizer = model("policy", "qwen3")
     turns = [{"role": "user", "content": "word?"}]
@@ -298,8 +298,8 @@ def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
             (told, Conversation(turns)),
             (trained, Conversation(turns)),
         ):
-            prompt_ids, _ = judge._encode(Response(prompt, "ash", sampled))
+            prompt_ids, _ = judge._encode(prompt, Response("ash", "eos", sampled))
             assert tokenizer.decode(prompt_ids).endswith(NO_THOUGHT)
-        prompt_ids, _ = plain._encode(Response(Conversation(turns), "ash", sampled))
+        prompt_ids, _ = plain._encode(Conversation(turns), Response("ash", "eos", sampled))
         assert NO_THOUGHT not in tokenizer.decode(prompt_ids)
     assert plain.identity() != told.identity() == trained.identity()

@@ -10,7 +10,7 @@ from scipy import stats
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.comparison import (
-    Comparison,
+    PolicyComparison,
     PolicyValues,
     holm,
     holm_p_values,
@@ -201,7 +201,7 @@ def test_holm_by_hand():
     assert holm_p_values([]) == []
 
 
-FOUND = Comparison(
+FOUND = PolicyComparison(
     name_a="tbpo",
     name_b="dpo",
     difference=0.041,

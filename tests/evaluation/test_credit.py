@@ -18,7 +18,7 @@ from tokenratio.data.worlds.review_values import ReviewValues, _RewardStates
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import credit, token_credit, token_scores
-from tokenratio.models.generation import Sample
+from tokenratio.models.rescoring import TokenRow
 from tokenratio.theory import TokenMdp
 
 PROMPT = "review of the hotel :"
@@ -310,9 +310,9 @@ def test_the_optimum_of_a_tabular_world_has_perfect_credit(eos):
 # --- a policy's scores ----------------------------------------------------------------------------
 
 ROWS = [
-    Sample((1, 60, 61), (70, 71, 72, 2), "", "eos"),
-    Sample((1, 30), (40, 2), "", "eos"),
-    Sample((1, 30, 9, 12, 99), (5, 6, 7, 8, 9, 10), "", "length"),
+    TokenRow((1, 60, 61), (70, 71, 72, 2)),
+    TokenRow((1, 30), (40, 2)),
+    TokenRow((1, 30, 9, 12, 99), (5, 6, 7, 8, 9, 10)),
 ]
 
 
@@ -394,11 +394,9 @@ def test_credit_on_a_data_set(policies, tokenizer, world):
     )
     texts = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     encoded = [
-        Sample(
+        TokenRow(
             tuple(tokenizer(prompt)["input_ids"]),
             (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id),
-            text,
-            "eos",
         )
         for prompt, text in texts
     ]

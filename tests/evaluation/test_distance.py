@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tokenratio.evaluation.distance import kl_policy_ref
-from tokenratio.models.generation import sample_responses
+from tokenratio.models.generation import encode_prompts, sample_responses
+from tokenratio.models.rescoring import TokenRow
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"] * 4
 
@@ -16,9 +17,11 @@ def policies(make_policy):
 
 @pytest.fixture
 def samples(policies, tokenizer):
-    return sample_responses(
+    drawn = sample_responses(
         policies[0], tokenizer, PROMPTS, num_samples=2, max_new_tokens=10, seed=0
     )
+    prompts = zip(encode_prompts(tokenizer, PROMPTS), drawn, strict=True)
+    return [[TokenRow(ids, response.token_ids) for response in group] for ids, group in prompts]
 
 
 def by_hand(model, ref_model, sample):

@@ -19,7 +19,8 @@ from tokenratio.evaluation.diversity import (
     self_bleu,
     vendi_score,
 )
-from tokenratio.models.generation import Sample, sample_responses
+from tokenratio.models.generation import encode_prompts, sample_responses
+from tokenratio.models.rescoring import TokenRow
 from tokenratio.statistics.head import Head
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"]
@@ -182,7 +183,8 @@ def policy(make_policy):
 @pytest.fixture
 def samples(policy, tokenizer):
     drawn = sample_responses(policy, tokenizer, PROMPTS, num_samples=3, max_new_tokens=9, seed=0)
-    return [drawn[0], drawn[1][:1], drawn[2]]
+    kept = zip(encode_prompts(tokenizer, PROMPTS), [drawn[0], drawn[1][:1], drawn[2]], strict=True)
+    return [[TokenRow(ids, response.token_ids) for response in group] for ids, group in kept]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -202,7 +204,7 @@ def test_entropy_with_soft_cap_bias_and_absolute_positions(family):
     from tiny import tiny_model
 
     model = tiny_model(family).eval()
-    rows = [Sample((1, 5), (6, 7, 8, 2), "", "eos"), Sample((1, 9, 4), (11,), "", "length")]
+    rows = [TokenRow((1, 5), (6, 7, 8, 2)), TokenRow((1, 9, 4), (11,))]
     values = [entropy_by_hand(model, row) for row in rows]
     measured = predictive_entropy(model, [[row] for row in rows], batch_size=2)
     assert measured.per_prompt == pytest.approx(values, rel=1e-5)
@@ -229,7 +231,7 @@ def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch)
 
 
 def test_an_empty_response_is_counted(policy):
-    rows = [[Sample((1, 5), (), "", "eos"), Sample((1, 5), (6, 2), "", "eos")]]
+    rows = [[TokenRow((1, 5), ()), TokenRow((1, 5), (6, 2))]]
     measured = predictive_entropy(policy, rows)
     assert (measured.estimate.num, measured.num_undefined) == (1, 1)
     alone = predictive_entropy(policy, [[rows[0][0]]])
@@ -253,6 +255,6 @@ def test_entropy_leaves_the_mode_and_names_the_fault(policy, samples):
     assert policy.training
     assert not policy.model.layers[0].training
     with pytest.raises(TokenRatioError, match="sample 1 has no prompt ids"):
-        predictive_entropy(policy, [[samples[0][0], Sample((), (4,), "", "length")]])
+        predictive_entropy(policy, [[samples[0][0], TokenRow((), (4,))]])
     with pytest.raises(TokenRatioError, match="no samples"):
         predictive_entropy(policy, [[]])

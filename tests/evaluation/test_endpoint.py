@@ -20,7 +20,8 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.budget import Budget, Ledger
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
-from tokenratio.evaluation.replies import Choice, ReplyError, read_reply, retry_after
+from tokenratio.evaluation.replies import ReplyError, read_reply, retry_after
+from tokenratio.models.response import Response
 
 
 @pytest.fixture(autouse=True)
@@ -416,17 +417,17 @@ def reply(choice, **more):
     [
         (
             reply({"message": {"content": "hi"}, "finish_reason": "stop", "token_ids": [1, 2]}),
-            Choice("hi", "eos", (1, 2)),
+            Response("hi", "eos", (1, 2)),
         ),
-        (reply({"message": {"content": None}, "finish_reason": "length"}), Choice("", "length")),
+        (reply({"message": {"content": None}, "finish_reason": "length"}), Response("", "length")),
         (
             reply({"message": {"content": None, "refusal": "no"}, "finish_reason": "stop"}),
-            Choice("no", "eos"),
+            Response("no", "eos"),
         ),
         *(
             (
                 reply({"message": {"content": parts}, "finish_reason": "stop"}),
-                Choice(said, "eos"),
+                Response(said, "eos"),
             )
             for parts, said in (
                 ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
@@ -434,10 +435,10 @@ def reply(choice, **more):
                 ([{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}], ""),
             )
         ),
-        (reply({"text": "on", "finish_reason": None}), Choice("on", "unknown")),
+        (reply({"text": "on", "finish_reason": None}), Response("on", "unknown")),
         (
             reply({"text": "on", "finish_reason": "stop", "token_ids": ["x"]}, usage=[]),
-            Choice("on", "eos"),
+            Response("on", "eos"),
         ),
     ],
 )

@@ -181,7 +181,7 @@ def test_no_bootstrap_without_responses():
 def test_means_of_a_policy():
     point = policy_point("x", [1.0, 2.0, 6.0], [1.0, 0.0, 2.0], ["p", "p", "q"])
     assert (point.kl, point.reward) == (3.0, 1.0)
-    assert point.responses.by_prompt == {"p": (3.0, 1.0, 2), "q": (6.0, 2.0, 1)}
+    assert point.by_prompt == {"p": (3.0, 1.0, 2), "q": (6.0, 2.0, 1)}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.loopback import Loopback, first_times
+from evaluation.response_pairs import pair_of
 from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.chat import Conversation, prompt_of
 from tokenratio.errors import TokenRatioError
@@ -20,7 +21,6 @@ from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.judges import (
     JUDGES,
     TEMPLATES,
-    Comparison,
     GoldJudge,
     HumanJudge,
     ImplicitRewardJudge,
@@ -31,7 +31,8 @@ from tokenratio.evaluation.judges import (
     write_sheet,
 )
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
-from tokenratio.evaluation.judges.bradley_terry import Response, bradley_terry, weights_digest
+from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
+from tokenratio.models.response import Response
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}"
@@ -39,9 +40,13 @@ CHAT_TEMPLATE = (
 )
 
 
+def asked(prompt, text, token_ids=None):
+    return prompt, Response(text, "eos", token_ids)
+
+
 def comparisons_of(pairs):
     return [
-        Comparison(str(i), 0, pair["prompt"], pair["chosen"], pair["rejected"])
+        pair_of(str(i), 0, pair["prompt"], pair["chosen"], pair["rejected"])
         for i, pair in enumerate(pairs)
     ]
 
@@ -65,9 +70,9 @@ def test_the_registry_names_all():
 def test_gold_prefers_the_higher_reward():
     judge = GoldJudge(len, "length")
     pairs = [("aa", "a"), ("a", "aa"), ("ab", "ba"), ("", "")]
-    assert probs_of(judge([Comparison("x", 0, "p", a, b) for a, b in pairs])) == [1, 0, 0.5, 0.5]
+    assert probs_of(judge([pair_of("x", 0, "p", a, b) for a, b in pairs])) == [1, 0, 0.5, 0.5]
     nan = GoldJudge(lambda text: math.nan if text else 1.0, "nan")
-    (verdict,) = nan([Comparison("x", 0, "p", "a", "")])
+    (verdict,) = nan([pair_of("x", 0, "p", "a", "")])
     assert (verdict.probability, verdict.reason) == (None, "a reward is nan")
 
 
@@ -96,7 +101,7 @@ def test_bradley_terry_is_antisymmetric_and_asks_once(scores, at_once):
         return [scores[int(response.text)] for response in responses]
 
     indices = range(len(scores))
-    comparisons = [Comparison("x", 0, "p", str(i), str(j)) for i in indices for j in indices]
+    comparisons = [pair_of("x", 0, "p", str(i), str(j)) for i in indices for j in indices]
     there = probs_of(bradley_terry(comparisons, scorer, at_once=at_once))
     back = probs_of(
         bradley_terry([c.swapped() for c in comparisons], scorer, at_once=len(comparisons))
@@ -105,7 +110,7 @@ def test_bradley_terry_is_antisymmetric_and_asks_once(scores, at_once):
     for comparison, p, q in zip(comparisons, there, back, strict=True):
         assert 0 <= p <= 1
         assert p + q == 1
-        margin = scores[int(comparison.response_a)] - scores[int(comparison.response_b)]
+        margin = scores[int(comparison.response_a.text)] - scores[int(comparison.response_b.text)]
         if abs(margin) < 30:
             assert p == pytest.approx(sigmoid(margin), abs=1e-15)
 
@@ -114,7 +119,7 @@ def test_responses_without_a_score_have_no_verdict():
     scores = {"a": 1.0, "b": "too long", "c": math.nan}
     verdicts = list(
         bradley_terry(
-            [Comparison("x", 0, "p", *pair) for pair in ("ab", "ca", "aa")],
+            [pair_of("x", 0, "p", *pair) for pair in ("ab", "ca", "aa")],
             lambda responses: [scores[response.text] for response in responses],
             at_once=9,
         )
@@ -159,7 +164,7 @@ def test_reward_model_against_its_own_logits(pad_token_id):
     comparisons = comparisons_of(pairs)
     for comparison, verdict in zip(comparisons, judge(comparisons), strict=True):
         rewards = []
-        for text in (comparison.response_a, comparison.response_b):
+        for text in (comparison.response_a.text, comparison.response_b.text):
             # the prompt's last word and the response's first are joined, as TRL joins them
             ids = tokenizer(f"{comparison.prompt}{text}<eos>")["input_ids"]
             rewards.append(reward_by_hand(model, ids))
@@ -209,13 +214,13 @@ def test_reward_models_of_chats_and_of_pairs():
     turns = Conversation([{"role": "user", "content": "ash"}])
     wanted = reward_by_hand(model, tokenizer("user ash <eos> assistant bay <eos> ")["input_ids"])
     judge = RewardModelJudge(model, tokenizer)
-    assert judge.rewards([Response(turns, "bay")]) == [pytest.approx(wanted, abs=1e-6)]
-    assert judge.rewards([Response("ash", "bay")]) == [pytest.approx(wanted, abs=1e-6)]
+    assert judge.rewards([asked(turns, "bay")]) == [pytest.approx(wanted, abs=1e-6)]
+    assert judge.rewards([asked("ash", "bay")]) == [pytest.approx(wanted, abs=1e-6)]
     assert judge.identity()["input"] == "chat"
     plain = RewardModelJudge(model, tokenizer, as_chat=False)
     assert plain.identity()["input"] == "text"
     with pytest.raises(TokenRatioError, match="has no chat template"):
-        plain.rewards([Response(turns, "bay")])
+        plain.rewards([asked(turns, "bay")])
 
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
@@ -226,7 +231,7 @@ def test_reward_models_of_chats_and_of_pairs():
     bert = BertForSequenceClassification(config).eval()
     judge = RewardModelJudge(bert, encoder, batch_size=2)
     assert judge.identity()["input"] == "pair"
-    rewards = judge.rewards([Response("ash", "bay"), Response("ash bay", "cow ash")])
+    rewards = judge.rewards([asked("ash", "bay"), asked("ash bay", "cow ash")])
     for (prompt, text), reward in zip(
         [("ash", "bay"), ("ash bay", "cow ash")], rewards, strict=True
     ):
@@ -237,11 +242,11 @@ def test_reward_models_of_chats_and_of_pairs():
 
 def test_rows_that_are_too_long_have_no_reward():
     judge = RewardModelJudge(reward_model(), tiny_tokenizer(), max_length=4)
-    short, long = judge.rewards([Response("ash", " bay"), Response("ash", " bay cow dew")])
+    short, long = judge.rewards([asked("ash", " bay"), asked("ash", " bay cow dew")])
     assert isinstance(short, float)
     assert long == "5 tokens, more than max_length 4"
     judge = RewardModelJudge(reward_model(max_position_embeddings=4), tiny_tokenizer())
-    assert judge.rewards([Response("ash", " bay cow dew")]) == [long]
+    assert judge.rewards([asked("ash", " bay cow dew")]) == [long]
 
 
 def test_reward_models_are_loaded_from_a_folder(tmp_path):
@@ -294,7 +299,7 @@ def test_implicit_reward_against_logits(family):
     assert model.training
     for comparison, verdict in zip(comparisons, verdicts, strict=True):
         margin = 0.0
-        for sign, text in ((1, comparison.response_a), (-1, comparison.response_b)):
+        for sign, text in ((1, comparison.response_a.text), (-1, comparison.response_b.text)):
             prompt_ids, response_ids = (
                 tokenizer(t)["input_ids"] for t in (comparison.prompt, text)
             )
@@ -331,13 +336,13 @@ def test_implicit_reward_takes_the_ids_that_were_sampled():
     cut = (4, 5)  # ash bay
     assert tokenizer("ash bay")["input_ids"] == list(cut)
     responses = [
-        Response("cow", "ash bay", cut),
-        Response("cow", "ash bay", (*cut, 2)),
-        Response("cow", "ash bay"),
-        Response("cow", "ash bay", (5, 4)),
-        Response("cow", "ash bay", (4, 99)),
-        Response("cow", "", (2,)),
-        Response("cow", ""),
+        asked("cow", "ash bay", cut),
+        asked("cow", "ash bay", (*cut, 2)),
+        asked("cow", "ash bay"),
+        asked("cow", "ash bay", (5, 4)),
+        asked("cow", "ash bay", (4, 99)),
+        asked("cow", "", (2,)),
+        asked("cow", ""),
     ]
     rewards = judge.rewards(responses)
     wanted = [log_ratio_by_hand(model, ref, [6], ids) for ids in (cut, (*cut, 2), (2,))]
@@ -352,8 +357,8 @@ def test_implicit_reward_of_conversations_and_of_what_is_too_long():
     tokenizer.chat_template = CHAT_TEMPLATE
     judge = ImplicitRewardJudge(model, tokenizer, ref_model=ref, beta=1.0, batch_size=2)
     turns = Conversation([{"role": "user", "content": "ash"}])
-    long = Response("ash", " ".join(["bay"] * 70))
-    rewards = judge.rewards([long, Response(turns, "bay"), Response("ash", "bay"), long])
+    long = asked("ash", " ".join(["bay"] * 70))
+    rewards = judge.rewards([long, asked(turns, "bay"), asked("ash", "bay"), long])
     prompt_ids = tokenizer("user ash <eos> assistant ")["input_ids"]
     wanted = log_ratio_by_hand(model, ref, prompt_ids, [5, 2])
     assert rewards[1] == pytest.approx(wanted, abs=1e-4)
@@ -694,7 +699,7 @@ def test_llm_judges_by_its_last_line_in_order_and_pays_once(ask):
         swapped = list(ask(server)([c.swapped() for c in comparisons]))
         assert server.asked.total() == 20
     for comparison, verdict, back in zip(comparisons, verdicts, swapped, strict=False):
-        a, b = len(comparison.response_a), len(comparison.response_b)
+        a, b = len(comparison.response_a.text), len(comparison.response_b.text)
         assert verdict.probability == float(a > b)
         assert back.probability == float(b > a)
     assert verdicts[10:] == verdicts[:10] == again
@@ -739,7 +744,7 @@ def test_unparsable_answers_are_counted_and_not_paid_again(ask):
 
 def test_what_the_server_refuses_is_final_and_not_kept_as_an_answer(ask):
     comparisons = comparisons_of(word_pairs(5))
-    bad = comparisons[1].response_a
+    bad = comparisons[1].response_a.text
 
     def fault(question, times):
         return (400, {}, "no") if bad == shown(question)[0] and times == 0 else None
@@ -776,11 +781,11 @@ def test_a_sheet_is_blind_and_read_back(tmp_path):
     assert {tuple(line) for line in lines} == {
         ("item", "prompt", "response_1", "response_2", "verdict")
     }
-    sides = {(c.prompt, c.response_a, c.response_b) for c in comparisons}
+    sides = {(c.prompt, c.response_a.text, c.response_b.text) for c in comparisons}
     first = [(line["prompt"], line["response_1"], line["response_2"]) in sides for line in lines]
     assert 15 < sum(first) < 45  # A stands first in about half
     order = [(line["prompt"], {line["response_1"], line["response_2"]}) for line in lines]
-    assert order != [(c.prompt, {c.response_a, c.response_b}) for c in comparisons]
+    assert order != [(c.prompt, {c.response_a.text, c.response_b.text}) for c in comparisons]
 
     for line in lines:  # the rater likes the longer one
         a, b = len(line["response_1"]), len(line["response_2"])
@@ -788,7 +793,7 @@ def test_a_sheet_is_blind_and_read_back(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     verdicts = probs_of(HumanJudge(path, seed=5)(comparisons))
     for comparison, prob in zip(comparisons, verdicts, strict=True):
-        a, b = len(comparison.response_a), len(comparison.response_b)
+        a, b = len(comparison.response_a.text), len(comparison.response_b.text)
         assert prob == (0.5 if a == b else float(a > b))
     with pytest.raises(TokenRatioError, match=r"sheet\.jsonl exists, and may be filled in"):
         write_sheet(comparisons, path, seed=5)

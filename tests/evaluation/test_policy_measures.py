@@ -22,9 +22,10 @@ from tokenratio.evaluation.policy_measures import (
     measure_responses,
     measure_world,
 )
-from tokenratio.evaluation.response_files import GeneratedSample, Generation
+from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.models.generation import sample_responses
+from tokenratio.models.response import Response
 from tokenratio.models.state_baseline import StateBaseline
 
 PROMPTS = ["review of the hotel :", "note about the old camera for my boss :", "the"]
@@ -38,10 +39,9 @@ def named(measures):
 
 def generation(id, *texts, cut=(), token_ids=None):
     samples = [
-        GeneratedSample(text, "length" if i in cut else "eos", token_ids)
-        for i, text in enumerate(texts)
+        Response(text, "length" if i in cut else "eos", token_ids) for i, text in enumerate(texts)
     ]
-    return Generation(id, "a prompt", tuple(samples), "0")
+    return AnsweredPrompt(id, "a prompt", tuple(samples), "0")
 
 
 @pytest.fixture
@@ -55,12 +55,7 @@ def generations(policies, tokenizer):
         policies[0], tokenizer, PROMPTS, num_samples=2, max_new_tokens=9, seed=0
     )
     return [
-        Generation(
-            f"p:{i}",
-            prompt,
-            tuple(GeneratedSample(s.text, s.finish_reason, s.response_ids) for s in samples),
-            "0",
-        )
+        AnsweredPrompt(f"p:{i}", prompt, tuple(samples), "0")
         for i, (prompt, samples) in enumerate(zip(PROMPTS, sampled, strict=True))
     ]
 

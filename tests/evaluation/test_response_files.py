@@ -15,14 +15,14 @@ from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.journal import Journal, parse_lines, to_line
 from tokenratio.evaluation.response_files import (
-    GeneratedSample,
-    Generation,
-    generate_all,
-    read_generations,
+    AnsweredPrompt,
+    dataset_responses,
+    read_responses,
     read_settings,
-    reference_generations,
     settings_digest,
+    write_responses,
 )
+from tokenratio.models.response import Response
 
 SETTINGS = {"model": "m", "temperature": 1.0}
 PROMPTS = [(f"p:{i}", f"prompt {i}") for i in range(6)]
@@ -47,8 +47,8 @@ class Backend:
             yield (
                 id,
                 [
-                    GeneratedSample(f"{prompt} é\u2028", "eos", (1, 2)),
-                    GeneratedSample("", "length"),
+                    Response(f"{prompt} é\u2028", "eos", (1, 2)),
+                    Response("", "length"),
                 ],
             )
 
@@ -56,7 +56,7 @@ class Backend:
 def write(path, backend=None, prompts=PROMPTS, settings=SETTINGS):
     said = []
     backend = backend or Backend()
-    return generate_all(prompts, backend, path, settings, report=said.append), backend, said
+    return write_responses(prompts, backend, path, settings, report=said.append), backend, said
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path):
     written, backend, said = write(path)
     assert backend.asked == [id for id, _ in reversed(PROMPTS)]
     assert said == []
-    assert read_generations(path) == written
+    assert read_responses(path) == written
     assert [generation.id for generation in written] == [id for id, _ in PROMPTS]
     digest = settings_digest(SETTINGS)
     assert json.loads(path.read_text(encoding="utf-8").split("\n")[0]) == {
@@ -86,7 +86,7 @@ def test_every_line_is_on_the_disk_before_the_next_is_asked_for(tmp_path):
     def backend(prompts):
         for id, _ in prompts:
             sizes.append(path.read_bytes().count(b"\n"))
-            yield id, [GeneratedSample("x", "eos")]
+            yield id, [Response("x", "eos")]
 
     write(path, backend)
     assert sizes == [0, 1, 2, 3, 4, 5]
@@ -117,7 +117,7 @@ def test_a_backend_that_gives_up_loses_nothing(tmp_path):
         write(path, Backend(stop_after=4))
     again, backend, _ = write(path)
     assert backend.asked == ["p:1", "p:0"]
-    assert read_generations(path) == again
+    assert read_responses(path) == again
     _, backend, _ = write(path)
     assert backend.asked == []
 
@@ -132,7 +132,7 @@ def test_more_prompts_are_added_to_a_file(tmp_path):
     write(path, prompts=PROMPTS[3:])
     _, backend, _ = write(path)
     assert backend.asked == ["p:2", "p:1", "p:0"]
-    assert [generation.id for generation in read_generations(path)] == [id for id, _ in PROMPTS]
+    assert [generation.id for generation in read_responses(path)] == [id for id, _ in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_damage_is_named_by_its_line(tmp_path, line, said):
     lines = path.read_text(encoding="utf-8").split("\n")
     lines[1] = line
     path.write_text("\n".join(lines), encoding="utf-8")
-    for read in (read_generations, write):
+    for read in (read_responses, write):
         with pytest.raises(TokenRatioError, match=said):
             read(path)
 
@@ -193,14 +193,14 @@ def test_damage_is_named_by_its_line(tmp_path, line, said):
 def test_unfinished_and_missing_files_are_not_read(tmp_path):
     path = tmp_path / "g.jsonl"
     with pytest.raises(TokenRatioError, match=r"cannot read .*g\.jsonl"):
-        read_generations(path)
+        read_responses(path)
     write(path)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(TokenRatioError, match=r"g\.jsonl:6: the last line is cut off"):
-        read_generations(path)
+        read_responses(path)
     path.write_bytes(b"")
     with pytest.raises(TokenRatioError, match="holds no generations"):
-        read_generations(path)
+        read_responses(path)
     assert read_settings(tmp_path / "nothing.jsonl") == {}
 
 
@@ -216,14 +216,12 @@ def test_references_pair_with_prompts(tmp_path):
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    first, second = reference_generations(str(path))
-    assert first == Generation(
-        "pairs.jsonl:1", "a", (GeneratedSample(" b", "eos"),), first.settings
-    )
+    first, second = dataset_responses(str(path))
+    assert first == AnsweredPrompt("pairs.jsonl:1", "a", (Response(" b", "eos"),), first.settings)
     assert second.samples[0].text == "r"
     with pytest.raises(TokenRatioError, match=r"pairs\.jsonl:2: column rejected is neither"):
-        reference_generations(str(path), column="rejected")
-    world = reference_generations("world:reviews?pairs=3&seed=1")
+        dataset_responses(str(path), column="rejected")
+    world = dataset_responses("world:reviews?pairs=3&seed=1")
     assert len(world) == 3
 
 
@@ -240,11 +238,11 @@ def test_the_transformers_backend_goes_on_with_the_samples_it_would_have_had(
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     settings = backend().settings()
     assert "batch_size" not in settings
-    generate_all(prompts, backend(), whole, settings, report=print)
-    generate_all(prompts[4:7], backend(batch_size=1), part, settings, report=print)
-    generate_all(prompts, backend(batch_size=3), part, settings, report=print)
+    write_responses(prompts, backend(), whole, settings, report=print)
+    write_responses(prompts[4:7], backend(batch_size=1), part, settings, report=print)
+    write_responses(prompts, backend(batch_size=3), part, settings, report=print)
     assert part.read_bytes() == whole.read_bytes()
-    sample = read_generations(whole)[0].samples[0]
+    sample = read_responses(whole)[0].samples[0]
     assert tokenizer.decode(sample.token_ids, skip_special_tokens=True) == sample.text
 
 
@@ -265,8 +263,8 @@ def test_a_rough_endpoint_answers_everything_once(tmp_path):
     prompts = [(f"p:{i}", f"prompt {i}") for i in range(12)]
     with Loopback(fault=fault) as server:
         backend = endpoint_backend(server.url, timeout=0.4)
-        written = generate_all(prompts, backend, tmp_path / "g.jsonl", backend.settings())
-    assert read_generations(tmp_path / "g.jsonl") == written
+        written = write_responses(prompts, backend, tmp_path / "g.jsonl", backend.settings())
+    assert read_responses(tmp_path / "g.jsonl") == written
     assert [generation.id for generation in written] == [id for id, _ in prompts]
     assert {len(generation.samples) for generation in written} == {2}
     assert len({sample.text for generation in written for sample in generation.samples}) == 24
@@ -285,10 +283,10 @@ def test_a_prompt_that_the_endpoint_refuses_is_named_and_the_rest_kept(tmp_path)
         with pytest.raises(
             TokenRatioError, match=r"1 prompts got no answer, first p:2: .*too long"
         ):
-            generate_all(PROMPTS, backend, path, backend.settings())
+            write_responses(PROMPTS, backend, path, backend.settings())
         assert path.read_bytes().count(b"\n") == 5
         server.fault = first_times(None, 0)
-        generate_all(PROMPTS, backend, path, backend.settings())
+        write_responses(PROMPTS, backend, path, backend.settings())
     assert server.asked == {f"prompt {i}": 2 if i == 2 else 1 for i in range(6)}
 
 
@@ -296,12 +294,12 @@ SCRIPT = """
     import sys
     from tokenratio.evaluation.backends import EndpointBackend
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-    from tokenratio.evaluation.response_files import generate_all
+    from tokenratio.evaluation.response_files import write_responses
 
     endpoint = Endpoint(EndpointSettings(sys.argv[1], "tiny", concurrency=4, backoff=0.001))
     backend = EndpointBackend(endpoint, max_new_tokens=20, num_samples=2, seed=1)
     prompts = [(f"p:{i}", f"prompt {i}") for i in range(60)]
-    generate_all(prompts, backend, sys.argv[2], backend.settings())
+    write_responses(prompts, backend, sys.argv[2], backend.settings())
 """
 
 
@@ -326,7 +324,7 @@ def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
         )
     assert f"{len(lines)} of 60 prompts are already answered" in result.stdout
     assert f"{60 - len(lines)} requests to tiny" in result.stdout
-    generations = read_generations(path)
+    generations = read_responses(path)
     assert [generation.id for generation in generations] == [f"p:{i}" for i in range(60)]
     kept = {line["prompt"] for line in lines}
     assert all(server.asked[prompt] == 1 for prompt in kept)

@@ -10,13 +10,14 @@ import textwrap
 import pytest
 
 from evaluation.loopback import KEY, Loopback, wait_until
+from evaluation.response_pairs import pair_of
 from tiny import word_pairs
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.journal import parse_lines
-from tokenratio.evaluation.judges import Comparison, GoldJudge, LLMJudge, Verdict, VerdictCache
-from tokenratio.evaluation.response_files import GeneratedSample, Generation, read_settings
+from tokenratio.evaluation.judges import GoldJudge, LLMJudge, ResponsePair, Verdict, VerdictCache
+from tokenratio.evaluation.response_files import AnsweredPrompt, read_settings
 from tokenratio.evaluation.verdict_files import (
     Judgement,
     describe,
@@ -24,6 +25,7 @@ from tokenratio.evaluation.verdict_files import (
     pair_up,
     read_judgements,
 )
+from tokenratio.models.response import Response
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def environment(monkeypatch):
 
 def comparisons_of(num):
     pairs = enumerate(word_pairs(num))
-    return [Comparison(f"c:{i}", 0, p["prompt"], p["chosen"], p["rejected"]) for i, p in pairs]
+    return [pair_of(f"c:{i}", 0, p["prompt"], p["chosen"], p["rejected"]) for i, p in pairs]
 
 
 class Scripted:
@@ -43,7 +45,7 @@ class Scripted:
 
     def __init__(self, verdicts, originals, stop_after=None):
         self.verdicts, self.asked, self.stop_after = verdicts, [], stop_after
-        self.firsts = {(c.id, c.response_a) for c in originals}
+        self.firsts = {(c.id, c.response_a.text) for c in originals}
 
     def identity(self):
         return {"judge": "scripted"}
@@ -52,7 +54,7 @@ class Scripted:
         for number, comparison in enumerate(comparisons):
             if number == self.stop_after:
                 raise TokenRatioError("the judge is tired")
-            is_first = (comparison.id, comparison.response_a) in self.firsts
+            is_first = (comparison.id, comparison.response_a.text) in self.firsts
             self.asked.append((comparison.id, is_first))
             said = self.verdicts.get((comparison.id, is_first), 1.0 if is_first else 0.0)
             yield said if isinstance(said, Verdict) else Verdict(said)
@@ -103,9 +105,9 @@ def test_both_orders_are_asked_averaged_and_compared(tmp_path):
     assert describe(judgements) == said[0]
     assert read_judgements(path) == judgements
     first, line = comparisons[0], json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-    lengths = [len(first.response_a), len(first.response_b)]
+    lengths = [len(first.response_a.text), len(first.response_b.text)]
     assert [line["characters_a"], line["characters_b"]] == lengths
-    words = [len(first.response_a.split(" ")), len(first.response_b.split(" "))]
+    words = [len(first.response_a.text.split(" ")), len(first.response_b.text.split(" "))]
     assert [line["words_a"], line["words_b"]] == words
     (settings,) = read_settings(path).values()
     assert settings == {"judge": "scripted", "ours": "a", "theirs": "b"}
@@ -118,7 +120,7 @@ def test_where_the_order_cannot_matter_one_is_asked(tmp_path):
         asked.append(text)
         return math.nan if text == "nan" else len(text)
 
-    comparisons = [Comparison("x", 0, "p", "aa", "a"), Comparison("y", 0, "p", "nan", "a")]
+    comparisons = [pair_of("x", 0, "p", "aa", "a"), pair_of("y", 0, "p", "nan", "a")]
     (first, second), _ = judged(tmp_path / "j.jsonl", GoldJudge(reward, "length"), comparisons)
     assert len(asked) == 4
     assert (first.prob_a_first, first.prob_a_second, first.probability) == (1.0, 1.0, 1.0)
@@ -128,20 +130,29 @@ def test_where_the_order_cannot_matter_one_is_asked(tmp_path):
 
 def test_generations_are_paired_by_prompt_and_sample():
     def side(*texts, prompt="p", id="x"):
-        samples = tuple(GeneratedSample(text, "eos", (1,)) for text in texts)
-        return Generation(id, prompt, samples, "s")
+        samples = tuple(Response(text, "eos", (1,)) for text in texts)
+        return AnsweredPrompt(id, prompt, samples, "s")
 
     two = pair_up([side("a", "b")], [side("c", "d")])
     assert two == [
-        Comparison("x", 0, "p", "a", "c", (1,), (1,)),
-        Comparison("x", 1, "p", "b", "d", (1,), (1,)),
+        ResponsePair("x", 0, "p", Response("a", "eos", (1,)), Response("c", "eos", (1,))),
+        ResponsePair("x", 1, "p", Response("b", "eos", (1,)), Response("d", "eos", (1,))),
     ]
     one = pair_up([side("a", "b")], [side("c")])
-    assert [(c.sample, c.response_a, c.response_b) for c in one] == [(0, "a", "c"), (1, "b", "c")]
+    assert [(c.sample, c.response_a.text, c.response_b.text) for c in one] == [
+        (0, "a", "c"),
+        (1, "b", "c"),
+    ]
     other = pair_up([side("c")], [side("a", "b")])
-    assert [(c.sample, c.response_a, c.response_b) for c in other] == [(0, "c", "a"), (1, "c", "b")]
+    assert [(c.sample, c.response_a.text, c.response_b.text) for c in other] == [
+        (0, "c", "a"),
+        (1, "c", "b"),
+    ]
     mixed = pair_up([side("a"), side("b", id="y")], [side("c", id="y"), side("d")])
-    assert [(c.id, c.response_a, c.response_b) for c in mixed] == [("x", "a", "d"), ("y", "b", "c")]
+    assert [(c.id, c.response_a.text, c.response_b.text) for c in mixed] == [
+        ("x", "a", "d"),
+        ("y", "b", "c"),
+    ]
     for ours, theirs, said in (
         ([side("a")], [side("b", id="y")], "2 of the prompts are answered on one side only"),
         ([side("a")], [side("b"), side("b", id="y")], "1 of the prompts .* first y"),
@@ -189,7 +200,7 @@ def test_another_judging_is_refused_in_words(tmp_path):
     path, comparisons = tmp_path / "j.jsonl", comparisons_of(3)
     judged(path, Scripted({}, comparisons), comparisons, {"ours": "a"})
     before = path.read_bytes()
-    changed = [*comparisons[:2], Comparison("c:2", 0, "p", "other", "texts")]
+    changed = [*comparisons[:2], pair_of("c:2", 0, "p", "other", "texts")]
     for judge, given, settings, said in (
         (Scripted({}, comparisons), comparisons, {"ours": "b"}, r"another judge .*\(ours 'a', now"),
         (GoldJudge(len, "length"), comparisons, {"ours": "a"}, "judge 'scripted', now 'gold'"),
@@ -244,7 +255,7 @@ def llm(url, cache, *, budget=None, report=lambda text: None, **overrides):
 
 
 def wanted(comparison):
-    a, b = len(comparison.response_a), len(comparison.response_b)
+    a, b = len(comparison.response_a.text), len(comparison.response_b.text)
     return None if a == b else float(a > b)
 
 
@@ -252,7 +263,7 @@ def test_a_rough_endpoint_judges_everything_once(tmp_path):
     """429, 500, hanging, resets and broken JSON on the way; garbled verdicts stay without one."""
     comparisons = comparisons_of(12)
     faults = [(429, {"Retry-After": "0.05"}, None), 500, "reset", "garbled", "hang"]
-    number = {c.response_a: i for i, c in enumerate(comparisons)}
+    number = {c.response_a.text: i for i, c in enumerate(comparisons)}
 
     def fault(question, times):
         kind = number.get(shown(question)[0], 0) % 6
@@ -287,7 +298,9 @@ def test_kept_answers_are_read_again_and_not_paid_again(tmp_path, monkeypatch):
     comparisons, path = comparisons_of(8), tmp_path / "j.jsonl"
     dressed = ["<think>\n[[A]] or [[B]]?\n</think>\n{}", "**{}**", "Final verdict: {}."]
 
-    number = {frozenset((c.response_a, c.response_b)): i for i, c in enumerate(comparisons)}
+    number = {
+        frozenset((c.response_a.text, c.response_b.text)): i for i, c in enumerate(comparisons)
+    }
 
     def reply(question, _):
         kind = number[frozenset(shown(question))] % 4
@@ -341,13 +354,14 @@ SCRIPT = """
     import sys
     from tiny import word_pairs
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-    from tokenratio.evaluation.judges import Comparison, LLMJudge, VerdictCache
+    from evaluation.response_pairs import pair_of
+    from tokenratio.evaluation.judges import LLMJudge, VerdictCache
     from tokenratio.evaluation.verdict_files import judge_all
 
     url, cache, path = sys.argv[1:]
     pairs = enumerate(word_pairs(40))
     comparisons = [
-        Comparison(f"c:{i}", 0, p["prompt"], p["chosen"], p["rejected"]) for i, p in pairs
+        pair_of(f"c:{i}", 0, p["prompt"], p["chosen"], p["rejected"]) for i, p in pairs
     ]
     endpoint = Endpoint(EndpointSettings(url, "tiny", concurrency=4, backoff=0.001))
     judge_all(comparisons, LLMJudge(endpoint, "hh-helpful", VerdictCache(cache)), path)

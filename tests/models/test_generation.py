@@ -66,8 +66,8 @@ def test_greedy_is_the_same_in_any_batch_and_by_hand(make_policy, tokenizer, fam
     model.eval()
     with torch.no_grad():
         for prompt, (sample,) in zip(PROMPTS, runs[0], strict=True):
-            assert list(sample.prompt_ids) == tokenizer(prompt)["input_ids"]
-            assert sample.response_ids == hand_greedy(model, sample.prompt_ids, 12, 2)
+            prompt_ids = tuple(tokenizer(prompt)["input_ids"])
+            assert sample.token_ids == hand_greedy(model, prompt_ids, 12, 2)
 
 
 def test_one_seed_one_result_and_the_global_state_untouched(make_policy, tokenizer):
@@ -80,7 +80,6 @@ def test_one_seed_one_result_and_the_global_state_untouched(make_policy, tokeniz
     assert runs[0] == runs[1] != runs[2]
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(row) for row in runs[0]] == [3] * len(PROMPTS)
-    assert [row[0].prompt_ids for row in runs[0]] == encode_prompts(tokenizer, PROMPTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -112,7 +111,7 @@ def test_neither_batch_nor_order_changes_samples(make_policy, tokenizer, world, 
     assert some == {index: alone[index] for index in order[:5]}
     fewer = samples(order, batch_size=7, num_samples=1, max_new_tokens=5)
     for index, (first, *_) in alone.items():
-        assert fewer[index][0].response_ids == first.response_ids[:5]
+        assert fewer[index][0].token_ids == first.token_ids[:5]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,17 +125,17 @@ def test_the_batch_has_no_say_in_any_family(family):
         for size in (1, 7)
     )
     assert one == seven
-    assert len({sample.response_ids for row in one for sample in row}) > 20
+    assert len({sample.token_ids for row in one for sample in row}) > 20
 
 
 def test_like_prompts_have_streams_of_their_own(make_policy, tokenizer):
     options = {"num_samples": 2, "max_new_tokens": 12, "seed": 0, "temperature": 2.0}
     rows = sample_responses(make_policy(0), tokenizer, [PROMPTS[0]] * 3, **options)
-    assert len({sample.response_ids for row in rows for sample in row}) == 6
+    assert len({sample.token_ids for row in rows for sample in row}) == 6
     keyed = sample_responses(
         make_policy(0), tokenizer, [PROMPTS[0]] * 3, keys=["a", "b", "c"], **options
     )
-    assert len({sample.response_ids for row in keyed for sample in row}) == 6
+    assert len({sample.token_ids for row in keyed for sample in row}) == 6
     with pytest.raises(TokenRatioError, match="2 different keys for 3 prompts"):
         sample_responses(
             make_policy(0), tokenizer, [PROMPTS[0]] * 3, keys=["a", "b", "a"], **options
@@ -218,10 +217,10 @@ def test_responses_end_at_eos_or_at_the_length(make_policy, tokenizer):
     assert min(reasons["eos"], reasons["length"]) > 5
     for sample in rows:
         ended = sample.finish_reason == "eos"
-        assert (2 in sample.response_ids) == ended
-        assert (sample.response_ids[-1] == 2) == ended
-        assert ended or len(sample.response_ids) == 40
-        assert sample.text == tokenizer.decode(sample.response_ids, skip_special_tokens=True)
+        assert (2 in sample.token_ids) == ended
+        assert (sample.token_ids[-1] == 2) == ended
+        assert ended or len(sample.token_ids) == 40
+        assert sample.text == tokenizer.decode(sample.token_ids, skip_special_tokens=True)
 
 
 def test_sampled_frequencies_are_the_models_own(make_policy, tokenizer):
@@ -244,7 +243,7 @@ def test_sampled_frequencies_are_the_models_own(make_policy, tokenizer):
             batch_size=num,
             seed=0,
         )
-        first = torch.tensor([sample.response_ids[0] for sample in samples])
+        first = torch.tensor([sample.token_ids[0] for sample in samples])
         frequency = torch.bincount(first, minlength=len(tokenizer)) / num
         probs = (logits / temperature).softmax(-1)
         assert ((frequency - probs).abs() <= 5 * (probs * (1 - probs) / num).sqrt() + 2e-3).all()
@@ -291,10 +290,10 @@ def test_every_eos_of_the_model_ends_a_response(make_policy, tokenizer):
     model = make_policy(0)
     options = {"temperature": 0, "max_new_tokens": 12, "seed": 0}
     (before,) = sample_responses(model, tokenizer, PROMPTS[:1], **options)[0]
-    model.generation_config.eos_token_id = [2, before.response_ids[1]]
+    model.generation_config.eos_token_id = [2, before.token_ids[1]]
     (after,) = sample_responses(model, tokenizer, PROMPTS[:1], **options)[0]
-    end = before.response_ids.index(before.response_ids[1]) + 1
-    assert after.response_ids == before.response_ids[:end]
+    end = before.token_ids.index(before.token_ids[1]) + 1
+    assert after.token_ids == before.token_ids[:end]
     assert after.finish_reason == "eos"
 
 
@@ -308,8 +307,10 @@ def test_conversations_go_through_the_template(make_policy):
         "{% if add_generation_prompt %} :{% endif %}"
     )
     assert encode_prompts(tokenizer, [messages]) == encode_prompts(tokenizer, PROMPTS[:1])
-    rows = sample_responses(make_policy(0), tokenizer, [messages], max_new_tokens=3, seed=0)
-    assert rows[0][0].prompt_ids == tuple(tokenizer(PROMPTS[0])["input_ids"])
+    assert encode_prompts(tokenizer, [messages]) == [tuple(tokenizer(PROMPTS[0])["input_ids"])]
+    options = {"keys": ["one"], "max_new_tokens": 3, "seed": 0}
+    rows = sample_responses(make_policy(0), tokenizer, [messages], **options)
+    assert rows == sample_responses(make_policy(0), tokenizer, PROMPTS[:1], **options)
 
 
 @pytest.mark.parametrize("family", ["gemma", "llama3", "phi3"])
@@ -322,13 +323,13 @@ def test_generation_stops_at_the_templates_end_of_turn(family):
     ((before,),) = sample_responses(model, tokenizer, [turns], **options)
     # the model's third token takes the end's place in its head
     end = turn_end(tokenizer, TemplateSettings()).token_id
-    third = before.response_ids[2]
-    assert third not in before.response_ids[:2]
+    third = before.token_ids[2]
+    assert third not in before.token_ids[:2]
     with torch.no_grad():
         rows = model.lm_head.weight
         rows[[end, third]] = rows[[third, end]]
     ((after,),) = sample_responses(model, tokenizer, [turns], **options)
-    assert after.response_ids == (*before.response_ids[:2], end)
+    assert after.token_ids == (*before.token_ids[:2], end)
     assert (after.finish_reason, before.finish_reason) == ("eos", "length")
 
 

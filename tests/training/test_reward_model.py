@@ -15,7 +15,6 @@ from tiny import WORDS, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.train_reward import COMMAND
 from tokenratio.data import PairCollator
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.bradley_terry import Response
 from tokenratio.evaluation.judges.reward_model import RewardModelJudge
 from tokenratio.models.reward_model import load_reward_model, with_padding
 from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer, bradley_terry_loss
@@ -235,7 +234,7 @@ def test_ten_steps_learn_what_is_separable(policy, tmp_path, capsys):
     assert good > bad
     # And the judge, which reads texts, gives the same scores.
     judge = RewardModelJudge.load(folder)
-    judged = judge.rewards([Response("ash ", "bay gum"), Response("ash ", "bay")])
+    judged = judge.rewards([("ash ", Response("bay gum")), ("ash ", Response("bay"))])
     batch = tokenizer(["ash bay gum <eos>", "ash bay <eos>"], padding=True, return_tensors="pt")
     expected = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0]
     assert judged == pytest.approx(expected.tolist(), rel=1e-5)

@@ -23,12 +23,12 @@ from tokenratio.evaluation.interchange import (
     write_mt_bench_answers,
 )
 from tokenratio.evaluation.response_files import (
-    GeneratedSample,
-    generate_all,
-    read_generations,
+    read_responses,
     read_settings,
     settings_path,
+    write_responses,
 )
+from tokenratio.models.response import Response
 
 # Which fields a record of each kind has, and no other kind's.
 _FIELDS = {
@@ -46,7 +46,7 @@ class _Answers:
     Benchmarks' files do not say how an answer ended: its `finish_reason` is "unknown".
     """
 
-    answers: Sequence[tuple[str, Prompt, tuple[GeneratedSample, ...]]]
+    answers: Sequence[tuple[str, Prompt, tuple[Response, ...]]]
     generator: str | None
     left_out: str = ""
 
@@ -96,8 +96,8 @@ def _check_output(output: Path, inputs: Sequence[Path], options: ConvertOptions)
             )
 
 
-def _read_generations(path: Path, options: ConvertOptions) -> _Answers:
-    generations = read_generations(path)
+def _read_responses(path: Path, options: ConvertOptions) -> _Answers:
+    generations = read_responses(path)
     settings = read_settings(path)
     made = {settings.get(generation.settings, {}).get("model") for generation in generations}
     answers = [(each.id, each.prompt, each.samples) for each in generations]
@@ -123,7 +123,7 @@ def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
                     f"{each.instruction!r:.80}"
                 )
             id = ids[each.instruction].popleft()
-        answers.append((id, each.instruction, (GeneratedSample(each.output, "unknown"),)))
+        answers.append((id, each.instruction, (Response(each.output),)))
     return _Answers(answers, _only({each.generator for each in outputs}, path, options))
 
 
@@ -151,7 +151,7 @@ def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
         prompt: Prompt = question.turns[0]
         if options.turn > 1:
             prompt = Conversation(question.conversation(before.pop()))
-        samples = [GeneratedSample(answered[options.turn - 1], "unknown") for answered in turns]
+        samples = [Response(answered[options.turn - 1]) for answered in turns]
         num_others += sum(len(answered) - options.turn for answered in turns)
         answers.append((origin, prompt, tuple(samples)))
     left_out = f"{num_others} answers to later turns left out" if num_others else ""
@@ -165,12 +165,12 @@ def _write_generations(
 
     def backend(
         prompts: Sequence[tuple[str, Prompt]],
-    ) -> Iterator[tuple[str, Sequence[GeneratedSample]]]:
+    ) -> Iterator[tuple[str, Sequence[Response]]]:
         yield from ((id, samples) for id, _, samples in found.answers)
 
     claim_output(output, settings, overwrite=options.overwrite)
     prompts = [(id, prompt) for id, prompt, _ in found.answers]
-    generate_all(prompts, backend, output, settings, report=lambda line: None)
+    write_responses(prompts, backend, output, settings, report=lambda line: None)
     return ""
 
 
@@ -261,7 +261,7 @@ def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:
 
 
 _READERS: dict[str, Callable[[Path, ConvertOptions], _Answers]] = {
-    "generations": _read_generations,
+    "generations": _read_responses,
     "alpaca-eval": _read_alpaca,
     "mt-bench": _read_mt_bench,
 }

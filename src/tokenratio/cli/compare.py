@@ -14,7 +14,7 @@ from tokenratio.run_folder import replace_text
 from tokenratio.settings import option
 
 if TYPE_CHECKING:  # scipy is imported by who compares
-    from tokenratio.evaluation.comparison import Comparison, PolicyValues
+    from tokenratio.evaluation.comparison import PolicyComparison, PolicyValues
 
 USAGE = """usage: tokenratio compare A B ... [--flag value ...]
 
@@ -124,7 +124,7 @@ COMMAND = Command(
 
 def compare(
     entries: Sequence[Entry], measures: Sequence[Measure], options: CompareOptions
-) -> list[tuple[Measure, "Comparison"]]:
+) -> list[tuple[Measure, "PolicyComparison"]]:
     """Every measure for every two policies asked for, corrected together."""
     from tokenratio.evaluation.comparison import holm, paired_comparison
 
@@ -215,7 +215,7 @@ def _has(entry: Entry, name: str) -> bool:
     return all(measure is not None and measure.values for measure in found)
 
 
-def _line(measure: Measure, comparison: "Comparison") -> str:
+def _line(measure: Measure, comparison: "PolicyComparison") -> str:
     is_share = measure.unit == "share"
     unit = "points" if is_share else measure.unit
     higher = measure.better != "lower"
@@ -223,12 +223,12 @@ def _line(measure: Measure, comparison: "Comparison") -> str:
     return said.replace("  (", " (")  # a measure without a unit
 
 
-def _is_better(measure: Measure, comparison: "Comparison") -> bool:
+def _is_better(measure: Measure, comparison: "PolicyComparison") -> bool:
     sign = -1 if measure.better == "lower" else 1
     return comparison.significant and sign * comparison.difference > 0
 
 
-def _figures(comparison: "Comparison") -> dict[str, Any]:
+def _figures(comparison: "PolicyComparison") -> dict[str, Any]:
     names = ("name_a", "name_b", "difference", "p_value", "adjusted_p", "num_prompts")
     low, high = comparison.interval
     figures = {name: getattr(comparison, name) for name in names}

@@ -21,7 +21,8 @@ from tokenratio.settings import build, fields_of, option
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-    from tokenratio.evaluation.response_files import Backend, GeneratedSample, Generation
+    from tokenratio.evaluation.response_files import AnsweredPrompt, Backend
+    from tokenratio.models.response import Response
 
 USAGE = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
@@ -82,7 +83,7 @@ def generate(name: str, flags: dict[str, str | bool]) -> None:
     from tokenratio.cli.recipe_models import say_splits
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.prompts import read_prompts
-    from tokenratio.evaluation.response_files import generate_all
+    from tokenratio.evaluation.response_files import write_responses
 
     quiet_libraries()
     path = Path(options.output)
@@ -94,7 +95,7 @@ def generate(name: str, flags: dict[str, str | bool]) -> None:
     settings |= {"prompts": options.prompts, "split": options.split}
     claim_output(path, settings, overwrite=options.overwrite)
     timed = _Timed(backend)
-    generations = generate_all(prompts, timed, path, settings)
+    generations = write_responses(prompts, timed, path, settings)
     print(_describe(generations, path) + timed.rate())
 
 
@@ -154,7 +155,7 @@ class _Timed:
 
     def __call__(
         self, prompts: "Sequence[tuple[str, Prompt]]"
-    ) -> "Iterator[tuple[str, Sequence[GeneratedSample]]]":
+    ) -> "Iterator[tuple[str, Sequence[Response]]]":
         started = time.perf_counter()
         for id, samples in self._backend(prompts):
             self._num_tokens += sum(len(sample.token_ids or ()) for sample in samples)
@@ -169,7 +170,7 @@ class _Timed:
         return f"; {self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
 
 
-def _describe(generations: "Sequence[Generation]", path: Path) -> str:
+def _describe(generations: "Sequence[AnsweredPrompt]", path: Path) -> str:
     ends = Counter(s.finish_reason for generation in generations for s in generation.samples)
     said = f"{ends.total()} responses to {len(generations)} prompts in {path}; "
     said += f"{ends.pop('length', 0)} cut at max_new_tokens"

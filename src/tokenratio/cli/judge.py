@@ -26,7 +26,7 @@ from tokenratio.models.template_options import TEMPLATE_FLAGS, TemplateOptions
 from tokenratio.settings import build, fields_of, option
 
 if TYPE_CHECKING:
-    from tokenratio.evaluation.response_files import Generation
+    from tokenratio.evaluation.response_files import AnsweredPrompt
 
 USAGE = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
@@ -151,7 +151,7 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
     from tokenratio.evaluation.judges.protocol import digest_of
     from tokenratio.evaluation.response_files import (
         day_of_output,
-        read_generations,
+        read_responses,
         read_settings,
     )
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
@@ -161,7 +161,7 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
     path = Path(options.output)
     given = (ours_path, options.against, options.sheet)
     check_output(path, [Path(name) for name in given if name is not None])
-    ours = read_generations(ours_path)[: options.num_prompts]
+    ours = read_responses(ours_path)[: options.num_prompts]
     theirs, opponent = _read_theirs(options)
     comparisons = pair_up(ours, theirs)
     names = _SETTINGS[options.judge]
@@ -225,17 +225,17 @@ def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:
         raise TokenRatioError(f"judge {judge} needs --{missing[0]}")
 
 
-def _read_theirs(options: JudgeOptions) -> "tuple[list[Generation], dict[str, Any] | None]":
+def _read_theirs(options: JudgeOptions) -> "tuple[list[AnsweredPrompt], dict[str, Any] | None]":
     """The opponent's responses; what is said of a data source, None for a file of generations."""
-    from tokenratio.evaluation.response_files import read_generations, reference_generations
+    from tokenratio.evaluation.response_files import dataset_responses, read_responses
 
     name = options.against
     if options.column is None and _holds_generations(Path(name)):
         if options.split is not None:
             raise TokenRatioError(f"--split is of a data source; {name} is a file of generations")
-        return read_generations(name)[: options.num_prompts], None
+        return read_responses(name)[: options.num_prompts], None
     column = options.column or "chosen"
-    theirs = reference_generations(name, column=column, split=options.split)
+    theirs = dataset_responses(name, column=column, split=options.split)
     said = {"source": name, "split": options.split, "column": column}
     return theirs[: options.num_prompts], said
 
@@ -250,5 +250,5 @@ def _holds_generations(path: Path) -> bool:
         return False
 
 
-def _made_by(generations: "list[Generation]") -> str:
+def _made_by(generations: "list[AnsweredPrompt]") -> str:
     return " ".join(sorted({generation.settings for generation in generations}))

@@ -10,8 +10,8 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.judges.protocol import digest_of
-from tokenratio.evaluation.response_files import GeneratedSample
 from tokenratio.models.generation import eos_ids, iterate_samples
+from tokenratio.models.response import Response
 from tokenratio.models.sampling import stream_seed
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TransformersBackend:
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
-    ) -> Iterator[tuple[str, list[GeneratedSample]]]:
+    ) -> Iterator[tuple[str, list[Response]]]:
         ids = [id for id, _ in prompts]
         finished = iterate_samples(
             self.model,
@@ -68,10 +68,7 @@ class TransformersBackend:
             progress=self.progress,
         )
         for index, samples in finished:
-            yield (
-                ids[index],
-                [GeneratedSample(s.text, s.finish_reason, s.response_ids) for s in samples],
-            )
+            yield ids[index], samples
 
 
 @dataclass(frozen=True)
@@ -123,16 +120,13 @@ class EndpointBackend:
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
-    ) -> Iterator[tuple[str, list[GeneratedSample]]]:
+    ) -> Iterator[tuple[str, list[Response]]]:
         failed: dict[str, str] = {}
         for request, answer in self.endpoint.ask([self._request(*prompt) for prompt in prompts]):
             if isinstance(answer, Failure):
                 failed[request.id] = answer.reason
             else:
-                yield (
-                    request.id,
-                    [GeneratedSample(c.text, c.finish_reason, c.token_ids) for c in answer],
-                )
+                yield request.id, list(answer)
         if failed:
             id, reason = next(iter(failed.items()))
             raise TokenRatioError(f"{len(failed)} prompts got no answer, first {id}: {reason}")

@@ -55,7 +55,7 @@ class PolicyValues:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PolicyComparison:
     """How policy A differs from policy B on the same prompts.
 
     Attributes:
@@ -170,7 +170,7 @@ class Comparison:
 
 def paired_comparison(
     a: PolicyValues, b: PolicyValues, *, num_resamples: int = 10_000, seed: int = 0
-) -> Comparison:
+) -> PolicyComparison:
     """Compare two policies prompt by prompt; swapping them negates the difference and no more.
 
     A prompt's samples are averaged for each seed, so that every prompt and every seed counts the
@@ -217,7 +217,7 @@ def paired_comparison(
     # Equal in exact arithmetic is equal: values are often 0 or 1.
     reached = np.abs(flips) >= abs(mean) * (1 - 1e-9)
     p_value = (1 + int(reached.sum())) / (num_resamples + 1)
-    return Comparison(
+    return PolicyComparison(
         name_a=a.name,
         name_b=b.name,
         difference=mean,
@@ -232,7 +232,7 @@ def paired_comparison(
     )
 
 
-def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def holm(comparisons: Sequence[PolicyComparison]) -> list[PolicyComparison]:
     """The same comparisons, their p-values corrected: the chance of any false "wins" is ≤ 5 %."""
     adjusted = holm_p_values([comparison.p_value for comparison in comparisons])
     return [

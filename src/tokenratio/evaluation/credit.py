@@ -23,7 +23,7 @@ from tokenratio.models.generation import eval_mode
 from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference
-from tokenratio.models.rescoring import TokenIds, response_batches
+from tokenratio.models.rescoring import TokenRow, response_batches
 from tokenratio.models.token_requests import TokenRequest, language_model
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def credit(
 def token_scores(
     model: nn.Module,
     ref_model: nn.Module | None,
-    responses: Sequence[TokenIds],
+    responses: Sequence[TokenRow],
     *,
     beta: float,
     state_term: StateTerm,
@@ -244,15 +244,9 @@ def token_credit(
     )
 
 
-@dataclass(frozen=True)
-class _Response:
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
-
-def _responses(rows: Iterable[Mapping[str, Any]]) -> list[_Response]:
+def _responses(rows: Iterable[Mapping[str, Any]]) -> list[TokenRow]:
     responses = [
-        _Response(tuple(row["prompt_ids"]), tuple(row[name]))
+        TokenRow(tuple(row["prompt_ids"]), tuple(row[name]))
         for row in rows
         for name in ("chosen_ids", "rejected_ids", "completion_ids")
         if name in row

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tokenratio.models.generation import eval_mode
 from tokenratio.models.loading import check_model
-from tokenratio.models.rescoring import TokenIds, head_of, hidden_states, response_batches
+from tokenratio.models.rescoring import TokenRow, head_of, hidden_states, response_batches
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype
 
@@ -16,7 +16,7 @@ from tokenratio.statistics.head import Head, compute_dtype
 def kl_policy_ref(
     model: nn.Module,
     ref_model: nn.Module,
-    rows: Sequence[TokenIds],
+    rows: Sequence[TokenRow],
     *,
     batch_size: int,
     chunk_size: int | None = None,

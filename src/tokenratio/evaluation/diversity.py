@@ -23,7 +23,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import Estimate, clustered_mean
 from tokenratio.models.generation import eval_mode
 from tokenratio.models.loading import check_model
-from tokenratio.models.rescoring import TokenIds, head_of, hidden_states, response_batches
+from tokenratio.models.rescoring import TokenRow, head_of, hidden_states, response_batches
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype, product_dtype
 
@@ -146,7 +146,7 @@ def vendi_score(samples: Sequence[Sequence[Text]]) -> Diversity:
 
 def predictive_entropy(
     model: nn.Module,
-    samples: Sequence[Sequence[TokenIds]],
+    samples: Sequence[Sequence[TokenRow]],
     *,
     batch_size: int = 16,
     chunk_size: int | None = None,

@@ -24,13 +24,13 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request, arguments_of
 from tokenratio.evaluation.budget import Budget, BudgetError, Ledger
 from tokenratio.evaluation.replies import (
-    Choice,
     ReplyError,
     may_have_cost,
     read_reply,
     reason_of,
     retry_after,
 )
+from tokenratio.models.response import Response
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -118,7 +118,7 @@ class Failure:
     is_final: bool = False
 
 
-Answers = Generator[tuple[Request, tuple[Choice, ...] | Failure], None, None]
+Answers = Generator[tuple[Request, tuple[Response, ...] | Failure], None, None]
 
 # Those that nobody closed are closed before the interpreter ends: later, their loop's thread is
 # gone, and closing would wait for it for ever.
@@ -200,7 +200,7 @@ class Endpoint:
             tqdm(total=len(requests), unit="request", disable=not self._progress) as bar,
         ):
             client = portal.call(self._connect)
-            under_way: dict[concurrent.futures.Future[tuple[Choice, ...]], Request] = {}
+            under_way: dict[concurrent.futures.Future[tuple[Response, ...]], Request] = {}
             try:
                 while under_way or (waiting and stop is None):
                     while waiting and stop is None and len(under_way) < self.settings.concurrency:
@@ -213,7 +213,7 @@ class Endpoint:
                     for future in done:
                         request = under_way.pop(future)
                         try:
-                            answer: tuple[Choice, ...] | Failure = future.result()
+                            answer: tuple[Response, ...] | Failure = future.result()
                         except (BudgetError, _RefusedError) as error:
                             stop = stop or TokenRatioError(str(error))
                             continue
@@ -259,16 +259,16 @@ class Endpoint:
             timeout=None,
         )
 
-    async def _answer(self, client: "AsyncOpenAI", request: Request) -> tuple[Choice, ...]:
+    async def _answer(self, client: "AsyncOpenAI", request: Request) -> tuple[Response, ...]:
         """All choices of a request; servers that give fewer at a time are asked for the rest."""
-        choices: tuple[Choice, ...] = ()
+        choices: tuple[Response, ...] = ()
         while len(choices) < request.num_choices:
             choices += await self._some_choices(client, request, len(choices))
         return choices
 
     async def _some_choices(
         self, client: "AsyncOpenAI", request: Request, have: int
-    ) -> tuple[Choice, ...]:
+    ) -> tuple[Response, ...]:
         wanted = request.num_choices - have
         demand = self.ledger.demand(request.prompt, request.max_tokens, wanted)
         said, pause = "", 0.0

@@ -25,13 +25,14 @@ class PolicyPoint:
         label: its checkpoint or β.
         kl: KL(π ‖ π_ref) ≥ 0 in nats per response.
         reward: its mean gold reward.
-        responses: what the means are of, for the bootstrap; None if only they are known.
+        by_prompt: of each prompt `(Σ KL, Σ reward, responses)`, for the bootstrap; None if only the
+            means are known.
     """
 
     label: str
     kl: float
     reward: float
-    responses: "Responses | None" = None
+    by_prompt: Mapping[Hashable, tuple[float, float, int]] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.reward) and math.isfinite(self.kl) and self.kl >= 0):
@@ -39,13 +40,6 @@ class PolicyPoint:
                 f"policy {self.label}: reward and KL must be finite and the KL not negative, not "
                 f"{self.reward} and {self.kl}"
             )
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Per-response values summed by prompt: of each prompt `(Σ KL, Σ reward, responses)`."""
-
-    by_prompt: Mapping[Hashable, tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def policy_point(
         old = by_prompt.get(prompt, (0.0, 0.0, 0))
         by_prompt[prompt] = (old[0] + kl, old[1] + reward, old[2] + 1)
     means = math.fsum(kls) / len(kls), math.fsum(rewards) / len(rewards)
-    return PolicyPoint(label, *means, Responses(by_prompt))
+    return PolicyPoint(label, *means, by_prompt)
 
 
 def compare_frontiers(
@@ -253,18 +247,18 @@ def _resamples(
     Nothing where responses are not known, or to one prompt only.
     """
     policies = [reference, *points]
-    known = [point.responses for point in policies if point.responses is not None]
-    if len(known) < len(policies) or len(known[0].by_prompt) < 2:
+    known = [point.by_prompt for point in policies if point.by_prompt is not None]
+    if len(known) < len(policies) or len(known[0]) < 2:
         return
-    prompts = list(known[0].by_prompt)
-    for point, responses in zip(policies, known, strict=True):
-        if others := responses.by_prompt.keys() ^ set(prompts):
+    prompts = list(known[0])
+    for point, by_prompt in zip(policies, known, strict=True):
+        if others := by_prompt.keys() ^ set(prompts):
             raise TokenRatioError(
                 f"policy {point.label} and the reference do not answer the same prompts: "
                 f"{len(others)} have responses of one alone; evaluate both on the same"
             )
     # [policies, prompts, (Σ KL, Σ reward, responses)]
-    sums = np.array([[r.by_prompt[prompt] for prompt in prompts] for r in known])
+    sums = np.array([[by_prompt[prompt] for prompt in prompts] for by_prompt in known])
     rng = np.random.default_rng(seed)
     for _ in range(num):
         counts = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)))

@@ -8,7 +8,7 @@ from tokenratio.evaluation.judges.registry import JudgeContext, kind_of, make_ju
 from tokenratio.evaluation.measures import Measure
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_judgements
-from tokenratio.evaluation.response_files import Generation
+from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import judge_all, pair_up
 
 
@@ -42,8 +42,8 @@ class JudgingStage:
     def measure(
         self,
         name: str,
-        generations: list[Generation],
-        opponents: list[Generation],
+        generations: list[AnsweredPrompt],
+        opponents: list[AnsweredPrompt],
         note: Callable[[str], None],
     ) -> list[Measure]:
         """Judge one policy and measure the outcome; judgements go to its folder.

@@ -17,7 +17,7 @@ from tokenratio.evaluation.policy_measures import (
     measure_policy,
     measure_suite,
 )
-from tokenratio.evaluation.response_files import Generation
+from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.subjects import Subject
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
@@ -30,7 +30,7 @@ def measure_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     template: TemplateSettings,
-    generations: list[Generation],
+    generations: list[AnsweredPrompt],
     options: EvaluateOptions,
     *,
     ref_model: PreTrainedModel | None,

@@ -17,7 +17,7 @@ from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
 from tokenratio.evaluation.prompt_set import content_digests, read_prompt_set
 from tokenratio.evaluation.rendering import PolicyTemplates
-from tokenratio.evaluation.response_files import Generation, generate_all
+from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.subjects import REFERENCE, Subject, subjects_of
 from tokenratio.models.loading import load_tokenizer
 from tokenratio.run_folder import METRICS_FILE, replace_text
@@ -95,7 +95,7 @@ class _Evaluation:
     def run(self) -> list[PolicyMeasures]:
         """Each model runs once, for its responses and measures; judges need only the responses."""
         opponents = self._prompts.given_opponents(self._options)
-        generations: dict[str, list[Generation]] = {}
+        generations: dict[str, list[AnsweredPrompt]] = {}
         of_models: dict[str, ModelMeasures] = {}
         # Files first: what is wrong with one should show before anything is computed.
         for subject in sorted(self._subjects, key=lambda subject: not subject.is_file):
@@ -116,7 +116,7 @@ class _Evaluation:
             for subject in self._subjects
         ]
 
-    def _run_model(self, subject: Subject) -> tuple[list[Generation], ModelMeasures]:
+    def _run_model(self, subject: Subject) -> tuple[list[AnsweredPrompt], ModelMeasures]:
         """A policy's responses, and what takes its model to measure."""
         options = self._options
         ref_model = None
@@ -131,7 +131,7 @@ class _Evaluation:
                 f"{error}: it is the recorded reference of the runs; give --reference"
             ) from None
         tokenizer, template = self._templates.of(subject.path, load_tokenizer(subject.path))
-        generations: list[Generation] = []
+        generations: list[AnsweredPrompt] = []
         if self._prompts.prompts:
             backend = TransformersBackend(
                 model,
@@ -150,7 +150,7 @@ class _Evaluation:
             settings |= {"weights": weights_digest(model)}  # a folder may have been trained again
             path = self._folder / subject.name / "generations.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            generations = generate_all(
+            generations = write_responses(
                 self._prompts.prompts, backend, path, settings, report=self._report
             )
         of_model = measure_model(
@@ -168,9 +168,9 @@ class _Evaluation:
     def _measure(
         self,
         subject: Subject,
-        generations: list[Generation],
+        generations: list[AnsweredPrompt],
         of_model: ModelMeasures | None,
-        opponents: list[Generation] | None,
+        opponents: list[AnsweredPrompt] | None,
         contents: Mapping[str, str],
     ) -> PolicyMeasures:
         """All measures of one policy, written to its folder."""

@@ -23,11 +23,13 @@ from tokenratio.evaluation.diversity import (
 from tokenratio.evaluation.held_out_pairs import held_out_pairs
 from tokenratio.evaluation.length_control import length_controlled_win_rate
 from tokenratio.evaluation.measures import Measure, Value, measure_of
-from tokenratio.evaluation.response_files import GeneratedSample, Generation
+from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.suite import run_suite
 from tokenratio.evaluation.verdict_files import Judgement
-from tokenratio.models.generation import Sample, encode_prompts
+from tokenratio.models.generation import encode_prompts
+from tokenratio.models.rescoring import TokenRow
+from tokenratio.models.response import Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from tokenratio.data.worlds import World
 
 
-def measure_responses(generations: Sequence[Generation]) -> list[Measure]:
+def measure_responses(generations: Sequence[AnsweredPrompt]) -> list[Measure]:
     """Length, how many were cut, and with several samples a prompt their diversity.
 
     docs/method.md §8.
@@ -63,7 +65,7 @@ def measure_responses(generations: Sequence[Generation]) -> list[Measure]:
     return measures
 
 
-def measure_world(generations: Sequence[Generation], world: "World") -> list[Measure]:
+def measure_world(generations: Sequence[AnsweredPrompt], world: "World") -> list[Measure]:
     """The gold reward, and what else the world measures of a response."""
     measures = [
         _per_response(
@@ -87,7 +89,7 @@ def measure_policy(
     model: nn.Module,
     ref_model: nn.Module | None,
     tokenizer: "PreTrainedTokenizerBase",
-    generations: Sequence[Generation],
+    generations: Sequence[AnsweredPrompt],
     *,
     is_own_distribution: bool,
     max_prompt_length: int | None = None,
@@ -190,7 +192,7 @@ def measure_pairs(
     """
     rows, sides = list(data.dataset), ("chosen", "rejected")
     samples = [
-        Sample(tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"]), "", "eos")
+        TokenRow(tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"]))
         for side in sides
         for row in rows
     ]
@@ -276,8 +278,8 @@ def measure_log(folder: Path) -> tuple[list[Measure], list[str]]:
 
 def _per_response(
     name: str,
-    generations: Sequence[Generation],
-    value: Callable[[GeneratedSample], float],
+    generations: Sequence[AnsweredPrompt],
+    value: Callable[[Response], float],
     **kind: Any,
 ) -> Measure:
     values: list[Value] = [
@@ -291,7 +293,7 @@ def _per_response(
 def _diversity(
     name: str,
     diversity: Diversity,
-    generations: Sequence[Generation],
+    generations: Sequence[AnsweredPrompt],
     better: Any,
     unit: str = "",
 ) -> Measure:
@@ -337,10 +339,10 @@ def _estimate(name: str, estimate: Any, unit: str = "", better: Any = None) -> M
 
 def _with_prompts(
     tokenizer: "PreTrainedTokenizerBase",
-    generations: Sequence[Generation],
+    generations: Sequence[AnsweredPrompt],
     max_prompt_length: int | None,
     template: TemplateSettings | None,
-) -> list[list[Sample]]:
+) -> list[list[TokenRow]]:
     prompts = encode_prompts(
         tokenizer,
         [generation.prompt for generation in generations],
@@ -353,12 +355,7 @@ def _with_prompts(
             raise TokenRatioError(
                 f"{generation.id}: a response without token_ids cannot be scored again"
             )
-        samples.append(
-            [
-                Sample(prompt_ids, tuple(s.token_ids or ()), s.text, "eos")
-                for s in generation.samples
-            ]
-        )
+        samples.append([TokenRow(prompt_ids, tuple(s.token_ids or ())) for s in generation.samples])
     return samples
 
 

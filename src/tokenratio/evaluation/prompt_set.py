@@ -11,9 +11,9 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.response_files import (
-    Generation,
-    read_generations,
-    reference_generations,
+    AnsweredPrompt,
+    dataset_responses,
+    read_responses,
 )
 
 
@@ -29,7 +29,7 @@ class PromptSet:
     prompts: Sequence[tuple[str, Prompt]] = ()
     world: World | None = None
 
-    def given(self, path: str) -> list[Generation]:
+    def given(self, path: str) -> list[AnsweredPrompt]:
         """A file's responses to these prompts, in their order.
 
         Raises:
@@ -37,7 +37,7 @@ class PromptSet:
         """
         if not self.prompts:
             return []
-        found = {generation.id: generation for generation in read_generations(path)}
+        found = {generation.id: generation for generation in read_responses(path)}
         missing = [id for id, _ in self.prompts if id not in found]
         if missing:
             raise TokenRatioError(
@@ -51,17 +51,17 @@ class PromptSet:
                 )
         return [found[id] for id, _ in self.prompts]
 
-    def given_opponents(self, options: EvaluateOptions) -> list[Generation] | None:
+    def given_opponents(self, options: EvaluateOptions) -> list[AnsweredPrompt] | None:
         """What judges compare with, if it is a column or a file; None if it is a policy.
 
         Raises:
-            TokenRatioError: see `given` and `reference_generations`.
+            TokenRatioError: see `given` and `dataset_responses`.
         """
         against = options.against
         if not self.prompts:
             return None
         if against.startswith("column:"):
-            given = reference_generations(
+            given = dataset_responses(
                 str(options.prompts),
                 column=against.removeprefix("column:"),
                 split=options.split,

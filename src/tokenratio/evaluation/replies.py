@@ -8,30 +8,18 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from tokenratio.models.response import Response
+
 
 class ReplyError(Exception):
     """A reply with status 200 that holds no answer."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One answer.
-
-    Attributes:
-        finish_reason: "eos" where the server says "stop"; else its own word ("length").
-        token_ids: where the server gives them (vLLM, asked with `return_token_ids`).
-    """
-
-    text: str
-    finish_reason: str
-    token_ids: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Answer:
     """The choices of a request, and the tokens they cost; None where the server does not say."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Response, ...]
     tokens_in: int | None
     tokens_out: int | None
 
@@ -61,7 +49,7 @@ def read_reply(text: str, num_choices: int) -> Answer:
     )
 
 
-def _choice(choice: Any) -> Choice:
+def _choice(choice: Any) -> Response:
     if not isinstance(choice, Mapping):
         raise ReplyError("a choice is not an object")
     message = choice.get("message")
@@ -73,10 +61,10 @@ def _choice(choice: Any) -> Choice:
     if not isinstance(text, str):
         raise ReplyError("a choice holds no text")
     reason = choice.get("finish_reason")
-    ids = choice.get("token_ids")
+    ids = choice.get("token_ids")  # of vLLM, asked with `return_token_ids`
     if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
         ids = None
-    return Choice(
+    return Response(
         text,
         "eos" if reason == "stop" else str(reason or "unknown"),
         None if ids is None else tuple(ids),

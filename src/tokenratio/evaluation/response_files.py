@@ -19,31 +19,16 @@ from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
+from tokenratio.models.response import Response
 
 
 @dataclass(frozen=True)
-class GeneratedSample:
-    """One response as the file holds it.
-
-    Attributes:
-        text: without special tokens.
-        finish_reason: "eos" if the model ended it, "length" if it was cut, or what an endpoint says
-            instead ("content_filter").
-        token_ids: EOS included; None where the backend tells none.
-    """
-
-    text: str
-    finish_reason: str
-    token_ids: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
+class AnsweredPrompt:
     """A prompt and its responses; `settings` is the digest of how they were made."""
 
     id: str
     prompt: Prompt
-    samples: tuple[GeneratedSample, ...]
+    samples: tuple[Response, ...]
     settings: str
 
 
@@ -56,17 +41,17 @@ class Backend(Protocol):
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
-    ) -> Iterator[tuple[str, Sequence[GeneratedSample]]]: ...
+    ) -> Iterator[tuple[str, Sequence[Response]]]: ...
 
 
-def generate_all(
+def write_responses(
     prompts: Sequence[tuple[str, Prompt]],
     backend: Backend,
     path: str | Path,
     settings: Mapping[str, Any],
     *,
     report: Callable[[str], None] = print,
-) -> list[Generation]:
+) -> list[AnsweredPrompt]:
     """Write the responses to all prompts, asking the backend only for what the file does not have.
 
     Every line is on the disk before the backend is asked for the next. At the end the lines stand
@@ -105,7 +90,7 @@ def generate_all(
         missing = {id: prompt for id, prompt in prompts if id not in done}
         try:
             for id, samples in backend(list(missing.items())) if missing else ():
-                done[id] = Generation(id, missing.pop(id), tuple(samples), digest)
+                done[id] = AnsweredPrompt(id, missing.pop(id), tuple(samples), digest)
                 journal.append(_line(done[id]))
         except TokenRatioError as error:
             raise TokenRatioError(
@@ -120,7 +105,7 @@ def generate_all(
     return generations
 
 
-def read_generations(path: str | Path) -> list[Generation]:
+def read_responses(path: str | Path) -> list[AnsweredPrompt]:
     """The generations of a finished file, in its order.
 
     Raises:
@@ -148,13 +133,13 @@ def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
     return value if isinstance(value, dict) else {}
 
 
-def reference_generations(
+def dataset_responses(
     source: Source,
     *,
     column: str = "chosen",
     split: str | None = None,
     columns: Columns | None = None,
-) -> list[Generation]:
+) -> list[AnsweredPrompt]:
     """The responses that a data set has, as if somebody had generated them.
 
     Ids and prompts are those that `read_prompts` gives, so that they pair with what was generated
@@ -181,8 +166,8 @@ def reference_generations(
             raise TokenRatioError(
                 f"{origin}: column {column} is neither a text nor messages that end in one"
             )
-        sample = GeneratedSample(value, finish_reason="eos")
-        generations.append(Generation(origin, prompt, (sample,), settings))
+        sample = Response(value, finish_reason="eos")
+        generations.append(AnsweredPrompt(origin, prompt, (sample,), settings))
     return generations
 
 
@@ -228,7 +213,7 @@ def _check_ids(prompts: Sequence[tuple[str, Prompt]]) -> None:
 
 
 def _check_prompts(
-    done: Mapping[str, Generation], prompts: Sequence[tuple[str, Prompt]], path: Path
+    done: Mapping[str, AnsweredPrompt], prompts: Sequence[tuple[str, Prompt]], path: Path
 ) -> None:
     wanted = dict(prompts)
     for generation in done.values():
@@ -248,7 +233,7 @@ def _few(ids: Mapping[str, Any]) -> str:
     return ", ".join(list(ids)[:3]) + (", …" if len(ids) > 3 else "")
 
 
-def _line(generation: Generation) -> dict[str, Any]:
+def _line(generation: AnsweredPrompt) -> dict[str, Any]:
     prompt = generation.prompt
     return {
         "id": generation.id,
@@ -266,7 +251,7 @@ def _line(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _generation(line: Mapping[str, Any], origin: str) -> Generation:
+def _generation(line: Mapping[str, Any], origin: str) -> AnsweredPrompt:
     samples = line.get("samples")
     prompt = line.get("prompt")
     if not isinstance(line.get("id"), str) or not isinstance(prompt, str | list):
@@ -276,7 +261,7 @@ def _generation(line: Mapping[str, Any], origin: str) -> Generation:
     tools, template_kwargs = line.get("tools"), line.get("chat_template_kwargs")
     if not isinstance(tools or [], list) or not isinstance(template_kwargs or {}, Mapping):
         raise TokenRatioError(f"{origin}: tools must be a list, chat_template_kwargs an object")
-    return Generation(
+    return AnsweredPrompt(
         line["id"],
         prompt_of(prompt, tools, template_kwargs),
         tuple(_read_sample(sample, origin) for sample in samples),
@@ -284,7 +269,7 @@ def _generation(line: Mapping[str, Any], origin: str) -> Generation:
     )
 
 
-def _read_sample(sample: Any, origin: str) -> GeneratedSample:
+def _read_sample(sample: Any, origin: str) -> Response:
     text = sample.get("text") if isinstance(sample, Mapping) else None
     if not isinstance(text, str):
         raise TokenRatioError(f"{origin}: a sample without text")
@@ -292,7 +277,7 @@ def _read_sample(sample: Any, origin: str) -> GeneratedSample:
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise TokenRatioError(f"{origin}: token_ids is neither null nor a list of whole numbers")
     reason = str(sample.get("finish_reason"))
-    return GeneratedSample(text, reason, None if ids is None else tuple(ids))
+    return Response(text, reason, None if ids is None else tuple(ids))
 
 
 def day_of_output(path: Path) -> str | None:

@@ -15,14 +15,14 @@ from typing import Any
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
 from tokenratio.evaluation.judges.protocol import (
-    Comparison,
     Judge,
     KeepsAnswers,
+    ResponsePair,
     Verdict,
     digest_of,
 )
 from tokenratio.evaluation.response_files import (
-    Generation,
+    AnsweredPrompt,
     differences,
     read_settings,
     settings_digest,
@@ -67,7 +67,7 @@ class Judgement:
     settings: str
 
 
-def pair_up(ours: Sequence[Generation], theirs: Sequence[Generation]) -> list[Comparison]:
+def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) -> list[ResponsePair]:
     """Every response of ours (A) against theirs (B) to the same prompt.
 
     Sample i meets sample i; where one side has a single response to a prompt, all of the other's
@@ -100,21 +100,13 @@ def pair_up(ours: Sequence[Generation], theirs: Sequence[Generation]) -> list[Co
             )
         for number, (first, second) in enumerate(zip(a, b, strict=True)):
             comparisons.append(
-                Comparison(
-                    generation.id,
-                    number,
-                    generation.prompt,
-                    first.text,
-                    second.text,
-                    first.token_ids,
-                    second.token_ids,
-                )
+                ResponsePair(generation.id, number, generation.prompt, first, second)
             )
     return comparisons
 
 
 def judge_all(
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[ResponsePair],
     judge: Judge,
     path: str | Path,
     settings: Mapping[str, Any] | None = None,
@@ -157,7 +149,7 @@ def judge_all(
             settings_path(path), (json.dumps({digest: settings}, indent=2) + "\n").encode()
         )
         missing = [comparison for place, comparison in wanted.items() if place not in done]
-        failed: list[tuple[Comparison, str]] = []
+        failed: list[tuple[ResponsePair, str]] = []
         try:
             for comparison, verdicts in _ask(judge, missing):
                 unasked = [v.reason for v in verdicts if not v.is_final]
@@ -217,8 +209,8 @@ def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> 
     return f"{said}; the position decided {flips} of {len(whole)}"
 
 
-def _by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, int], Comparison]:
-    places: dict[tuple[str, int], Comparison] = {}
+def _by_place(comparisons: Sequence[ResponsePair]) -> dict[tuple[str, int], ResponsePair]:
+    places: dict[tuple[str, int], ResponsePair] = {}
     for comparison in comparisons:
         place = (comparison.id, comparison.sample)
         if place in places:
@@ -232,7 +224,7 @@ def _by_place(comparisons: Sequence[Comparison]) -> dict[tuple[str, int], Compar
 def _kept(
     lines: Iterable[Mapping[str, Any]],
     path: Path,
-    wanted: Mapping[tuple[str, int], Comparison],
+    wanted: Mapping[tuple[str, int], ResponsePair],
     digest: str,
     settings: Mapping[str, Any],
 ) -> dict[tuple[str, int], Judgement]:
@@ -261,7 +253,7 @@ def _kept(
 def _reread(
     judge: Judge,
     done: Mapping[tuple[str, int], Judgement],
-    wanted: Mapping[tuple[str, int], Comparison],
+    wanted: Mapping[tuple[str, int], ResponsePair],
     digest: str,
 ) -> dict[tuple[str, int], Judgement]:
     """Judgements that had no full verdict and have one in the judge's kept answers."""
@@ -279,14 +271,14 @@ def _reread(
     return found
 
 
-def _orders(judge: Judge, comparison: Comparison) -> list[Comparison]:
+def _orders(judge: Judge, comparison: ResponsePair) -> list[ResponsePair]:
     """The comparison in its own order and, where that can matter, swapped."""
     return [comparison, comparison.swapped()] if judge.order_matters else [comparison]
 
 
 def _ask(
-    judge: Judge, comparisons: Sequence[Comparison]
-) -> Iterator[tuple[Comparison, list[Verdict]]]:
+    judge: Judge, comparisons: Sequence[ResponsePair]
+) -> Iterator[tuple[ResponsePair, list[Verdict]]]:
     """The verdicts on each comparison, in every order that is asked for."""
     if not comparisons:
         return
@@ -308,7 +300,7 @@ def _strictly(verdicts: Iterable[Verdict], num: int) -> Iterator[Verdict]:
         raise ValueError(f"the judge gave {said} verdicts on {num} comparisons")
 
 
-def _judgement(comparison: Comparison, verdicts: Sequence[Verdict], digest: str) -> Judgement:
+def _judgement(comparison: ResponsePair, verdicts: Sequence[Verdict], digest: str) -> Judgement:
     first = verdicts[0].probability
     second = first
     if len(verdicts) == 2:
@@ -323,16 +315,16 @@ def _judgement(comparison: Comparison, verdicts: Sequence[Verdict], digest: str)
         flipped=(first - 0.5) * (second - 0.5) < 0 if both else None,
         unparsed=sum(verdict.probability is None for verdict in verdicts),
         reasons=tuple(v.reason or "no reason given" for v in verdicts if v.probability is None),
-        characters_a=len(comparison.response_a),
-        characters_b=len(comparison.response_b),
-        words_a=len(comparison.response_a.split()),
-        words_b=len(comparison.response_b.split()),
+        characters_a=len(comparison.response_a.text),
+        characters_b=len(comparison.response_b.text),
+        words_a=len(comparison.response_a.text.split()),
+        words_b=len(comparison.response_b.text.split()),
         content=_content(comparison),
         settings=digest,
     )
 
 
-def _content(comparison: Comparison) -> str:
+def _content(comparison: ResponsePair) -> str:
     return digest_of(comparison.content())[:16]
 
 

@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -20,6 +19,7 @@ from tokenratio.data.display import quoted
 from tokenratio.data.encoding import begin, cut_left, special_tokens
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.response import Response
 from tokenratio.models.sampling import RowSampler, stream_seed
 
 if TYPE_CHECKING:
@@ -27,23 +27,6 @@ if TYPE_CHECKING:
 
 # What the functions here take for a prompt: bare messages too.
 AnyPrompt = Prompt | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One response.
-
-    Attributes:
-        prompt_ids: what the policy read, special tokens included.
-        response_ids: what it wrote, EOS included if it ended.
-        text: the response without special tokens.
-        finish_reason: "eos", or "length" if it was cut at `max_new_tokens`.
-    """
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    text: str
-    finish_reason: Literal["eos", "length"]
 
 
 def sample_responses(
@@ -61,7 +44,7 @@ def sample_responses(
     seed: int,
     keys: Sequence[str] | None = None,
     progress: bool = False,
-) -> list[list[Sample]]:
+) -> list[list[Response]]:
     """Sample responses to each prompt, in the order of the prompts.
 
     The distribution is the model's own, tempered and cut as asked: what its `generation_config`
@@ -85,7 +68,8 @@ def sample_responses(
         progress: draw a bar, in responses.
 
     Returns:
-        For each prompt, `num_samples` samples.
+        For each prompt `num_samples` responses with their token ids; the finish reason is "eos", or
+        "length" for one cut at `max_new_tokens`.
     """
     samples = dict(
         iterate_samples(
@@ -122,7 +106,7 @@ def iterate_samples(
     seed: int,
     keys: Sequence[str] | None = None,
     progress: bool = False,
-) -> Iterator[tuple[int, list[Sample]]]:
+) -> Iterator[tuple[int, list[Response]]]:
     """`sample_responses`, one prompt after the other as they are finished, the shortest first.
 
     Yields:
@@ -143,7 +127,7 @@ def iterate_samples(
 
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
     rows.sort(key=lambda row: len(encoded[row[0]]))  # stable; little padding within a batch
-    samples: dict[int, list[Sample]] = {index: [] for index in range(len(prompts))}
+    samples: dict[int, list[Response]] = {index: [] for index in range(len(prompts))}
     num_tokens, started = 0, time.perf_counter()
     with tqdm(total=len(rows), unit="response", disable=not progress) as bar:
         for begin in range(0, len(rows), batch_size):
@@ -153,11 +137,10 @@ def iterate_samples(
                 seeds = [stream_seed(seed, keys[index], number) for index, number in batch]
                 sampler = RowSampler(seeds, temperature=temperature, top_p=top_p)
             inputs = _pad_left([encoded[index] for index, _ in batch], pad_id)
-            responses = _generate(model, *inputs, settings, sampler)
-            for (index, _), response in zip(batch, responses, strict=True):
-                sample = _sample(tokenizer, encoded[index], response, ends)
-                samples[index].append(sample)
-                num_tokens += len(sample.response_ids)
+            generated = _generate(model, *inputs, settings, sampler)
+            for (index, _), ids in zip(batch, generated, strict=True):
+                samples[index].append(_response(tokenizer, ids, ends))
+                num_tokens += len(samples[index][-1].token_ids or ())
             bar.update(len(batch))
             bar.set_postfix({"tokens/s": f"{num_tokens / (time.perf_counter() - started):.0f}"})
             for index in dict.fromkeys(index for index, _ in batch):
@@ -326,20 +309,15 @@ def _pad_left(
     return input_ids, attention_mask
 
 
-def _sample(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt_ids: tuple[int, ...],
-    generated: list[int],
-    eos_ids: list[int],
-) -> Sample:
+def _response(
+    tokenizer: "PreTrainedTokenizerBase", generated: list[int], eos_ids: list[int]
+) -> Response:
     """Cut what was generated after its first EOS: the rest is padding."""
     end = next((index for index, token in enumerate(generated) if token in eos_ids), None)
-    response_ids = generated if end is None else generated[: end + 1]
-    return Sample(
-        prompt_ids=prompt_ids,
-        response_ids=tuple(response_ids),
-        text=tokenizer.decode(response_ids[:end], skip_special_tokens=True),
+    return Response(
+        text=tokenizer.decode(generated[:end], skip_special_tokens=True),
         finish_reason="length" if end is None else "eos",
+        token_ids=tuple(generated if end is None else generated[: end + 1]),
     )
 
 

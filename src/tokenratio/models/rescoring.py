@@ -1,7 +1,7 @@
 """Responses, whoever wrote them, run through a model again: their states, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,14 +15,11 @@ from tokenratio.statistics.head import Head
 from tokenratio.types import CompletionBatch
 
 
-class TokenIds(Protocol):
-    """A response as token ids, wherever it was sampled; `generation.Sample` is one."""
+class TokenRow(NamedTuple):
+    """A prompt and a response to it as token ids, special tokens included."""
 
-    @property
-    def prompt_ids(self) -> Sequence[int]: ...
-
-    @property
-    def response_ids(self) -> Sequence[int]: ...
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
 
 
 def head_of(model: nn.Module) -> Head:
@@ -43,7 +40,7 @@ def hidden_states(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "to
 
 
 def response_batches(
-    rows: Sequence[TokenIds], batch_size: int, device: torch.device
+    rows: Sequence[TokenRow], batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], CompletionBatch]]:
     """Batches of rows of like length, and the index of each of their rows.
 

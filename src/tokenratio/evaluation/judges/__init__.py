@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from tokenratio.evaluation.judges.human import HumanJudge, write_sheet
     from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
     from tokenratio.evaluation.judges.llm import LLMJudge
-    from tokenratio.evaluation.judges.protocol import Comparison, Judge, Verdict
+    from tokenratio.evaluation.judges.protocol import Judge, ResponsePair, Verdict
     from tokenratio.evaluation.judges.reward_model import RewardModelJudge
     from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
 
 _HOMES = {
     "TEMPLATES": "templates",
-    "Comparison": "protocol",
     "GoldJudge": "gold",
     "HumanJudge": "human",
     "ImplicitRewardJudge": "implicit",
     "Judge": "protocol",
     "JudgeTemplate": "templates",
     "LLMJudge": "llm",
+    "ResponsePair": "protocol",
     "RewardModelJudge": "reward_model",
     "Verdict": "protocol",
     "VerdictCache": "cache",
@@ -33,13 +33,13 @@ _HOMES = {
 }
 __all__ = [
     "TEMPLATES",
-    "Comparison",
     "GoldJudge",
     "HumanJudge",
     "ImplicitRewardJudge",
     "Judge",
     "JudgeTemplate",
     "LLMJudge",
+    "ResponsePair",
     "RewardModelJudge",
     "Verdict",
     "VerdictCache",

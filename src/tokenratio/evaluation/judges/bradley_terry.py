@@ -4,29 +4,20 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from tokenratio.data.chat import Prompt, prompt_value
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
+from tokenratio.models.response import Response
 
-
-class Response(NamedTuple):
-    """What is scored; `token_ids` where they are known, EOS included."""
-
-    prompt: Prompt
-    text: str
-    token_ids: tuple[int, ...] | None = None
-
-
-# For each response its score, or in words why it has none.
-Scorer = Callable[[Sequence[Response]], Sequence[float | str]]
+# For each response to a prompt its score, or in words why it has none.
+Scorer = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[float | str]]
 
 
 def bradley_terry(
-    comparisons: Sequence[Comparison], scorer: Scorer, *, at_once: int
+    comparisons: Sequence[ResponsePair], scorer: Scorer, *, at_once: int
 ) -> Iterator[Verdict]:
     """σ(score of A − score of B) for each comparison.
 
@@ -36,10 +27,10 @@ def bradley_terry(
     """
     for begin in range(0, len(comparisons), at_once):
         chunk = comparisons[begin : begin + at_once]
-        sides = [side for comparison in chunk for side in _responses(comparison)]
-        different = {_key(response): response for response in sides}
+        sides = [(c.prompt, side) for c in chunk for side in (c.response_a, c.response_b)]
+        different = {_key(*side): side for side in sides}
         scores = dict(zip(different, scorer(list(different.values())), strict=True))
-        found = [scores[_key(response)] for response in sides]
+        found = [scores[_key(*side)] for side in sides]
         for a, b in zip(found[::2], found[1::2], strict=True):
             yield _verdict(a, b)
 
@@ -56,15 +47,8 @@ def _verdict(a: float | str, b: float | str) -> Verdict:
     return Verdict(1 - tail if margin >= 0 else tail)
 
 
-def _responses(comparison: Comparison) -> tuple[Response, Response]:
-    return (
-        Response(comparison.prompt, comparison.response_a, comparison.token_ids_a),
-        Response(comparison.prompt, comparison.response_b, comparison.token_ids_b),
-    )
-
-
-def _key(response: Response) -> str:
-    return json.dumps([prompt_value(response.prompt), response.text, response.token_ids])
+def _key(prompt: Prompt, response: Response) -> str:
+    return json.dumps([prompt_value(prompt), response.text, response.token_ids])
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 
 
 class GoldJudge:
@@ -36,9 +36,9 @@ class GoldJudge:
     def identity(self) -> dict[str, Any]:
         return {"judge": "gold", "reward": self._name}
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         for comparison in comparisons:
-            a, b = map(self._reward_fn, (comparison.response_a, comparison.response_b))
+            a, b = (self._reward_fn(r.text) for r in (comparison.response_a, comparison.response_b))
             if math.isnan(a) or math.isnan(b):
                 yield Verdict(None, "a reward is nan")
             else:

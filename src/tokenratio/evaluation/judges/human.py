@@ -7,12 +7,12 @@ from typing import Any
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import read_whole, replace_durably, to_line
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict, digest_of
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict, digest_of
 
 _VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
 
 
-def write_sheet(comparisons: Sequence[Comparison], path: str | Path, *, seed: int) -> None:
+def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: int) -> None:
     """Write the sheet: JSON lines with `item`, `prompt`, `response_1`, `response_2`, `verdict`.
 
     Which response is which is drawn for every comparison, and so is the order of the lines; nothing
@@ -32,8 +32,8 @@ def write_sheet(comparisons: Sequence[Comparison], path: str | Path, *, seed: in
         lines[item] = {
             "item": item,
             "prompt": shown.content()[0],
-            "response_1": shown.response_a,
-            "response_2": shown.response_b,
+            "response_1": shown.response_a.text,
+            "response_2": shown.response_b.text,
             "verdict": None,
         }
     replace_durably(path, b"".join(to_line(lines[item]) for item in sorted(lines)))
@@ -79,11 +79,11 @@ class HumanJudge:
             "verdicts": digest_of(sorted(self._verdicts.items()))[:16],
         }
 
-    def strangers(self, comparisons: Sequence[Comparison]) -> int:
+    def strangers(self, comparisons: Sequence[ResponsePair]) -> int:
         """How many lines of the sheet are of none of these comparisons, and go unheard."""
         return len(self._verdicts.keys() - {_item(each, self._seed)[0] for each in comparisons})
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         for comparison in comparisons:
             item, is_swapped = _item(comparison, self._seed)
             verdict = self._verdicts.get(item)
@@ -95,7 +95,7 @@ class HumanJudge:
                 yield Verdict(1 - first if is_swapped else first, raw=verdict)
 
 
-def _item(comparison: Comparison, seed: int) -> tuple[str, bool]:
+def _item(comparison: ResponsePair, seed: int) -> tuple[str, bool]:
     """What the sheet calls a comparison, and whether its second response is shown first."""
     about = [seed, comparison.id, comparison.sample, comparison.content()]
     digest = hashlib.sha256(digest_of(about).encode()).digest()

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tokenratio.data.chat import answered, render
+from tokenratio.data.chat import Prompt, answered, render
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.bradley_terry import (
-    Response,
     batches_by_length,
     bradley_terry,
     weights_digest,
 )
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.generation import encode_prompts, eval_mode
+from tokenratio.models.response import Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,10 +101,10 @@ class ImplicitRewardJudge:
             **self._template.record(self._tokenizer),
         }
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         return bradley_terry(comparisons, self.rewards, at_once=8 * self._batch_size)
 
-    def rewards(self, responses: Sequence[Response]) -> list[float | str]:
+    def rewards(self, responses: Sequence[tuple[Prompt, Response]]) -> list[float | str]:
         """β times the log-ratio of each response, in nats; in words, why a response has none.
 
         Token ids are taken as they are where they spell the text; else the text is tokenised as for
@@ -112,9 +112,9 @@ class ImplicitRewardJudge:
         """
         rewards: list[float | str] = []
         rows: dict[int, EncodedResponse] = {}
-        for index, response in enumerate(responses):
+        for index, (prompt, response) in enumerate(responses):
             try:
-                rows[index] = self._encode(response)
+                rows[index] = self._encode(prompt, response)
                 rewards.append("not scored")
             except RowDefectError as error:
                 rewards.append(str(error))
@@ -133,23 +133,23 @@ class ImplicitRewardJudge:
                     rewards[index] = self._beta * value
         return rewards
 
-    def _encode(self, response: Response) -> "EncodedResponse":
+    def _encode(self, prompt: Prompt, response: Response) -> "EncodedResponse":
         if response.token_ids and self._spells(response.token_ids, response.text):
-            (prompt,) = encode_prompts(
+            (prompt_ids,) = encode_prompts(
                 self._tokenizer,
-                [response.prompt],
+                [prompt],
                 template=self._template,
                 max_prompt_length=self._limits.max_prompt_length,
             )
             longest = self._limits.max_length
-            room = None if longest is None else max(0, longest - len(prompt))
+            room = None if longest is None else max(0, longest - len(prompt_ids))
             if room == 0:
                 raise RowDefectError(
                     DefectKind.PROMPT_FILLS_MAX_LENGTH,
-                    f"the prompt has {len(prompt)} tokens, max_length is {longest}",
+                    f"the prompt has {len(prompt_ids)} tokens, max_length is {longest}",
                 )
-            return prompt, response.token_ids[:room]
-        example = answered(response.prompt, response.text)
+            return prompt_ids, response.token_ids[:room]
+        example = answered(prompt, response.text)
         rendered = render(example, self._tokenizer, self._template, self._turn_end)
         (ids,) = tokenise(self._tokenizer, [rendered], self._special)
         encoded = assemble(ids, ("the response",), self._special, self._limits)

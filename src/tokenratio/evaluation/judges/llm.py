@@ -10,7 +10,7 @@ from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.cache import VerdictCache
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict, digest_of
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict, digest_of
 from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
 
 
@@ -63,11 +63,11 @@ class LLMJudge:
             "max_tokens": self._max_tokens,
         }
 
-    def recall(self, comparison: Comparison) -> Verdict | None:
+    def recall(self, comparison: ResponsePair) -> Verdict | None:
         answer = self._cache.get(self._key(comparison))
         return None if answer is None else parse_verdict(*answer, self._template.verdicts)
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         keys = [self._key(comparison) for comparison in comparisons]
         answers = {key: self._cache.get(key) for key in keys}
         # by key: the same question asked twice is paid once
@@ -97,12 +97,12 @@ class LLMJudge:
             for _ in stream:  # nothing is left; it says what was spent, or why it stopped
                 pass
 
-    def _key(self, comparison: Comparison) -> str:
+    def _key(self, comparison: ResponsePair) -> str:
         return digest_of([self.identity(), comparison.content()])
 
-    def _request(self, key: str, comparison: Comparison) -> Request:
+    def _request(self, key: str, comparison: ResponsePair) -> Request:
         messages = self._template.messages(
-            comparison.prompt, comparison.response_a, comparison.response_b
+            comparison.prompt, comparison.response_a.text, comparison.response_b.text
         )
         return Request(
             key,

@@ -7,39 +7,31 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from tokenratio.data.chat import Prompt, prompt_value
+from tokenratio.models.response import Response
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two responses to one prompt; the order is the one in which a judge reads them.
+class ResponsePair:
+    """What a judge compares: two responses to one prompt, in the order in which it reads them.
 
     Attributes:
         id: of the prompt.
-        sample: which of the prompt's comparisons it is.
-        token_ids_a, token_ids_b: of the responses, EOS included, where they are known.
+        sample: which of the prompt's pairs it is.
     """
 
     id: str
     sample: int
     prompt: Prompt
-    response_a: str
-    response_b: str
-    token_ids_a: tuple[int, ...] | None = None
-    token_ids_b: tuple[int, ...] | None = None
+    response_a: Response
+    response_b: Response
 
-    def swapped(self) -> "Comparison":
-        """The same question the other way round."""
-        return replace(
-            self,
-            response_a=self.response_b,
-            response_b=self.response_a,
-            token_ids_a=self.token_ids_b,
-            token_ids_b=self.token_ids_a,
-        )
+    def swapped(self) -> "ResponsePair":
+        """The same pair in the other order."""
+        return replace(self, response_a=self.response_b, response_b=self.response_a)
 
     def content(self) -> list[Any]:
         """What a verdict is about, the order included; for digests."""
-        return [prompt_value(self.prompt), self.response_a, self.response_b]
+        return [prompt_value(self.prompt), self.response_a.text, self.response_b.text]
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class Judge(Protocol):
         """What its verdicts depend on besides the texts, as JSON; no secrets."""
         ...
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterable[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterable[Verdict]:
         """One verdict for each comparison, in their order, each as early as it can be had."""
         ...
 
@@ -82,7 +74,7 @@ class Judge(Protocol):
 class KeepsAnswers(Protocol):
     """A judge that keeps what it was answered, so that it can be read again without asking."""
 
-    def recall(self, comparison: Comparison) -> Verdict | None:
+    def recall(self, comparison: ResponsePair) -> Verdict | None:
         """The verdict in a kept answer, as it is read today; None where none is kept."""
         ...
 

@@ -13,7 +13,7 @@ from tokenratio.models.template_options import TemplateOptions, template_of
 from tokenratio.settings import build, check_known, option
 
 if TYPE_CHECKING:
-    from tokenratio.evaluation.judges import Comparison, Judge
+    from tokenratio.evaluation.judges import Judge, ResponsePair
 
 _NAME = re.compile(r"(?!\.)[\w.-]{1,60}")
 
@@ -37,7 +37,7 @@ class JudgeContext:
     reference: str | None
     folder: Path
     cache: Path
-    comparisons: "Sequence[Comparison]"
+    comparisons: "Sequence[ResponsePair]"
     day: str | None = None
     report: Callable[[str], None] = print
     progress: bool = False

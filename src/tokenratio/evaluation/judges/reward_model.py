@@ -12,13 +12,13 @@ from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.bradley_terry import (
-    Response,
     batches_by_length,
     bradley_terry,
     weights_digest,
 )
-from tokenratio.evaluation.judges.protocol import Comparison, Verdict
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.generation import eval_mode
+from tokenratio.models.response import Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,16 +127,16 @@ class RewardModelJudge:
             **(self._template.record(self._tokenizer) if self._as_chat else {}),
         }
 
-    def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Verdict]:
+    def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         return bradley_terry(comparisons, self.rewards, at_once=8 * self._batch_size)
 
-    def rewards(self, responses: Sequence[Response]) -> list[float | str]:
+    def rewards(self, responses: Sequence[tuple[Prompt, Response]]) -> list[float | str]:
         """The model's output for each response; in words, why a response has none."""
         encoded: list[dict[str, list[int]]] = []
         rewards: list[float | str] = []
-        for response in responses:
+        for prompt, response in responses:
             try:
-                encoded.append(self._encode(response.prompt, response.text))
+                encoded.append(self._encode(prompt, response.text))
             except RowDefectError as error:
                 encoded.append({"input_ids": []})
                 rewards.append(str(error))
