@@ -9,7 +9,8 @@ from tokenratio.cli.main import main
 from tokenratio.data.chat import prompt_of, prompt_value
 from tokenratio.data.prompts import read_prompts
 from tokenratio.evaluation.interchange import read_alpaca_outputs, read_mt_bench_answers
-from tokenratio.evaluation.response_files import read_responses, read_settings
+from tokenratio.evaluation.journal import read_settings
+from tokenratio.evaluation.response_files import read_responses
 
 QUESTIONS = [
     {"question_id": 80 + i, "category": "math", "turns": [f"What is {i}?", "Twice that?"]}

@@ -320,7 +320,7 @@ def test_against_texts_that_are_given(against, house, capsys):
         assert len(ours) == 4
         assert measures(name).named("win_rate/gold").mean == gold_rate(ours, theirs)
     said = evaluate(capsys, *argv[:-1], "runs-dpo", code=2)
-    assert "was begun with another judge or settings (against " in said
+    assert "was made with other settings (against " in said
 
 
 def test_a_file_must_answer_these_prompts(house, capsys):
@@ -462,7 +462,7 @@ def test_an_interrupted_evaluation_goes_on(house, capsys):
         (["--prompts", PROMPTS.replace("seed=3", "seed=4")], "prompts "),
     ):
         said = evaluate(capsys, *argv, *more, code=2)
-        assert "was begun with other settings" in said
+        assert "was made with other settings" in said
         assert message in said
     shutil.copytree("free", "again")
     evaluate(capsys, "again", *argv[1:])

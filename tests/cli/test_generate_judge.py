@@ -12,9 +12,10 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.endpoint_options import ENDPOINT_FLAGS
 from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
+from tokenratio.evaluation.journal import read_settings
 from tokenratio.evaluation.judges import TEMPLATES
 from tokenratio.evaluation.judges.registry import LLMSettings
-from tokenratio.evaluation.response_files import read_responses, read_settings
+from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.verdict_files import read_judgements
 
 NUM = 6
@@ -122,7 +123,7 @@ def test_more_prompts_are_added_and_other_settings_refused(pairs, policy, capsys
     whole = files()
     said = run(capsys, *generate(policy, "--seed", "1"), code=2)
     assert "made with other settings (seed 0, now 1)" in said
-    assert "--overwrite" in said
+    assert "overwrite" in said
     assert files() == whole
     run(capsys, *generate(policy, "--seed", "1", "--overwrite"))
     assert files() != whole
@@ -462,7 +463,7 @@ def test_inputs_are_never_written_over(sides, capsys):
         (judge("gold", "--world", "reviews", "--split", "test"), "is a file of generations"),
         (judge("gold", "--world", "reviews", theirs="none.jsonl"), "none.jsonl"),
         (judge("gold", "--world", "reviews", ours="none.jsonl"), "none.jsonl"),
-        (judge("gold", "--world", "reviews", ours="pairs.jsonl"), "no file of generations"),
+        (judge("gold", "--world", "reviews", ours="pairs.jsonl"), "not a file of generations"),
         (judge("gold", "--world", "reviews", "--column", "x", theirs="pairs.jsonl"), "column x"),
         (judge("gold", "--world", "reviews", "--column", "x"), "column x"),
         (judge("gold", "--num_prompts", "0"), "num_prompts must be at least 1"),

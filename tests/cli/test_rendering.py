@@ -13,7 +13,8 @@ from tiny import tiny_model
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.cli.main import main
 from tokenratio.data import template
-from tokenratio.evaluation.response_files import read_responses, read_settings
+from tokenratio.evaluation.journal import read_settings
+from tokenratio.evaluation.response_files import read_responses
 
 QUIET = {"enable_thinking": False}
 NO_THOUGHT = "<think>\n\n</think>\n\n"

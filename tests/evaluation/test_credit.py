@@ -18,7 +18,7 @@ from tokenratio.data.worlds.review_values import ReviewValues, _RewardStates
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import credit, token_credit, token_scores
-from tokenratio.models.rescoring import TokenRow
+from tokenratio.models.token_rows import TokenRow
 from tokenratio.theory import TokenMdp
 
 PROMPT = "review of the hotel :"

@@ -5,7 +5,7 @@ import torch
 
 from tokenratio.evaluation.distance import kl_policy_ref
 from tokenratio.models.generation import encode_prompts, sample_responses
-from tokenratio.models.rescoring import TokenRow
+from tokenratio.models.token_rows import TokenRow
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"] * 4
 

@@ -20,7 +20,7 @@ from tokenratio.evaluation.diversity import (
     vendi_score,
 )
 from tokenratio.models.generation import encode_prompts, sample_responses
-from tokenratio.models.rescoring import TokenRow
+from tokenratio.models.token_rows import TokenRow
 from tokenratio.statistics.head import Head
 
 PROMPTS = ["review of the hotel :", "the", "note about the old camera for my boss :"]
@@ -211,11 +211,11 @@ def test_entropy_with_soft_cap_bias_and_absolute_positions(family):
 
 
 def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch):
-    from tokenratio.models import rescoring
+    from tokenratio.models import token_rows
 
     held = []
 
-    class Watched(rescoring.Head):
+    class Watched(token_rows.Head):
         def write_logits(self, hidden, out):
             held.append(out.shape[0])
             return super().write_logits(hidden, out)
@@ -224,7 +224,7 @@ def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch)
             head = super().to(dtype)
             return Watched(head.weight, head.bias, head.softcap)
 
-    monkeypatch.setattr(rescoring, "Head", Watched)
+    monkeypatch.setattr(token_rows, "Head", Watched)
     predictive_entropy(policy, samples, chunk_size=5)
     assert held
     assert max(held) == 5

@@ -97,8 +97,9 @@ def test_bradley_terry_is_antisymmetric_and_asks_once(scores, at_once):
 
     def scorer(responses):
         asked.append(len(responses))
-        assert len({response.text for response in responses}) == len(responses)
-        return [scores[int(response.text)] for response in responses]
+        texts = [response.text for _, response in responses]
+        assert len({*texts}) == len(texts)
+        return [scores[int(text)] for text in texts]
 
     indices = range(len(scores))
     comparisons = [pair_of("x", 0, "p", str(i), str(j)) for i in indices for j in indices]
@@ -120,7 +121,7 @@ def test_responses_without_a_score_have_no_verdict():
     verdicts = list(
         bradley_terry(
             [pair_of("x", 0, "p", *pair) for pair in ("ab", "ca", "aa")],
-            lambda responses: [scores[response.text] for response in responses],
+            lambda responses: [scores[response.text] for _, response in responses],
             at_once=9,
         )
     )

@@ -13,13 +13,11 @@ from evaluation.loopback import KEY, Loopback, first_times, wait_until
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.journal import Journal, parse_lines, to_line
+from tokenratio.evaluation.journal import parse_lines, read_settings, settings_digest, to_line
 from tokenratio.evaluation.response_files import (
     AnsweredPrompt,
     dataset_responses,
     read_responses,
-    read_settings,
-    settings_digest,
     write_responses,
 )
 from tokenratio.models.response import Response
@@ -141,7 +139,7 @@ def test_more_prompts_are_added_to_a_file(tmp_path):
         ({"settings": SETTINGS | {"temperature": 0.5}}, r"other settings \(temperature 1.0, now 0"),
         ({"settings": {"model": "m"}}, r"\(temperature 1.0, now not set\)"),
         ({"prompts": PROMPTS[:-1]}, "p:5, which is not among the 5 prompts"),
-        ({"prompts": [("p:0", "another"), *PROMPTS[1:]]}, "the prompt of p:0 is now another"),
+        ({"prompts": [("p:0", "another"), *PROMPTS[1:]]}, "the prompt of p:0 has changed"),
         ({"prompts": [*PROMPTS, PROMPTS[0]]}, "two prompts have the id p:0"),
     ],
 )
@@ -154,14 +152,19 @@ def test_another_run_is_refused_in_words(tmp_path, changed, said):
     assert before == (path.read_bytes(), path.with_suffix(".settings.json").read_bytes())
     path.with_suffix(".settings.json").unlink()
     if "settings" in changed:
-        with pytest.raises(TokenRatioError, match="begun with other settings: go on"):
+        with pytest.raises(TokenRatioError, match="made with other settings: use those"):
             write(path, **changed)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
     path = tmp_path / "g.jsonl"
-    with Journal(path), pytest.raises(TokenRatioError, match="written by another process"):
-        write(path)
+
+    def backend(prompts):
+        with pytest.raises(TokenRatioError, match="written by another process"):
+            write(path)
+        yield from Backend()(prompts)
+
+    write(path, backend)
     write(path)
 
 

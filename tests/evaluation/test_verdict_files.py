@@ -15,9 +15,9 @@ from tiny import word_pairs
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.journal import parse_lines
+from tokenratio.evaluation.journal import parse_lines, read_settings
 from tokenratio.evaluation.judges import GoldJudge, LLMJudge, ResponsePair, Verdict, VerdictCache
-from tokenratio.evaluation.response_files import AnsweredPrompt, read_settings
+from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import (
     Judgement,
     describe,
@@ -202,7 +202,7 @@ def test_another_judging_is_refused_in_words(tmp_path):
     before = path.read_bytes()
     changed = [*comparisons[:2], pair_of("c:2", 0, "p", "other", "texts")]
     for judge, given, settings, said in (
-        (Scripted({}, comparisons), comparisons, {"ours": "b"}, r"another judge .*\(ours 'a', now"),
+        (Scripted({}, comparisons), comparisons, {"ours": "b"}, r"other settings \(ours 'a', now"),
         (GoldJudge(len, "length"), comparisons, {"ours": "a"}, "judge 'scripted', now 'gold'"),
         (Scripted({}, comparisons), changed, {"ours": "a"}, "j.jsonl:3: sample 0 of c:2 is not"),
         (Scripted({}, comparisons), comparisons[:2], {"ours": "a"}, "j.jsonl:3: sample 0 of c:2"),
@@ -217,9 +217,9 @@ def test_another_judging_is_refused_in_words(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"prob_a_first": 1.5}, r"j\.jsonl:1: prob_a_first is 1.5, no probability"),
-        ({"prob_a_second": "A"}, r"j\.jsonl:1: prob_a_second is 'A', no probability"),
-        (None, r"j\.jsonl:1: no content: this is no file of judgements"),
+        ({"prob_a_first": 1.5}, r"j\.jsonl:1: prob_a_first is 1.5, not a probability"),
+        ({"prob_a_second": "A"}, r"j\.jsonl:1: prob_a_second is 'A', not a probability"),
+        (None, r"j\.jsonl:1: no content: this is not a file of judgements"),
     ],
 )
 def test_damage_is_named(tmp_path, change, said):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.cli.convert import ConvertOptions
-from tokenratio.cli.outputs import claim_output
 from tokenratio.data.chat import Conversation, Prompt, prompt_extras
 from tokenratio.data.files import read_file
 from tokenratio.data.prompts import read_prompts
@@ -22,10 +21,9 @@ from tokenratio.evaluation.interchange import (
     write_alpaca_outputs,
     write_mt_bench_answers,
 )
+from tokenratio.evaluation.journal import read_settings, settings_path
 from tokenratio.evaluation.response_files import (
     read_responses,
-    read_settings,
-    settings_path,
     write_responses,
 )
 from tokenratio.models.response import Response
@@ -168,9 +166,15 @@ def _write_generations(
     ) -> Iterator[tuple[str, Sequence[Response]]]:
         yield from ((id, samples) for id, _, samples in found.answers)
 
-    claim_output(output, settings, overwrite=options.overwrite)
     prompts = [(id, prompt) for id, prompt, _ in found.answers]
-    write_responses(prompts, backend, output, settings, report=lambda line: None)
+    write_responses(
+        prompts,
+        backend,
+        output,
+        settings,
+        overwrite=options.overwrite,
+        report=lambda line: None,
+    )
     return ""
 
 

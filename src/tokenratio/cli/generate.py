@@ -79,7 +79,7 @@ def generate(name: str, flags: dict[str, str | bool]) -> None:
         refuse_idle(flags, ENDPOINT_FLAGS, "is of an endpoint: give --endpoint")
     else:
         refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
-    from tokenratio.cli.outputs import check_output, claim_output
+    from tokenratio.cli.outputs import check_output
     from tokenratio.cli.recipe_models import say_splits
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data.prompts import read_prompts
@@ -93,9 +93,8 @@ def generate(name: str, flags: dict[str, str | bool]) -> None:
     say_splits(options.prompts, options.split)
     backend, settings = _backend(name, options, endpoint)
     settings |= {"prompts": options.prompts, "split": options.split}
-    claim_output(path, settings, overwrite=options.overwrite)
     timed = _Timed(backend)
-    generations = write_responses(prompts, timed, path, settings)
+    generations = write_responses(prompts, timed, path, settings, overwrite=options.overwrite)
     print(_describe(generations, path) + timed.rate())
 
 
@@ -127,11 +126,11 @@ def _backend(
         return server, server.settings()
     if options.seed is None:
         raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
-    from tokenratio.evaluation.response_files import day_of_output
+    from tokenratio.evaluation.response_files import date_of_responses
 
     model = load_model(name, {"dtype": options.dtype})
     model.to(default_device())
-    day = None if options.overwrite else day_of_output(Path(options.output))
+    day = None if options.overwrite else date_of_responses(Path(options.output))
     tokenizer, template = template_of(options, load_tokenizer(name), name, day=day)
     backend = TransformersBackend(
         model,

@@ -145,14 +145,14 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
     build(EndpointOptions, remote, "judge")  # refuses what the judge's settings would let pass
     _check_flags(options.judge, flags)
     from tokenratio.cli.judge_summary import describe, summarize
-    from tokenratio.cli.outputs import check_output, claim_output
+    from tokenratio.cli.outputs import check_output
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.data.worlds import is_world_source
+    from tokenratio.evaluation.journal import read_settings
     from tokenratio.evaluation.judges.protocol import digest_of
     from tokenratio.evaluation.response_files import (
-        day_of_output,
+        date_of_responses,
         read_responses,
-        read_settings,
     )
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
     from tokenratio.run_folder import replace_text
@@ -174,7 +174,7 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
         folder=path.parent,
         cache=Path(options.cache).expanduser(),
         comparisons=comparisons,
-        day=day_of_output(Path(ours_path)),
+        day=date_of_responses(Path(ours_path)),
         progress=is_terminal(),
     )
     judge = make_judge(options.judge, settings, context)
@@ -182,9 +182,7 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
         return
     # By the settings' digests rather than paths: a file may be moved, and texts are checked anyway.
     sides = {"ours": _made_by(ours), "theirs": opponent or _made_by(theirs)}
-    if path.exists():  # a judge's identity may be a digest of all of its weights
-        claim_output(path, {**judge.identity(), **sides}, overwrite=options.overwrite)
-    judgements = judge_all(comparisons, judge, path, sides)
+    judgements = judge_all(comparisons, judge, path, sides, overwrite=options.overwrite)
     summary = {
         "ours": ours_path,
         "theirs": options.against,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 
 from tokenratio.data.worlds import WORLDS, World
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.generation import eval_mode
-from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference
-from tokenratio.models.rescoring import TokenRow, response_batches
 from tokenratio.models.token_requests import TokenRequest, language_model
+from tokenratio.models.token_rows import TokenRow, score_rows
+from tokenratio.types import CompletionBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,50 +138,47 @@ def token_scores(
 ) -> list[Array]:
     """β (ρ_t + state term) of each token of each response, in the unit of the reward.
 
-    The models learn the argument `token_request` (`training.policy`); no logits are kept.
+    No logits are kept.
 
     Args:
         ref_model: π_ref; None for a model with a PEFT adapter, which is then switched off.
         beta: the leash the policy was trained with, > 0.
         state_term: `"kl"` adds KL(π_ref ‖ π) of the state, `"baseline"` adds b(s), as the methods'
             `state_weight` in `losses.LOSSES`.
-        baseline: b, from the policy's hidden states (`training.baseline.StateBaseline`).
+        baseline: b, from the policy's hidden states (`models.state_baseline.StateBaseline`).
         batch_size: rows in one forward pass.
     Returns:
         One array per response, in the order given, a value per token, EOS included.
     Raises:
-        TokenRatioError: β ≤ 0, a missing baseline, or what `response_batches` refuses.
+        TokenRatioError: β ≤ 0, a missing baseline, or what `score_rows` refuses.
     """
     if not (math.isfinite(beta) and beta > 0):
         raise TokenRatioError(f"beta must be positive and finite, not {beta}")
     if (state_term == "baseline") != (baseline is not None):
         raise TokenRatioError("a baseline and the state term 'baseline' go together")
-    base, scores = language_model(model), [np.empty(0)] * len(responses)
+    base = language_model(model)
     adapters = None if ref_model is not None else _adapters(model)
     models = [model] if ref_model is None else [model, ref_model]
     reference = Reference(ref_model, "π_ref")  # type: ignore[arg-type]
-    with torch.no_grad(), eval_mode(*models):
-        for each in models:
-            check_model(each)
-        for indices, batch in response_batches(responses, batch_size, base.device):
-            request = TokenRequest(
-                batch.states,
-                batch.labels,
-                ref_hidden=reference.hidden(batch, model, adapters),
-                ref_head=reference.head,
-                with_kl=state_term == "kl",
-            )
-            answer = model(**model_inputs(batch, base), token_request=request)
-            score = answer["log_probs"] - answer["ref_log_probs"]
-            if state_term == "kl":
-                score = score + answer["kl_ref_policy"]
-            elif baseline is not None:
-                score = score + baseline(answer["hidden"])
-            lengths = batch.completion_mask.sum(1).tolist()
-            parts = (beta * score).double().cpu().split(lengths)
-            for index, part in zip(indices, parts, strict=True):
-                scores[index] = part.numpy()
-    return scores
+
+    def scores(batch: CompletionBatch) -> list[Array]:
+        request = TokenRequest(
+            batch.states,
+            batch.labels,
+            ref_hidden=reference.hidden(batch, model, adapters),
+            ref_head=reference.head,
+            with_kl=state_term == "kl",
+        )
+        answer = model(**model_inputs(batch, base), token_request=request)
+        score = answer["log_probs"] - answer["ref_log_probs"]
+        if state_term == "kl":
+            score = score + answer["kl_ref_policy"]
+        elif baseline is not None:
+            score = score + baseline(answer["hidden"])
+        lengths = batch.completion_mask.sum(1).tolist()
+        return [part.numpy() for part in (beta * score).double().cpu().split(lengths)]
+
+    return score_rows(models, responses, scores, batch_size=batch_size)
 
 
 def token_credit(

@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenratio.models.generation import eval_mode
-from tokenratio.models.loading import check_model
-from tokenratio.models.rescoring import TokenRow, head_of, hidden_states, response_batches
+from tokenratio.models.token_rows import TokenRow, head_of, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype
+from tokenratio.types import CompletionBatch
 
 
 def kl_policy_ref(
@@ -23,27 +22,23 @@ def kl_policy_ref(
 ) -> list[float]:
     """The sequence KL(π ‖ π_ref) of each row, nats: each step's exact over the vocabulary.
 
-    Its mean over samples of the policy's own distribution is the policy's KL. The models learn the
-    argument `token_request` (`training.policy`).
+    Its mean over samples of the policy's own distribution is the policy's KL.
 
     Args:
         batch_size: rows in one forward pass.
         chunk_size: tokens whose logits of both models are held at once, in float32 at least; chosen
             from the vocabulary if None.
     Raises:
-        TokenRatioError: no rows, an empty prompt, or a model whose head is not known here.
+        TokenRatioError: see `score_rows`.
     """
-    totals = [0.0] * len(rows)
-    with torch.no_grad(), eval_mode(model, ref_model):
-        for each in (model, ref_model):
-            check_model(each)
+
+    def kl(batch: CompletionBatch) -> list[float]:
+        hidden = hidden_states(model, batch), hidden_states(ref_model, batch)
         heads = head_of(model), head_of(ref_model)
-        for indices, batch in response_batches(rows, batch_size, heads[0].weight.device):
-            hidden = hidden_states(model, batch), hidden_states(ref_model, batch)
-            of_tokens = batch.align(_kl_of_states(hidden, heads, chunk_size)).double()
-            for index, total in zip(indices, of_tokens.sum(-1).tolist(), strict=True):
-                totals[index] = total
-    return totals
+        of_tokens = batch.align(_kl_of_states(hidden, heads, chunk_size)).double()
+        return of_tokens.sum(-1).tolist()
+
+    return score_rows([model, ref_model], rows, kl, batch_size=batch_size)
 
 
 def _kl_of_states(

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import Estimate, clustered_mean
-from tokenratio.models.generation import eval_mode
-from tokenratio.models.loading import check_model
-from tokenratio.models.rescoring import TokenRow, head_of, hidden_states, response_batches
+from tokenratio.models.token_rows import TokenRow, head_of, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype, product_dtype
+from tokenratio.types import CompletionBatch
 
 Text = str | Sequence[int]
 Tokens = tuple[str, ...]
@@ -157,25 +156,23 @@ def predictive_entropy(
 
     The states are those of the samples, whatever backend they come from; at each the entropy is
     that of the policy's whole distribution at temperature 1. A response's value is the mean over
-    its tokens, EOS included. The model learns the argument `token_request` (`training.policy`).
+    its tokens, EOS included.
 
     Args:
         batch_size: rows in one forward pass.
         chunk_size: tokens whose logits are held at once, in float32 at least; chosen from the
             vocabulary if None.
     Raises:
-        TokenRatioError: no samples, an empty prompt, or a model whose head is not known here.
+        TokenRatioError: see `score_rows`.
     """
     rows = [sample for group in samples for sample in group]
-    entropies = np.full(len(rows), math.nan)
-    with torch.no_grad(), eval_mode(model):
-        check_model(model)
-        head = head_of(model)
-        for indices, batch in response_batches(rows, batch_size, head.weight.device):
-            hidden = hidden_states(model, batch)
-            of_tokens = batch.align(_entropies(hidden, head, chunk_size)).double()
-            lengths = batch.response_mask.sum(-1)
-            entropies[indices] = (of_tokens.sum(-1) / lengths).cpu().numpy()
+
+    def mean_entropies(batch: CompletionBatch) -> list[float]:
+        of_tokens = _entropies(hidden_states(model, batch), head_of(model), chunk_size)
+        sums = batch.align(of_tokens).double().sum(-1)
+        return (sums / batch.response_mask.sum(-1)).tolist()
+
+    entropies = np.array(score_rows([model], rows, mean_entropies, batch_size=batch_size))
     sizes = [len(group) for group in samples]
     ends = np.cumsum(sizes)
     groups = [entropies[end - size : end] for size, end in zip(sizes, ends, strict=True)]

@@ -28,8 +28,8 @@ from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.suite import run_suite
 from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.models.generation import encode_prompts
-from tokenratio.models.rescoring import TokenRow
 from tokenratio.models.response import Response
+from tokenratio.models.token_rows import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

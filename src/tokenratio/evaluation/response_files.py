@@ -1,12 +1,10 @@
-"""The file of generated responses: written as they come, resumed, read.
+"""Files of generated responses: written as they arrive, resumed, read.
 
 `generations.jsonl` has a line per prompt: `id`, `prompt` (a text or messages), where its row has
 them `tools` and `chat_template_kwargs`, `samples` (each with `text`, `token_ids`, `finish_reason`)
-and `settings`, a digest. What settings it stands for is in `generations.settings.json` beside it.
+and `settings`, the digest of the settings that `generations.settings.json` holds.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from tokenratio.data.messages import messages_in
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
+from tokenratio.evaluation.journal import Journal, LineFormat, read_settings, settings_digest
 from tokenratio.models.response import Response
 
 
@@ -33,7 +31,7 @@ class AnsweredPrompt:
 
 
 class Backend(Protocol):
-    """What responses come from.
+    """A source of responses.
 
     It is called with `(id, prompt)` pairs and yields `(id, samples)` in any order, each as soon as
     it is finished: the consumer writes it before it asks for the next.
@@ -50,87 +48,70 @@ def write_responses(
     path: str | Path,
     settings: Mapping[str, Any],
     *,
+    overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[AnsweredPrompt]:
     """Write the responses to all prompts, asking the backend only for what the file does not have.
 
-    Every line is on the disk before the backend is asked for the next. At the end the lines stand
-    in the prompts' order.
+    Every line is on the disk before the backend is asked for the next. At the end the lines are in
+    the prompts' order.
 
     Args:
         prompts: `(id, prompt)`; ids differ.
         path: the file; what an interrupted run left of it is kept.
-        settings: all that decides what the responses are: model, prompts, sampling. JSON.
-        report: where it is said what was kept and dropped.
+        settings: everything that decides what the responses are: model, prompts, sampling. JSON.
+        overwrite: begin the file anew.
+        report: is told what was kept and dropped.
 
     Raises:
         TokenRatioError: the file was made with other settings or from other prompts, another
             process writes it, or the backend gave up: what it gave until then is in the file.
     """
-    path, settings = Path(path), dict(settings)
-    _check_ids(prompts)
-    digest = settings_digest(settings)
-    with Journal(path) as journal:
-        if journal.dropped:
-            report(f"{path}: the last line was cut off and is dropped")
-        done = {}
-        for number, line in enumerate(journal.lines, start=1):
-            generation = _generation(line, f"{path}:{number}")
-            if generation.settings != digest:
-                raise TokenRatioError(_other_settings(path, generation.settings, settings))
-            if generation.id in done:
-                raise TokenRatioError(f"{path}:{number}: a second line with id {generation.id}")
-            done[generation.id] = generation
-        _check_prompts(done, prompts, path)
-        if done:
-            report(f"{path}: {len(done)} of {len(prompts)} prompts are already answered")
-        replace_durably(
-            settings_path(path), (json.dumps({digest: settings}, indent=2) + "\n").encode()
-        )
-        missing = {id: prompt for id, prompt in prompts if id not in done}
-        try:
-            for id, samples in backend(list(missing.items())) if missing else ():
-                done[id] = AnsweredPrompt(id, missing.pop(id), tuple(samples), digest)
-                journal.append(_line(done[id]))
-        except TokenRatioError as error:
+    path, wanted = Path(path), _by_id(prompts)
+
+    def check(answered: AnsweredPrompt, origin: str) -> None:
+        if answered.id not in wanted:
             raise TokenRatioError(
-                f"{error}\n{path} has {len(done)} of {len(prompts)} prompts answered: run the same "
-                "again to go on from there"
-            ) from error
+                f"{origin}: an answer to {answered.id}, which is not among the {len(wanted)} "
+                "prompts: delete the file, or choose another"
+            )
+        if answered.prompt != wanted[answered.id]:
+            raise TokenRatioError(
+                f"{origin}: the prompt of {answered.id} has changed: delete the file, or choose "
+                "another"
+            )
+
+    with Journal(
+        path,
+        settings,
+        _LINES,
+        num=len(wanted),
+        check=check,
+        overwrite=overwrite,
+        report=report,
+    ) as journal:
+        missing = {id: prompt for id, prompt in prompts if id not in journal.records}
+        with journal.resumable():
+            for id, samples in backend(list(missing.items())) if missing else ():
+                prompt = missing.pop(id)
+                journal.add(AnsweredPrompt(id, prompt, tuple(samples), journal.digest))
         if missing:
-            raise TokenRatioError(f"the backend left out {len(missing)} prompts: {_few(missing)}")
-        generations = [done[id] for id, _ in prompts]
-        if list(done) != [id for id, _ in prompts]:
-            journal.finish(map(_line, generations))
-    return generations
+            few = ", ".join(list(missing)[:3]) + (", …" if len(missing) > 3 else "")
+            raise TokenRatioError(f"the backend left out {len(missing)} prompts: {few}")
+        return journal.finish(wanted)
 
 
 def read_responses(path: str | Path) -> list[AnsweredPrompt]:
-    """The generations of a finished file, in its order.
+    """The prompts and responses of a finished file, in its order.
 
     Raises:
         TokenRatioError: it cannot be read; names the line and what is wrong with it.
     """
-    path = Path(path)
-    lines = enumerate(read_whole(path), start=1)
-    generations = [_generation(line, f"{path}:{number}") for number, line in lines]
-    if not generations:
+    found = _LINES.read_file(Path(path))
+    if not found:
         raise TokenRatioError(f"{path} holds no generations")
-    _check_ids([(generation.id, generation.prompt) for generation in generations])
-    return generations
-
-
-def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
-    """What the digests of a file of generations stand for; empty where nothing says it.
-
-    Args:
-        path: of the generations.
-    """
-    try:
-        value = json.loads(settings_path(Path(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    _by_id([(answered.id, answered.prompt) for answered in found])
+    return found
 
 
 def dataset_responses(
@@ -140,7 +121,7 @@ def dataset_responses(
     split: str | None = None,
     columns: Columns | None = None,
 ) -> list[AnsweredPrompt]:
-    """The responses that a data set has, as if somebody had generated them.
+    """The responses in a column of a data set.
 
     Ids and prompts are those that `read_prompts` gives, so that they pair with what was generated
     from the same source.
@@ -171,72 +152,25 @@ def dataset_responses(
     return generations
 
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """What stands for settings on every line: 16 hex digits of the SHA-256 of their JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def date_of_responses(path: Path) -> str | None:
+    """The date that the prompts of a file were rendered with, where their template wrote it."""
+    dates = {settings.get("template_date") for settings in read_settings(path).values()}
+    return next(iter(dates)) if path.exists() and len(dates) == 1 else None
 
 
-def settings_path(path: Path) -> Path:
-    """Where the settings of a file of generations or judgements stand."""
-    return path.with_suffix(".settings.json")
+def _by_id(prompts: Sequence[tuple[str, Prompt]]) -> dict[str, Prompt]:
+    found: dict[str, Prompt] = {}
+    for id, prompt in prompts:
+        if id in found:
+            raise TokenRatioError(f"two prompts have the id {id}; ids must differ")
+        found[id] = prompt
+    return found
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In which settings two runs differ, in words."""
-    missing = object()
-    names = sorted({*old, *new})
-    pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in names}
-    said = [
-        f"{name} {'not set' if was is missing else was!r}, now "
-        f"{'not set' if now is missing else repr(now)}"
-        for name, (was, now) in pairs.items()
-        if was != now
-    ]
-    return "; ".join(said)
-
-
-def _other_settings(path: Path, digest: str, settings: Mapping[str, Any]) -> str:
-    old = read_settings(path).get(digest)
-    said = "" if old is None else f" ({differences(old, json.loads(json.dumps(settings)))})"
-    return (
-        f"{path} was begun with other settings{said}: go on with those, delete the file, or choose "
-        "another"
-    )
-
-
-def _check_ids(prompts: Sequence[tuple[str, Prompt]]) -> None:
-    seen = set()
-    for id, _ in prompts:
-        if id in seen:
-            raise TokenRatioError(f"two prompts have the id {id}: ids tell prompts apart")
-        seen.add(id)
-
-
-def _check_prompts(
-    done: Mapping[str, AnsweredPrompt], prompts: Sequence[tuple[str, Prompt]], path: Path
-) -> None:
-    wanted = dict(prompts)
-    for generation in done.values():
-        if generation.id not in wanted:
-            raise TokenRatioError(
-                f"{path} has an answer to {generation.id}, which is not among the {len(wanted)} "
-                "prompts: delete the file, or choose another"
-            )
-        if generation.prompt != wanted[generation.id]:
-            raise TokenRatioError(
-                f"{path}: the prompt of {generation.id} is now another: delete the file, or choose "
-                "another"
-            )
-
-
-def _few(ids: Mapping[str, Any]) -> str:
-    return ", ".join(list(ids)[:3]) + (", …" if len(ids) > 3 else "")
-
-
-def _line(generation: AnsweredPrompt) -> dict[str, Any]:
-    prompt = generation.prompt
+def _write_line(answered: AnsweredPrompt) -> dict[str, Any]:
+    prompt = answered.prompt
     return {
-        "id": generation.id,
+        "id": answered.id,
         "prompt": prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt.messages],
         **prompt_extras(prompt),
         "samples": [
@@ -245,19 +179,19 @@ def _line(generation: AnsweredPrompt) -> dict[str, Any]:
                 "token_ids": None if sample.token_ids is None else list(sample.token_ids),
                 "finish_reason": sample.finish_reason,
             }
-            for sample in generation.samples
+            for sample in answered.samples
         ],
-        "settings": generation.settings,
+        "settings": answered.settings,
     }
 
 
-def _generation(line: Mapping[str, Any], origin: str) -> AnsweredPrompt:
+def _read_line(line: Mapping[str, Any], origin: str) -> AnsweredPrompt:
     samples = line.get("samples")
     prompt = line.get("prompt")
     if not isinstance(line.get("id"), str) or not isinstance(prompt, str | list):
-        raise TokenRatioError(f"{origin}: no id and prompt: this is no file of generations")
+        raise TokenRatioError(f"{origin}: no id and prompt: this is not a file of generations")
     if not isinstance(samples, list) or not samples:
-        raise TokenRatioError(f"{origin}: no samples: this is no file of generations")
+        raise TokenRatioError(f"{origin}: no samples: this is not a file of generations")
     tools, template_kwargs = line.get("tools"), line.get("chat_template_kwargs")
     if not isinstance(tools or [], list) or not isinstance(template_kwargs or {}, Mapping):
         raise TokenRatioError(f"{origin}: tools must be a list, chat_template_kwargs an object")
@@ -275,12 +209,15 @@ def _read_sample(sample: Any, origin: str) -> Response:
         raise TokenRatioError(f"{origin}: a sample without text")
     ids = sample.get("token_ids")
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise TokenRatioError(f"{origin}: token_ids is neither null nor a list of whole numbers")
+        raise TokenRatioError(f"{origin}: token_ids must be null or a list of integers")
     reason = str(sample.get("finish_reason"))
     return Response(text, reason, None if ids is None else tuple(ids))
 
 
-def day_of_output(path: Path) -> str | None:
-    """The day that a file of generations was rendered with, where its template wrote it."""
-    days = {settings.get("template_date") for settings in read_settings(path).values()}
-    return next(iter(days)) if path.exists() and len(days) == 1 else None
+_LINES = LineFormat(
+    read=_read_line,
+    write=_write_line,
+    key=lambda answered: answered.id,
+    items="prompts",
+    done="answered",
+)

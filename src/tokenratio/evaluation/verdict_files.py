@@ -1,10 +1,9 @@
-"""A judge run over comparisons: both orders, resumed, with what it said in a file.
+"""A judge's verdicts on pairs of responses, in both orders, written to a file and resumed.
 
-`judgements.jsonl` has a line per comparison; what settings their digest stands for is in
-`judgements.settings.json` beside it.
+`judgements.jsonl` has a line per comparison; `judgements.settings.json` beside it holds the judge
+and its settings.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.journal import Journal, read_whole, replace_durably
+from tokenratio.evaluation.journal import Journal, LineFormat
 from tokenratio.evaluation.judges.protocol import (
     Judge,
     KeepsAnswers,
@@ -21,13 +20,7 @@ from tokenratio.evaluation.judges.protocol import (
     Verdict,
     digest_of,
 )
-from tokenratio.evaluation.response_files import (
-    AnsweredPrompt,
-    differences,
-    read_settings,
-    settings_digest,
-    settings_path,
-)
+from tokenratio.evaluation.response_files import AnsweredPrompt
 
 
 @dataclass(frozen=True)
@@ -111,6 +104,7 @@ def judge_all(
     path: str | Path,
     settings: Mapping[str, Any] | None = None,
     *,
+    overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[Judgement]:
     """Write a judgement of every comparison, asking the judge only for what the file lacks.
@@ -120,8 +114,9 @@ def judge_all(
 
     Args:
         path: the file; what an interrupted run left of it is kept.
-        settings: what else is to be told apart, such as the names of both sides. JSON.
-        report: where it is said what was kept and dropped, and how the judging went.
+        settings: what else distinguishes the verdicts, such as the names of both sides. JSON.
+        overwrite: begin the file anew.
+        report: is told what was kept and dropped, and how many verdicts are missing.
 
     Returns:
         The judgements in the order of the comparisons, as they then stand in the file.
@@ -130,50 +125,48 @@ def judge_all(
         TokenRatioError: the file is of other comparisons or another judge, another process writes
             it, or the judge gave up: what it said until then is in the file.
     """
-    path = Path(path)
+    path, wanted = Path(path), _by_place(comparisons)
     settings = {**judge.identity(), **(settings or {})}
-    digest = settings_digest(settings)
-    wanted = _by_place(comparisons)
-    with Journal(path) as journal:
-        if journal.dropped:
-            report(f"{path}: the last line was cut off and is dropped")
-        done = _kept(journal.lines, path, wanted, digest, settings)
-        if done:
-            report(f"{path}: {len(done)} of {len(wanted)} comparisons are already judged")
-        reread = _reread(judge, done, wanted, digest)
+
+    def check(judgement: Judgement, origin: str) -> None:
+        place = (judgement.id, judgement.sample)
+        if place not in wanted or judgement.content != _content(wanted[place]):
+            raise TokenRatioError(
+                f"{origin}: sample {judgement.sample} of {judgement.id} is not what is to be "
+                "compared now: delete the file, or choose another"
+            )
+
+    with Journal(
+        path,
+        settings,
+        _LINES,
+        num=len(wanted),
+        check=check,
+        overwrite=overwrite,
+        report=report,
+    ) as journal:
+        reread = _reread(judge, journal.records, wanted, journal.digest)
         if reread:
             report(
                 f"{path}: {len(reread)} kept answers without a full verdict could be read this time"
             )
-        replace_durably(
-            settings_path(path), (json.dumps({digest: settings}, indent=2) + "\n").encode()
-        )
-        missing = [comparison for place, comparison in wanted.items() if place not in done]
+        missing = [pair for place, pair in wanted.items() if place not in journal.records]
         failed: list[tuple[ResponsePair, str]] = []
-        try:
+        with journal.resumable():
             for comparison, verdicts in _ask(judge, missing):
                 unasked = [v.reason for v in verdicts if not v.is_final]
                 if unasked:
                     failed.append((comparison, str(unasked[0])))
                     continue
-                judgement = _judgement(comparison, verdicts, digest)
                 # No wait for the disk: a judge that is paid has a cache that waits.
-                journal.append(asdict(judgement), sync=False)
-                done[comparison.id, comparison.sample] = judgement
+                journal.add(_judgement(comparison, verdicts, journal.digest), sync=False)
             if failed:
                 comparison, reason = failed[0]
                 raise TokenRatioError(
                     f"{len(failed)} comparisons could not be judged, first {comparison.id}, sample "
                     f"{comparison.sample}: {reason}"
                 )
-        except TokenRatioError as error:
-            raise TokenRatioError(
-                f"{error}\n{path} has {len(done)} of {len(wanted)} comparisons judged: run the "
-                "same again to go on from there"
-            ) from error
-        judgements = [(done | reread)[place] for place in wanted]
-        if reread or list(done) != list(wanted):
-            journal.finish(map(asdict, judgements))
+        judgements = journal.finish(wanted, reread)
     report(describe(judgements, order_matters=judge.order_matters))
     return judgements
 
@@ -184,9 +177,7 @@ def read_judgements(path: str | Path) -> list[Judgement]:
     Raises:
         TokenRatioError: it cannot be read; names the line and what is wrong with it.
     """
-    path = Path(path)
-    lines = enumerate(read_whole(path), start=1)
-    judgements = [_read_judgement(line, f"{path}:{number}") for number, line in lines]
+    judgements = _LINES.read_file(Path(path))
     if not judgements:
         raise TokenRatioError(f"{path} holds no judgements")
     return judgements
@@ -219,35 +210,6 @@ def _by_place(comparisons: Sequence[ResponsePair]) -> dict[tuple[str, int], Resp
     if not places:
         raise TokenRatioError("there is nothing to compare")
     return places
-
-
-def _kept(
-    lines: Iterable[Mapping[str, Any]],
-    path: Path,
-    wanted: Mapping[tuple[str, int], ResponsePair],
-    digest: str,
-    settings: Mapping[str, Any],
-) -> dict[tuple[str, int], Judgement]:
-    done: dict[tuple[str, int], Judgement] = {}
-    other = "delete the file, or choose another"
-    for number, line in enumerate(lines, start=1):
-        origin = f"{path}:{number}"
-        judgement = _read_judgement(line, origin)
-        place = (judgement.id, judgement.sample)
-        if judgement.settings != digest:
-            old = read_settings(path).get(judgement.settings)
-            now = json.loads(json.dumps(settings))
-            said = "" if old is None else f" ({differences(old, now)})"
-            raise TokenRatioError(f"{path} was begun with another judge or settings{said}: {other}")
-        if place not in wanted or judgement.content != _content(wanted[place]):
-            raise TokenRatioError(
-                f"{origin}: sample {judgement.sample} of {judgement.id} is not what is to be "
-                f"compared now: {other}"
-            )
-        if place in done:
-            raise TokenRatioError(f"{origin}: a second line for sample {place[1]} of {place[0]}")
-        done[place] = judgement
-    return done
 
 
 def _reread(
@@ -331,10 +293,19 @@ def _content(comparison: ResponsePair) -> str:
 def _read_judgement(line: Mapping[str, Any], origin: str) -> Judgement:
     missing = [field.name for field in fields(Judgement) if field.name not in line]
     if missing:
-        raise TokenRatioError(f"{origin}: no {missing[0]}: this is no file of judgements")
+        raise TokenRatioError(f"{origin}: no {missing[0]}: this is not a file of judgements")
     for name in ("prob_a_first", "prob_a_second", "probability"):
         value = line[name]
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise TokenRatioError(f"{origin}: {name} is {value!r}, no probability")
+            raise TokenRatioError(f"{origin}: {name} is {value!r}, not a probability")
     values = {field.name: line[field.name] for field in fields(Judgement)}
     return Judgement(**values | {"reasons": tuple(values["reasons"])})
+
+
+_LINES = LineFormat(
+    read=_read_judgement,
+    write=asdict,
+    key=lambda judgement: (judgement.id, judgement.sample),
+    items="comparisons",
+    done="judged",
+)

@@ -21,6 +21,7 @@ from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import RowSampler, stream_seed
+from tokenratio.models.token_rows import batches_by_length, eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,12 +127,12 @@ def iterate_samples(
     settings["do_sample"] = False  # the sampling is RowSampler's
 
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
-    rows.sort(key=lambda row: len(encoded[row[0]]))  # stable; little padding within a batch
+    lengths = [len(encoded[index]) for index, _ in rows]
     samples: dict[int, list[Response]] = {index: [] for index in range(len(prompts))}
     num_tokens, started = 0, time.perf_counter()
     with tqdm(total=len(rows), unit="response", disable=not progress) as bar:
-        for begin in range(0, len(rows), batch_size):
-            batch = rows[begin : begin + batch_size]
+        for picked in batches_by_length(lengths, batch_size):
+            batch = [rows[row] for row in picked]
             sampler = None
             if temperature > 0:
                 seeds = [stream_seed(seed, keys[index], number) for index, number in batch]
@@ -249,19 +250,6 @@ def _start_of(prompt: Prompt) -> str:
     if isinstance(prompt, Conversation):
         text = str(prompt.messages[-1].get("content")) if prompt.messages else ""
     return quoted(str(text), 40)
-
-
-@contextmanager
-def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Dropout off; afterwards each submodule is again in the mode it was in."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -59,14 +59,3 @@ def weights_digest(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, the longest first: if memory is short, it shows at once.
-
-    >>> list(batches_by_length([3, 9, 4], 2))
-    [[1, 2], [0]]
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]

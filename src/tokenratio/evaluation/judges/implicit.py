@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenratio.data.chat import Prompt, answered, render
@@ -11,19 +11,18 @@ from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.bradley_terry import (
-    batches_by_length,
-    bradley_terry,
-    weights_digest,
-)
+from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
-from tokenratio.models.generation import encode_prompts, eval_mode
+from tokenratio.models.generation import encode_prompts
+from tokenratio.models.loading import check_model
+from tokenratio.models.packing import model_inputs
 from tokenratio.models.response import Response
+from tokenratio.models.token_requests import TokenRequest, language_model
+from tokenratio.models.token_rows import TokenRow, score_rows
+from tokenratio.types import CompletionBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    EncodedResponse = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class ImplicitRewardJudge:
@@ -62,9 +61,6 @@ class ImplicitRewardJudge:
         template: TemplateSettings | None = None,
     ) -> None:
         from peft import PeftModel
-
-        from tokenratio.models.loading import check_model
-        from tokenratio.models.token_requests import language_model
 
         if ref_model is None and not isinstance(model, PeftModel):
             raise TokenRatioError(
@@ -110,30 +106,34 @@ class ImplicitRewardJudge:
         Token ids are taken as they are where they spell the text; else the text is tokenised as for
         training, with its end.
         """
-        rewards: list[float | str] = []
-        rows: dict[int, EncodedResponse] = {}
+        rewards: list[float | str] = [""] * len(responses)
+        rows: dict[int, TokenRow] = {}
         for index, (prompt, response) in enumerate(responses):
             try:
-                rows[index] = self._encode(prompt, response)
-                rewards.append("not scored")
+                row = self._encode(prompt, response)
             except RowDefectError as error:
-                rewards.append(str(error))
-        indices = list(rows)
-        lengths = [len(prompt) + len(answer) for prompt, answer in rows.values()]
-        for batch in batches_by_length(lengths, self._batch_size):
-            picked = [indices[index] for index in batch]
-            if self._positions is not None and lengths[batch[0]] > self._positions:
-                for index in [i for i in batch if lengths[i] > self._positions]:
-                    rewards[indices[index]] = (
-                        f"{lengths[index]} tokens, the model has {self._positions} positions"
-                    )
-                picked = [indices[i] for i in batch if lengths[i] <= self._positions]
-            if picked:
-                for index, value in zip(picked, self._log_ratios(rows, picked), strict=True):
-                    rewards[index] = self._beta * value
+                rewards[index] = str(error)
+                continue
+            if self._positions is not None and row.num_tokens > self._positions:
+                rewards[index] = (
+                    f"{row.num_tokens} tokens, the model has {self._positions} positions"
+                )
+            else:
+                rows[index] = row
+        if rows:
+            models = [each for each in (self._model, self._ref_model) if each is not None]
+            log_ratios = score_rows(
+                models,
+                list(rows.values()),
+                self._log_ratios,
+                batch_size=self._batch_size,
+                longest_first=True,
+            )
+            for index, log_ratio in zip(rows, log_ratios, strict=True):
+                rewards[index] = self._beta * log_ratio
         return rewards
 
-    def _encode(self, prompt: Prompt, response: Response) -> "EncodedResponse":
+    def _encode(self, prompt: Prompt, response: Response) -> TokenRow:
         if response.token_ids and self._spells(response.token_ids, response.text):
             (prompt_ids,) = encode_prompts(
                 self._tokenizer,
@@ -148,12 +148,12 @@ class ImplicitRewardJudge:
                     DefectKind.PROMPT_FILLS_MAX_LENGTH,
                     f"the prompt has {len(prompt_ids)} tokens, max_length is {longest}",
                 )
-            return prompt_ids, response.token_ids[:room]
+            return TokenRow(prompt_ids, response.token_ids[:room])
         example = answered(prompt, response.text)
         rendered = render(example, self._tokenizer, self._template, self._turn_end)
         (ids,) = tokenise(self._tokenizer, [rendered], self._special)
         encoded = assemble(ids, ("the response",), self._special, self._limits)
-        return tuple(encoded.prompt_ids.tolist()), tuple(encoded.response_ids[0].tolist())
+        return TokenRow(tuple(encoded.prompt_ids.tolist()), tuple(encoded.response_ids[0].tolist()))
 
     def _spells(self, ids: tuple[int, ...], text: str) -> bool:
         """Whether the ids are this tokenizer's, as far as that can be told."""
@@ -161,36 +161,19 @@ class ImplicitRewardJudge:
             return False
         return self._tokenizer.decode(ids, skip_special_tokens=True) == text
 
-    @torch.no_grad()
-    def _log_ratios(self, rows: "dict[int, EncodedResponse]", picked: list[int]) -> list[float]:
-        prompts, answers = zip(*(rows[index] for index in picked), strict=True)
-        with eval_mode(self._model):
-            policy = self._log_probs(self._model, prompts, answers)
-            if self._ref_model is None:
-                with self._model.disable_adapter():
-                    reference = self._log_probs(self._model, prompts, answers)
-        if self._ref_model is not None:
-            with eval_mode(self._ref_model):
-                reference = self._log_probs(self._ref_model, prompts, answers)
+    def _log_ratios(self, batch: CompletionBatch) -> list[float]:
+        policy = _log_probs(self._model, batch)
+        if self._ref_model is None:
+            with self._model.disable_adapter():
+                reference = _log_probs(self._model, batch)
+        else:
+            reference = _log_probs(self._ref_model, batch)
         log_ratio = policy.cpu().double() - reference.cpu().double()
-        return [part.sum().item() for part in log_ratio.split([len(ids) for ids in answers])]
+        return [
+            part.sum().item() for part in log_ratio.split(batch.completion_mask.sum(1).tolist())
+        ]
 
-    def _log_probs(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-    ) -> Tensor:
-        from tokenratio.models.token_requests import TokenRequest
 
-        device = next(model.parameters()).device
-        longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        states = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            end = len(prompt) + len(answer)
-            input_ids[row, :end] = torch.tensor([*prompt, *answer])
-            attention_mask[row, :end] = 1
-            states[row, len(prompt) - 1 : end - 1] = True
-        labels = torch.tensor([token for answer in answers for token in answer])
-        request = TokenRequest(states.to(device), labels.to(device))
-        inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-        return model(**inputs, token_request=request)["log_probs"]
+def _log_probs(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "tokens"]:
+    request = TokenRequest(batch.states, batch.labels)
+    return model(**model_inputs(batch, language_model(model)), token_request=request)["log_probs"]

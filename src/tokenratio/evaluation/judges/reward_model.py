@@ -11,14 +11,10 @@ from tokenratio.data.defects import RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.bradley_terry import (
-    batches_by_length,
-    bradley_terry,
-    weights_digest,
-)
+from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
-from tokenratio.models.generation import eval_mode
 from tokenratio.models.response import Response
+from tokenratio.models.token_rows import eval_mode, run_by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,13 +142,17 @@ class RewardModelJudge:
         lengths = [len(row["input_ids"]) for row in encoded]
         fit = [i for i, n in enumerate(lengths) if n and n <= (self._max_length or n)]
         device = next(self._model.parameters()).device
-        for batch in batches_by_length([lengths[index] for index in fit], self._batch_size):
-            rows = [fit[index] for index in batch]
-            inputs = self._pad([encoded[row] for row in rows])
-            with torch.no_grad(), eval_mode(self._model):
-                logits = self._model(**{k: v.to(device) for k, v in inputs.items()}).logits
-            for row, reward in zip(rows, logits[:, 0].double().tolist(), strict=True):
-                rewards[row] = reward
+
+        def run(batch: list[int]) -> list[float]:
+            inputs = self._pad([encoded[fit[index]] for index in batch])
+            logits = self._model(**{k: v.to(device) for k, v in inputs.items()}).logits
+            return logits[:, 0].double().tolist()
+
+        with torch.no_grad(), eval_mode(self._model):
+            fitting = [lengths[index] for index in fit]
+            found = run_by_length(fitting, run, batch_size=self._batch_size, longest_first=True)
+        for index, reward in zip(fit, found, strict=True):
+            rewards[index] = reward
         return rewards
 
     def _encode(self, prompt: Prompt, text: str) -> dict[str, list[int]]:
