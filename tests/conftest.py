@@ -1,14 +1,16 @@
 """Fixtures and settings for all tests."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from tiny import tiny_tokenizer
+from tokenratio.data.worlds.reviews import ReviewWorld
 
 torch.set_num_threads(1)  # the models are tiny; more threads only wait for each other
 
@@ -34,6 +36,25 @@ def frozen_imports() -> None:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def world() -> ReviewWorld:
+    return ReviewWorld()
+
+
+@pytest.fixture
+def make_policy(world: ReviewWorld) -> Callable[..., Any]:
+    """Policies of the review world with random weights, large enough that they have preferences."""
+    from transformers import LlamaForCausalLM
+
+    def make(seed: int, **overrides: Any) -> LlamaForCausalLM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            settings = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.3}
+            return LlamaForCausalLM(world.policy_config(**settings | overrides))
+
+    return make
 
 
 @pytest.fixture

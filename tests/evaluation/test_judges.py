@@ -19,7 +19,6 @@ from tokenratio.data.chat import Conversation, prompt_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.judges import (
-    JUDGES,
     TEMPLATES,
     GoldJudge,
     HumanJudge,
@@ -32,6 +31,7 @@ from tokenratio.evaluation.judges import (
 )
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
+from tokenratio.evaluation.judges.registry import JUDGES
 from tokenratio.models.response import Response
 
 CHAT_TEMPLATE = (
@@ -59,9 +59,10 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def test_the_registry_names_all():
+def test_the_order_matters_to_a_language_model_alone():
+    judges = (GoldJudge, RewardModelJudge, ImplicitRewardJudge, LLMJudge, HumanJudge)
     assert list(JUDGES) == ["gold", "reward-model", "implicit", "llm", "human"]
-    assert [judge.order_matters for judge in JUDGES.values()] == [False] * 3 + [True, False]
+    assert [judge.order_matters for judge in judges] == [False] * 3 + [True, False]
 
 
 # gold

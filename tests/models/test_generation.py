@@ -26,6 +26,11 @@ PROMPTS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def tokenizer(world):
+    return world.build_tokenizer()
+
+
 def hand_greedy(model, prompt_ids, max_new_tokens, eos_id):
     ids = list(prompt_ids)
     while len(ids) < len(prompt_ids) + max_new_tokens:
