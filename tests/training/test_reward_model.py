@@ -16,6 +16,7 @@ from tokenratio.cli.train_reward import COMMAND
 from tokenratio.data import PairCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.reward_model import RewardModelJudge
+from tokenratio.models.response import Response
 from tokenratio.models.reward_model import load_reward_model, with_padding
 from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer, bradley_terry_loss
 
