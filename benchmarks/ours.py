@@ -32,7 +32,7 @@ def ours(method: str, *, prune: bool = True, share: bool = True) -> Callable[[Mo
         )
         answer_token_requests(models.inner)
         baseline = None
-        if LOSSES[method].state_weight == "baseline":
+        if LOSSES[method].needs_baseline:
             baseline = StateBaseline(models.inner.config.hidden_size, config.baseline_hidden_size)
             baseline.to(next(models.policy.parameters()).device)
         forward = Forward(

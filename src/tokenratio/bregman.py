@@ -1,5 +1,4 @@
-r"""Bregman generators: what a divergence makes of a log-ratio (arXiv 2605.12288;
-docs/method.md §3).
+r"""Bregman generators and their losses of a log-ratio (arXiv 2605.12288; docs/method.md §3).
 
 For a strictly convex generator `h` the loss at a ratio `R = e^u` is
 
@@ -12,7 +11,7 @@ and every slope `dℓ/du` is positive, so each loss pushes the ratio of rejected
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,12 @@ class BregmanGenerator(ABC):
 
     `loss` and `slope` are the definition, from `h` and `h_prime` alone; subclasses override them
     with closed forms that stay finite where `h(e^u)` does not.
+
+    Attributes:
+        name: what the setting `generator` calls it.
     """
+
+    name: ClassVar[str]
 
     @abstractmethod
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -58,10 +62,9 @@ class BregmanGenerator(ABC):
 
 @dataclass(frozen=True)
 class Logistic(BregmanGenerator):
-    """h(R) = (R log R − (1 + R) log(1 + R)) / 2, so the loss is log(1 + R), DPO's.
+    """h(R) = (R log R − (1 + R) log(1 + R)) / 2, so the loss is log(1 + R), DPO's."""
 
-    docs/method.md §3.
-    """
+    name: ClassVar[str] = "logistic"
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         ratio = _at_least_float32(ratio)
@@ -81,8 +84,9 @@ class Logistic(BregmanGenerator):
 
 @dataclass(frozen=True)
 class Kliep(BregmanGenerator):
-    """h(R) = R log R − R, so the loss is e^u + u
-    (docs/method.md §3). Falls without bound as u → −∞."""
+    """h(R) = R log R − R, so the loss is e^u + u, which falls without bound as u → −∞."""
+
+    name: ClassVar[str] = "kliep"
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         ratio = _at_least_float32(ratio)
@@ -101,10 +105,9 @@ class Kliep(BregmanGenerator):
 
 @dataclass(frozen=True)
 class Lsif(BregmanGenerator):
-    """h(R) = (R − 1)² / 2, so the loss is e^{2u}/2 − e^{−u}.
+    """h(R) = (R − 1)² / 2, so the loss is e^{2u}/2 − e^{−u}; not R² − 2R (docs/method.md §9)."""
 
-    docs/method.md §3; not R² − 2R, docs/method.md §9.
-    """
+    name: ClassVar[str] = "lsif"
 
     def h(self, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (_at_least_float32(ratio) - 1).square() / 2
@@ -125,8 +128,6 @@ class Lsif(BregmanGenerator):
 class ScaledBasu(BregmanGenerator):
     """h(R) = (R^{1+λ} − R) / (s λ (1 + λ)): SBA, by default the published λ = 0, s = 4.
 
-    docs/method.md §3.
-
     The loss is (e^{(1+λ)u}/(1+λ) − expm1(−λu)/λ)/s, continuous in λ through 0, where it is (e^u +
     u)/s. With s = 4 its slope at R = 1 is the logistic loss's, 1/2.
 
@@ -136,6 +137,8 @@ class ScaledBasu(BregmanGenerator):
     Raises:
         ValueError: λ ≤ −1, s ≤ 0, or either not finite.
     """
+
+    name: ClassVar[str] = "sba"
 
     lam: float = 0.0
     scale: float = 4.0
@@ -173,6 +176,8 @@ class Basu(BregmanGenerator):
         ValueError: λ ≤ −1 or not finite.
     """
 
+    name: ClassVar[str] = "ba"
+
     lam: float
 
     def __post_init__(self) -> None:
@@ -208,11 +213,7 @@ def _box_cox(log_value: Tensor, lam: float) -> Tensor:
 
 
 GENERATORS: dict[str, type[BregmanGenerator]] = {
-    "logistic": Logistic,
-    "kliep": Kliep,
-    "lsif": Lsif,
-    "ba": Basu,
-    "sba": ScaledBasu,
+    generator.name: generator for generator in (Logistic, Kliep, Lsif, Basu, ScaledBasu)
 }
 
 

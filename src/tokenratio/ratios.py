@@ -1,8 +1,8 @@
 r"""From token log-ratios to the pair's log R, and the state weights in it (docs/method.md §2, §4).
 
 A *log-ratio* here is `ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t)`, in nats. All arrays are aligned
-by the index of the token in its response; values where either response has ended are never looked
-at by the loss.
+by the index of the token in its response; losses over shared steps ignore values past the end of
+either response.
 """
 
 from jaxtyping import Bool, Float
@@ -12,16 +12,14 @@ from torch import Tensor
 def pair_log_ratio(
     chosen_log_ratio: Float[Tensor, "*steps"],
     rejected_log_ratio: Float[Tensor, "*steps"],
-    log_state_weight: Float[Tensor, "*steps"],
+    log_state_weight: Float[Tensor, "*steps"] | float = 0.0,
     *,
     beta: float,
 ) -> Float[Tensor, "*steps"]:
     """log R_t = β (ρ_t^l − ρ_t^w + log w_t), rejected over chosen: smaller is better.
 
-    docs/method.md §2.
-
-    β multiplies all three terms, the state weight included; zeros for `log_state_weight` are the
-    uncorrected ablation.
+    See docs/method.md §2. β multiplies all three terms, the state weight included; without
+    `log_state_weight` it is the uncorrected ablation.
     """
     return beta * (rejected_log_ratio - chosen_log_ratio + log_state_weight)
 
@@ -29,11 +27,10 @@ def pair_log_ratio(
 def kl_state_weight(
     chosen_kl: Float[Tensor, "*steps"], rejected_kl: Float[Tensor, "*steps"]
 ) -> Float[Tensor, "*steps"]:
-    """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), nats.
+    """TBPO-A's log w_t = KL_t^l − KL_t^w, KL_t = KL(π_ref(.|s_t) ‖ π(.|s_t)), in nats.
 
-    docs/method.md §2.
-
-    Gradients flow through both: a detached KL has another minimiser (docs/method.md §10).
+    See docs/method.md §2. Gradients flow through both: a detached KL has another minimiser
+    (docs/method.md §10).
     """
     return rejected_kl - chosen_kl
 
@@ -50,8 +47,8 @@ def baseline_state_weight(
 
     Args:
         pair_mask: True where both responses have a token; the rest comes out as 0.
-        center: subtract each pair's mean over its shared tokens, as the released code does. It
-            makes log w_1 ≠ 0 and biases the solution (docs/method.md §10), so it is off.
+        center: subtract each pair's mean over its shared tokens, as the released code does. Off by
+            default, because it makes log w_1 ≠ 0 and biases the solution (docs/method.md §10).
         clamp: bound on |log w_t|, applied after centring.
     """
     log_weight = (rejected_baseline - chosen_baseline).masked_fill(~pair_mask, 0.0)

@@ -1,6 +1,7 @@
-"""What passes between the rooms: batches of token ids, and what a model says of each token."""
+"""Batches of token ids, and the statistics and losses of their tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +34,7 @@ class CompletionBatch:
         """True where the hidden state predicts a response token: one position to its left."""
         return self.completion_mask.roll(-1, dims=1)
 
-    @property
+    @cached_property
     def response_mask(self) -> Bool[Tensor, "rows steps"]:
         """Responses aligned on their first token: True at t while the row still has a token."""
         lengths = self.completion_mask.sum(1)
@@ -63,6 +64,10 @@ class PairBatch(CompletionBatch):
         chosen, rejected = rows.chunk(2)
         return chosen, rejected
 
+    def sides(self, per_token: Float[Tensor, "tokens"]) -> tuple[Tensor, Tensor]:
+        """The flat values of `labels` as `[pairs, steps]`, for chosen and rejected responses."""
+        return self.split(self.align(per_token))
+
     @property
     def pair_mask(self) -> Bool[Tensor, "pairs steps"]:
         """True while both responses have a token: t < T = min(|y^w|, |y^l|) (docs/method.md §2)."""
@@ -72,7 +77,7 @@ class PairBatch(CompletionBatch):
 
 @dataclass(frozen=True)
 class StepBatch:
-    """Pairs cut to the steps both responses have: what a loss needs that compares step by step.
+    """Pairs cut to the steps both responses have, for losses that compare step by step.
 
     Rows are either the two responses of each pair, each after its prompt, or one row per pair in
     which `prompt, chosen, rejected` share the prompt. A *step* t < T = min(|y^w|, |y^l|) compares
@@ -106,7 +111,7 @@ class StepBatch:
     ref_log_probs: Float[Tensor, "tokens"] | None = None
     ref_hidden: Float[Tensor, "tokens hidden"] | None = None
 
-    @property
+    @cached_property
     def step_mask(self) -> Bool[Tensor, "pairs steps"]:
         """True at t < T."""
         steps = torch.arange(int(self.lengths.max()), device=self.lengths.device)
@@ -117,10 +122,15 @@ class StepBatch:
         mask = self.step_mask
         return per_step.new_zeros(mask.shape).masked_scatter(mask, per_step)
 
+    def sides(self, per_token: Float[Tensor, "tokens"]) -> tuple[Tensor, Tensor]:
+        """The flat values of `labels` as `[pairs, longest]`, for chosen and rejected tokens."""
+        chosen, rejected = per_token.chunk(2)
+        return self.align(chosen), self.align(rejected)
+
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What policy and reference say of each token, in nats.
+    """Log-probabilities of each token under policy and reference, and the KL at its state; nats.
 
     Attributes:
         log_probs: log π(y_t | s_t).
@@ -165,14 +175,37 @@ class ResponseStatistics:
 
 
 @dataclass(frozen=True)
+class StepStatistics:
+    """The two tokens of each step, in nats: what a loss reads that is local to its step.
+
+    Attributes:
+        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t); `rejected_log_ratio` likewise.
+        chosen_kl: KL(π_ref(.|s_t) ‖ π(.|s_t)) at the chosen token's state, where it is needed;
+            `rejected_kl` likewise.
+        log_state_weight: log w_t before β, where a learned baseline gives it.
+    """
+
+    chosen_log_ratio: Float[Tensor, "*steps"]
+    rejected_log_ratio: Float[Tensor, "*steps"]
+    chosen_kl: Float[Tensor, "*steps"] | None = None
+    rejected_kl: Float[Tensor, "*steps"] | None = None
+    log_state_weight: Float[Tensor, "*steps"] | None = None
+
+    def __getitem__(self, mask: Bool[Tensor, "*steps"]) -> "StepStatistics":
+        """The steps where the mask is True, as flat arrays in row-major order."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        known = {name: value for name, value in values.items() if value is not None}
+        return StepStatistics(**{name: v.masked_select(mask) for name, v in known.items()})
+
+
+@dataclass(frozen=True)
 class PairStatistics:
-    """The two responses of each pair: what a loss reads.
+    """The two responses of each pair, as a loss reads them.
 
     Attributes:
         chosen: the preferred responses; `rejected` the others.
-        log_state_weight: log w_t before β
-        (docs/method.md §2) where a learned baseline gives it, at every
-            step either response has; None where it comes from the KL, or there is none.
+        log_state_weight: log w_t before β (docs/method.md §2) where a learned baseline gives it, at
+            every step either response has; None where it comes from the KL, or there is none.
     """
 
     chosen: ResponseStatistics
@@ -184,23 +217,16 @@ class PairStatistics:
         """True while both responses have a token: t < T = min(|y^w|, |y^l|) (docs/method.md §2)."""
         return self.chosen.mask & self.rejected.mask
 
-
-@dataclass(frozen=True)
-class StepStatistics:
-    """The two tokens of each step, in nats: what a loss reads that is local to its step.
-
-    Attributes:
-        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t); `rejected_log_ratio` likewise.
-        chosen_kl: KL(π_ref(.|s_t) ‖ π(.|s_t)) at the chosen token's state, where it is needed;
-            `rejected_kl` likewise.
-        log_state_weight: log w_t before β, where it does not come from the KL.
-    """
-
-    chosen_log_ratio: Float[Tensor, "steps"]
-    rejected_log_ratio: Float[Tensor, "steps"]
-    chosen_kl: Float[Tensor, "steps"] | None = None
-    rejected_kl: Float[Tensor, "steps"] | None = None
-    log_state_weight: Float[Tensor, "steps"] | None = None
+    @property
+    def steps(self) -> StepStatistics:
+        """Both responses side by side; index it with `pair_mask` for the steps they share."""
+        return StepStatistics(
+            self.chosen.log_ratio,
+            self.rejected.log_ratio,
+            self.chosen.kl,
+            self.rejected.kl,
+            self.log_state_weight,
+        )
 
 
 @dataclass(frozen=True)

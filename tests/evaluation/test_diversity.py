@@ -211,11 +211,11 @@ def test_entropy_with_soft_cap_bias_and_absolute_positions(family):
 
 
 def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch):
-    from tokenratio.models import token_rows
+    from tokenratio.models import token_requests
 
     held = []
 
-    class Watched(token_rows.Head):
+    class Watched(token_requests.Head):
         def write_logits(self, hidden, out):
             held.append(out.shape[0])
             return super().write_logits(hidden, out)
@@ -224,7 +224,7 @@ def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch)
             head = super().to(dtype)
             return Watched(head.weight, head.bias, head.softcap)
 
-    monkeypatch.setattr(token_rows, "Head", Watched)
+    monkeypatch.setattr(token_requests, "Head", Watched)
     predictive_entropy(policy, samples, chunk_size=5)
     assert held
     assert max(held) == 5

@@ -147,9 +147,9 @@ def test_what_is_not_local_has_no_steps():
 
 def test_half_wrong_labels_teach_nothing():
     """At ε → 1/2 the mixture is even in log R: its slope at 0 vanishes."""
-    u = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    mask = torch.ones(1, 3, dtype=torch.bool)
-    loss = tbpo_loss(u, mask, generator=ScaledBasu(), label_smoothing=0.5 - 1e-12)
+    u = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    settings = {"beta": 1.0, "generator": ScaledBasu(), "label_smoothing": 0.5 - 1e-12}
+    loss = tbpo_loss(u, torch.zeros_like(u), **settings)
     (gradient,) = torch.autograd.grad(loss.sum(), u)
     assert gradient.abs().max() < 1e-11
 

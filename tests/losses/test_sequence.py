@@ -26,7 +26,7 @@ def test_dpo_by_hand(beta):
         torch.tensor(values, dtype=torch.float64)
         for values in ([0.3, -2.0, 100.0, -500.0], [0.1, 1.5, -100.0, 500.0])
     )
-    ours = dpo_loss(chosen, rejected, beta=beta)
+    ours = dpo_loss(chosen[:, None], rejected[:, None], beta=beta)
     for loss, rho_w, rho_l in zip(ours.tolist(), chosen.tolist(), rejected.tolist(), strict=True):
         margin = beta * (rho_w - rho_l)
         expected = -margin if margin < -50 else math.log1p(math.exp(-margin))
@@ -100,8 +100,8 @@ def test_losses_is_a_plain_table():
     assert {"dpo", "tbpo_a", "tbpo_q", "tbpo"} <= set(LOSSES)
     assert set(METHODS) == {*LOSSES, "sft"}
     assert all(isinstance(method, Method) and method.source for method in METHODS.values())
-    needs = {name: LOSSES[name].state_weight for name in ("dpo", "tbpo_a", "tbpo_q", "tbpo")}
-    assert needs == {"dpo": "none", "tbpo_a": "kl", "tbpo_q": "baseline", "tbpo": "none"}
+    weights = {name: LOSSES[name].state_weight for name in ("dpo", "tbpo_a", "tbpo_q", "tbpo")}
+    assert weights == {"dpo": "none", "tbpo_a": "kl", "tbpo_q": "baseline", "tbpo": "none"}
 
 
 def test_the_table_of_needs():
@@ -117,8 +117,22 @@ def test_the_table_of_needs():
         "sepo": {"contrast"},
         "sft": set(),
     }
-    without = {name for name, method in METHODS.items() if not method.has_reference}
-    assert without == {"simpo", "sepo", "sft"}
+    for name, method in METHODS.items():
+        assert method.has_reference == (name not in ("simpo", "sepo", "sft")), name
+        assert method.needs_kl == (name in ("tbpo_a", "bpo_a", "tdpo1", "tdpo2")), name
+        assert method.needs_baseline == (name == "tbpo_q"), name
+        assert method.needs_contrast == (name in ("tis_dpo", "sepo", "t_reg")), name
+
+
+def test_dpo_runs_dpo_loss():
+    """Whoever changes the equation changes what `loss: dpo` trains."""
+    pair = only(make_pairs([3, 2], [2, 4]), LOSSES["dpo"].needs)
+    ratios = (pair.chosen.log_ratio, pair.rejected.log_ratio)
+    for name, fixed in (("dpo", {}), ("robust_dpo", {"is_robust": True})):
+        settings = {"beta": 0.3, "label_smoothing": 0.2}
+        expected = dpo_loss(*ratios, **settings, **fixed)
+        assert LOSSES[name].equation is dpo_loss
+        assert torch.equal(LOSSES[name].per_pair(pair, **settings), expected)
 
 
 def test_cost_says_what_is_run():

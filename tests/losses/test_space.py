@@ -10,8 +10,8 @@ import torch
 
 from pairs import fresh, gradients, linear_model, make_pairs, model_statistics, only, random
 from tokenratio.bregman import Basu, Kliep, Logistic, Lsif, ScaledBasu
-from tokenratio.losses import LOSSES, bpo_loss, dpo_loss, tbpo_loss
-from tokenratio.ratios import kl_state_weight, pair_log_ratio
+from tokenratio.losses import LOSSES, bpo_loss, dpo_loss, over_steps, tbpo_loss, tbpo_variant
+from tokenratio.ratios import kl_state_weight
 
 BETA = 0.3
 GENERATORS = [Logistic(), Kliep(), Lsif(), Basu(0.5), ScaledBasu(-0.5)]
@@ -44,7 +44,7 @@ def test_named_methods_are_points_of_the_space(name, generator):
     state_weight, aggregation, fixed = POINTS[name]
     if fixed is not None:
         generator = fixed
-    point = replace(LOSSES["tbpo"], state_weight=state_weight, aggregation=aggregation)
+    point = tbpo_variant(state_weight, aggregation)
     method = LOSSES[name]
     assert point.needs == method.needs
     assert (point.is_local, point.level) == (method.is_local, method.level)
@@ -64,7 +64,7 @@ def test_named_methods_are_points_of_the_space(name, generator):
 @each_generator
 def test_every_point_by_definition(state_weight, aggregation, generator):
     """log R_t, and then ℓ of what is aggregated, or the aggregate of ℓ."""
-    method = replace(LOSSES["tbpo"], state_weight=state_weight, aggregation=aggregation)
+    method = tbpo_variant(state_weight, aggregation)
     pair = only(make_pairs(CHOSEN, REJECTED), method.needs)
     chosen, rejected = pair.chosen, pair.rejected
     log_r = rejected.log_probs - rejected.ref_log_probs - chosen.log_probs + chosen.ref_log_probs
@@ -87,7 +87,7 @@ def test_bpo_by_definition(generator):
     """h'(R) R − h(R) − h'(1/R) at R = e^{Σ log R_t}, up to a constant (docs/method.md §3)."""
     log_r = 0.2 * random(4, 5)
     one, other = log_r.clone().requires_grad_(), log_r.clone().requires_grad_()
-    ours = bpo_loss(one, generator=generator)
+    ours = bpo_loss(torch.zeros_like(one), one, beta=1.0, generator=generator)
     ratio = other.sum(-1).exp()
     h, h_prime = generator.h, generator.h_prime
     by_definition = h_prime(ratio) * ratio - h(ratio) - h_prime(1 / ratio)
@@ -108,7 +108,8 @@ def test_published_bpo():
     expected = ((u / 2).exp() * 2 + 2 * torch.expm1(u / 2)) / 4
     torch.testing.assert_close(LOSSES["bpo"].per_pair(pair), expected, rtol=1e-12, atol=1e-12)
     zero = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
-    loss = bpo_loss(zero, generator=LOSSES["bpo"].settings["generator"])
+    generator = LOSSES["bpo"].settings["generator"]
+    loss = bpo_loss(zero.detach(), zero, beta=1.0, generator=generator)
     assert torch.autograd.grad(loss.sum(), zero)[0].tolist() == [[0.5, 0.5]]
 
 
@@ -116,8 +117,8 @@ def test_bpo_with_the_logistic_generator_is_dpo():
     pair = only(make_pairs(CHOSEN, REJECTED), LOSSES["dpo"].needs)
     twin = fresh(pair)
     bpo = LOSSES["bpo"].per_pair(pair, beta=BETA, generator=Logistic())
-    sums = (side.log_ratio.sum(-1) for side in (twin.chosen, twin.rejected))
-    assert_same((bpo, pair), (dpo_loss(*sums, beta=BETA), twin), rtol=1e-12, atol=1e-14)
+    ratios = (side.log_ratio for side in (twin.chosen, twin.rejected))
+    assert_same((bpo, pair), (dpo_loss(*ratios, beta=BETA), twin), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(LOSSES["dpo"].per_pair(pair, beta=BETA), bpo, rtol=0, atol=0)
 
 
@@ -128,13 +129,9 @@ def test_adpo_is_tbpo_summed():
     tbpo = LOSSES["tbpo"].per_pair(pair, beta=BETA, generator=Logistic())
     shared = torch.tensor([min(both) for both in LENGTHS])
     torch.testing.assert_close(adpo, shared * tbpo, rtol=1e-12, atol=0)
-    log_r = pair_log_ratio(
-        pair.chosen.log_ratio,
-        pair.rejected.log_ratio,
-        torch.zeros_like(pair.chosen.log_ratio),
-        beta=BETA,
-    )
-    summed = tbpo_loss(log_r, pair.pair_mask, generator=Logistic(), aggregation="sum")
+    mask = pair.pair_mask
+    ratios = (side.log_ratio[mask] for side in (pair.chosen, pair.rejected))
+    summed = over_steps(tbpo_loss(*ratios, beta=BETA, generator=Logistic()), mask, "sum")
     torch.testing.assert_close(adpo, summed, rtol=0, atol=0)
 
 
@@ -219,7 +216,7 @@ def test_sequence_losses_see_tokens_past_the_overlap(name):
 def test_equal_lengths_of_one_token_make_all_aggregations_one(generator):
     pair = only(make_pairs([1, 1], [1, 1]), frozenset({"ref_log_probs"}))
     losses = [
-        replace(LOSSES["tbpo"], aggregation=aggregation).per_pair(pair, generator=generator)
+        tbpo_variant("none", aggregation).per_pair(pair, generator=generator)
         for aggregation in ("mean", "sum", "sequence")
     ]
     for other in losses[1:]:

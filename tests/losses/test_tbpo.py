@@ -1,7 +1,7 @@
-"""tbpo_loss and the token-level methods against loops, and the facts of
-docs/method.md §4 and §10."""
+"""Token-level losses against loops, and the facts of docs/method.md §4 and §10."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pairs import linear_model, make_pairs, model_statistics, only, random
 from tokenratio.bregman import Basu, Kliep, Logistic, Lsif, ScaledBasu
-from tokenratio.losses import LOSSES, dpo_loss, tbpo_loss
+from tokenratio.losses import LOSSES, dpo_loss, over_steps, tbpo_loss
 from tokenratio.ratios import baseline_state_weight, kl_state_weight
-from tokenratio.types import PairBatch
+from tokenratio.types import PairBatch, PairStatistics, ResponseStatistics
 
 BETA = 0.3
 GENERATORS = [Logistic(), Kliep(), Lsif(), Basu(0.5), ScaledBasu()]
@@ -24,6 +24,15 @@ BY_HAND = {  # ℓ(u) of docs/method.md §3's table, BA's with the constant of i
     ScaledBasu: lambda u: (math.exp(u) + u) / 4,
 }
 each_generator = pytest.mark.parametrize("generator", GENERATORS, ids=str)
+
+
+def mean_loss(log_ratio, mask, generator):
+    """TBPO of pairs that have these log R."""
+    zeros = torch.zeros_like(log_ratio)
+    pair = PairStatistics(
+        ResponseStatistics(zeros, mask, zeros), ResponseStatistics(log_ratio, mask, zeros)
+    )
+    return LOSSES["tbpo"].per_pair(pair, beta=1.0, generator=generator)
 
 
 @each_generator
@@ -60,7 +69,7 @@ def test_gradient_by_hand(generator):
     """dℓ/du / T on shared tokens, 0 elsewhere."""
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     log_ratio = random(3, 3).requires_grad_()
-    loss = tbpo_loss(log_ratio, mask, generator=generator)
+    loss = mean_loss(log_ratio, mask, generator)
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     for pair in range(3):
         for t in range(3):
@@ -79,7 +88,7 @@ def test_values_under_the_mask_poison_neither_loss_nor_gradient(generator, bad):
     results = []
     for filler in (0.0, bad):
         leaf = random(3, 3).masked_fill(~mask, filler).requires_grad_()
-        loss = tbpo_loss(leaf, mask, generator=generator)
+        loss = mean_loss(leaf, mask, generator)
         results.append((loss, *torch.autograd.grad(loss.sum(), leaf)))
     for clean, poisoned in zip(*results, strict=True):
         assert poisoned.isfinite().all()
@@ -91,7 +100,7 @@ def test_values_under_the_mask_poison_neither_loss_nor_gradient(generator, bad):
 def test_an_empty_overlap_is_zero_with_zero_gradient(generator, dtype):
     for shape in [(2, 3), (2, 0), (0, 3)]:
         log_ratio = torch.full(shape, math.nan, dtype=dtype, requires_grad=True)
-        loss = tbpo_loss(log_ratio, torch.zeros(shape, dtype=torch.bool), generator=generator)
+        loss = mean_loss(log_ratio, torch.zeros(shape, dtype=torch.bool), generator)
         assert loss.dtype == dtype
         assert loss.tolist() == [0.0] * shape[0]
         (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
@@ -102,18 +111,35 @@ def test_an_empty_overlap_is_zero_with_zero_gradient(generator, dtype):
 def test_padding_changes_nothing(generator):
     pairs = make_pairs([4, 2, 1], [3, 5, 1])
     log_ratio = pairs.rejected.log_ratio - pairs.chosen.log_ratio
-    loss = tbpo_loss(log_ratio, pairs.pair_mask, generator=generator)
+    loss = mean_loss(log_ratio, pairs.pair_mask, generator)
     padded = torch.nn.functional.pad(log_ratio, (0, 3), value=7.0)
     mask = torch.nn.functional.pad(pairs.pair_mask, (0, 3))
-    torch.testing.assert_close(tbpo_loss(padded, mask, generator=generator), loss)
+    torch.testing.assert_close(mean_loss(padded, mask, generator), loss)
+
+
+@each_generator
+def test_the_table_runs_the_papers_equation(generator):
+    """`loss: tbpo_a` is `tbpo_loss` of every step, averaged over the steps both responses have."""
+    pair = only(make_pairs([4, 2, 1], [3, 5, 1]), LOSSES["tbpo_a"].needs)
+    mask, log_weight = pair.pair_mask, kl_state_weight(pair.chosen.kl, pair.rejected.kl)
+    arrays = (pair.chosen.log_ratio, pair.rejected.log_ratio, log_weight)
+    settings = {"beta": BETA, "generator": generator}
+    per_step = tbpo_loss(*(array[mask] for array in arrays), **settings)
+    for aggregation in ("mean", "sum"):
+        method = replace(LOSSES["tbpo_a"], aggregation=aggregation)
+        expected = over_steps(per_step, mask, aggregation)
+        assert torch.equal(method.per_pair(pair, **settings), expected)
+        whole = tbpo_loss(*arrays, **settings)
+        of_rows = [getattr(row[kept], aggregation)() for row, kept in zip(whole, mask, strict=True)]
+        torch.testing.assert_close(expected, torch.stack(of_rows), rtol=1e-13, atol=0)
 
 
 def test_low_precision_is_computed_in_float32():
     log_ratio = random(2, 3).bfloat16()
     mask = torch.ones(2, 3, dtype=torch.bool)
-    loss = tbpo_loss(log_ratio, mask, generator=ScaledBasu())
+    loss = mean_loss(log_ratio, mask, ScaledBasu())
     assert loss.dtype == torch.float32
-    exact = tbpo_loss(log_ratio.double(), mask, generator=ScaledBasu())
+    exact = mean_loss(log_ratio.double(), mask, ScaledBasu())
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
 
 
@@ -123,7 +149,7 @@ def test_one_token_responses_with_the_logistic_generator_are_dpo(name):
     settings = {"beta": BETA, "generator": Logistic()}
     token, sequence = (LOSSES[which].per_pair(pairs, **settings) for which in (name, "dpo"))
     torch.testing.assert_close(token, sequence, rtol=1e-14, atol=0)
-    expected = dpo_loss(pairs.chosen.log_ratio[:, 0], pairs.rejected.log_ratio[:, 0], beta=BETA)
+    expected = dpo_loss(pairs.chosen.log_ratio, pairs.rejected.log_ratio, beta=BETA)
     torch.testing.assert_close(token, expected, rtol=1e-14, atol=0)
 
 

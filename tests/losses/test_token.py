@@ -18,7 +18,7 @@ from tokenratio.losses import (
     tis_dpo_loss,
     tis_weights,
 )
-from tokenratio.losses.token import chunk_sums
+from tokenratio.losses.token_weighted import chunk_sums
 
 GENERATORS = [Logistic(), Kliep(), Lsif(), Basu(0.5), ScaledBasu(-0.5), ScaledBasu(1.0)]
 each_generator = pytest.mark.parametrize("generator", GENERATORS, ids=str)

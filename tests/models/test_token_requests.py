@@ -12,7 +12,6 @@ from tiny import FAMILIES, tiny_model
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import check_model
 from tokenratio.models.token_requests import (
-    HeadWeights,
     TokenRequest,
     answer_token_requests,
     check_causal,
@@ -210,7 +209,10 @@ def test_dropout_is_off_but_an_adapters_own_is_kept():
     assert all("lora_dropout" in name for name in kept)
 
 
-def test_head_weights_of_a_bias():
+def test_the_head_has_its_bias_and_soft_cap():
     head = own_head(tiny_model("phi"))
-    assert isinstance(head, HeadWeights)
     assert head.bias.shape == (16,)
+    assert head.softcap is None
+    model = tiny_model("gemma2")
+    model.config.final_logit_softcapping = 7.5
+    assert own_head(model).softcap == 7.5

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenratio.bregman import GENERATORS, make_generator
 from tokenratio.losses import LOSSES
-from tokenratio.statistics import chunks, step_losses
+from tokenratio.statistics import Head, chunks, step_losses
 
 METHODS = ["tbpo", "tbpo_a", "tbpo_q", "adpo"]
 BETA = 0.7
@@ -28,7 +28,7 @@ def make_inputs(
     seed=0,
     scale=1.0,
 ):
-    """Arguments of `step_losses`; what gradients flow to requires them."""
+    """Arguments of `run`; what gradients flow to requires them."""
     rng = torch.Generator().manual_seed(seed)
 
     def random(*shape, grad=False):
@@ -56,6 +56,15 @@ def make_inputs(
     return inputs
 
 
+def run(inputs, **options):
+    """`step_losses` with the heads' tensors by name."""
+    inputs = inputs | options
+    softcap, ref_weight = inputs.pop("logit_softcap"), inputs.pop("ref_weight", None)
+    head = Head(inputs.pop("weight"), inputs.pop("bias", None), softcap)
+    ref_head = None if ref_weight is None else Head(ref_weight, None, softcap)
+    return step_losses(head=head, ref_head=ref_head, **inputs)
+
+
 def loss_of(method, generator="sba", label_smoothing=0.0, **params):
     settings = {"generator": make_generator(generator, **params)}
     settings |= {"beta": BETA, "label_smoothing": label_smoothing}
@@ -74,7 +83,7 @@ def cast(inputs, dtype):
 
 def evaluate(inputs, step_loss, impl="fused", chunk_size=None, upstream=1.0):
     """Every value and every gradient, by name."""
-    losses = step_losses(**inputs, step_loss=step_loss, impl=impl, chunk_size=chunk_size)
+    losses = run(inputs, step_loss=step_loss, impl=impl, chunk_size=chunk_size)
     leaves = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.requires_grad}
     gradients = torch.autograd.grad(losses.total * upstream, list(leaves.values()))
     found = {
@@ -257,14 +266,14 @@ def test_units_of_work(method, cached, products):
 def test_no_gradient_work_under_no_grad():
     inputs = make_inputs(steps=4, vocabulary=211, bias=False)
     with torch.no_grad(), _Products(211) as seen:
-        losses = step_losses(**inputs, step_loss=loss_of("tbpo_a"))
+        losses = run(inputs, step_loss=loss_of("tbpo_a"))
     assert seen.count == 2
     assert not losses.total.requires_grad
 
 
 def test_backward_runs_once():
     inputs = make_inputs()
-    total = step_losses(**inputs, step_loss=loss_of("tbpo_a")).total
+    total = run(inputs, step_loss=loss_of("tbpo_a")).total
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         total.backward()
@@ -324,7 +333,7 @@ def test_compiled_elementwise_part(method, monkeypatch):
 )
 def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
-        step_losses(**make_inputs() | change, step_loss=loss_of("tbpo_a"))
+        run(make_inputs() | change, step_loss=loss_of("tbpo_a"))
 
 
 def test_odd_number_of_labels_is_refused():
@@ -332,7 +341,7 @@ def test_odd_number_of_labels_is_refused():
     for name in ("hidden", "labels", "ref_hidden"):
         inputs[name] = inputs[name][:-1]
     with pytest.raises(ValueError, match="steps of two"):
-        step_losses(**inputs, step_loss=loss_of("tbpo_a"))
+        run(inputs, step_loss=loss_of("tbpo_a"))
 
 
 def test_every_local_method_is_covered():

@@ -33,7 +33,7 @@ def with_state_weight(log_state_weight, needs=frozenset({"ref_log_probs", "kl_re
         weighted = replace(pair, log_state_weight=log_state_weight(pair))
         return TBPO_Q.per_pair(weighted, **settings)
 
-    return PairLoss(per_pair, "a fault, for a test", "token", {}, needs)
+    return PairLoss(per_pair, "a fault, for a test", "token", TBPO_Q.settings, needs)
 
 
 def k3(log_ratio):
@@ -183,7 +183,7 @@ def test_tdpo2_moves_the_optimum(mdp):
         lambda pair, **settings: LOSSES["tdpo2"].per_pair(pair, tdpo_alpha=1.0, **settings),
         "α of TDPO1, the chosen KL held still",
         "response",
-        {},
+        LOSSES["tdpo1"].settings,
         LOSSES["tdpo2"].needs,
     )
     assert population.gradient(best, held_still, Logistic()).norm() > 1e-4
@@ -199,7 +199,8 @@ def test_robust_dpo_from_noisy_labels_is_dpo_from_clean_ones(share):
     policy.logits[:, 0] += 0.4
     expected = population.gradient(policy, LOSSES["dpo"], Logistic())
     population.probability = ((1 - share) * clean + share * clean.flip(1)).flatten()
-    robust = replace(LOSSES["robust_dpo"], label_smoothing=share)
+    robust = LOSSES["robust_dpo"]
+    robust = replace(robust, settings=robust.settings | {"label_smoothing": share})
     found = population.gradient(policy, robust, Logistic())
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     naive = population.gradient(policy, LOSSES["dpo"], Logistic())

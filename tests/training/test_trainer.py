@@ -566,7 +566,7 @@ def test_a_name_that_cannot_be_loaded_is_one_line(tmp_path):
         ("loss", "tbpo_z", "unknown loss 'tbpo_z'; did you mean"),
         ("beta", 0.0, "beta must be positive"),
         ("beta", math.nan, "beta must be positive"),
-        ("generator", "sbaa", "unknown generator"),
+        ("generator", "sbaa", "did you mean .sba."),
         ("generator_lambda", -1.0, "lambda must be greater than -1"),
         ("generator_scale", 0.0, "scale must be positive"),
         ("baseline_clamp", -1.0, "baseline_clamp must be positive"),

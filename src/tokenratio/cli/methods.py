@@ -1,4 +1,4 @@
-"""`tokenratio methods`: every method, what it compares, what it needs, what it costs."""
+"""`tokenratio methods`: what each method compares, needs and costs."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,9 @@ _HEADER = ("loss", "level", "compares", "needs", "settings and defaults", "cost"
 
 @dataclass(frozen=True)
 class MethodsOptions:
-    """What `methods` can be told."""
+    """The options of `methods`."""
 
-    markdown: bool = option(False, "As the table of docs/methods.md.")
+    markdown: bool = option(False, "Print the Markdown table of docs/methods.md.")
 
 
 def print_methods(options: MethodsOptions) -> None:
@@ -39,13 +39,13 @@ COMMAND = Command(USAGE, print_methods, options=(MethodsOptions,))
 
 
 def markdown_table() -> str:
-    """One row a method; `docs/methods.md` holds it as it is."""
+    """One row per method; `docs/methods.md` contains it unchanged."""
     lines = [_HEADER, ("---",) * len(_HEADER), *_rows()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def listing() -> str:
-    """A paragraph a method, narrow enough for a terminal."""
+    """One paragraph per method, narrow enough for a terminal."""
     width = max(map(len, _HEADER))
     paragraphs = []
     for name, *cells in _rows():
@@ -80,7 +80,7 @@ def _compared(method: "Method") -> str:
 
     if not isinstance(method, RatioMatching):
         return "its own loss"
-    generator = "any generator" if method.generator is None else _text(method.generator)
+    generator = "any generator" if "generator" in method.settings else "logistic"
     aggregation = {
         "mean": "mean over T of ℓ(R_t)",
         "sum": "sum over T of ℓ(R_t)",
@@ -90,10 +90,9 @@ def _compared(method: "Method") -> str:
 
 
 def _text(value: Any) -> str:
-    from tokenratio.bregman import GENERATORS, BregmanGenerator
+    from tokenratio.bregman import BregmanGenerator
 
     if not isinstance(value, BregmanGenerator):
         return f"{value:g}"
-    name = next(name for name, made in GENERATORS.items() if type(value) is made)
     parameters = ", ".join(f"{number:g}" for number in vars(value).values())
-    return f"{name}({parameters})" if parameters else name
+    return f"{value.name}({parameters})" if parameters else value.name

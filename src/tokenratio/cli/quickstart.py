@@ -52,7 +52,7 @@ class QuickstartOptions:
             if getattr(self, name) < 1:
                 raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
         # Models that score tokens would have to be trained first: a recipe does that.
-        known = [name for name, method in LOSSES.items() if "contrast" not in method.needs]
+        known = [name for name, method in LOSSES.items() if not method.needs_contrast]
         check_known([self.loss], known, "loss", listed="`tokenratio methods` describes them")
         if not 0 <= self.flip_rate <= 1:
             raise TokenRatioError(f"flip_rate must lie in [0, 1], not {self.flip_rate}")

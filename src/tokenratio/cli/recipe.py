@@ -14,7 +14,7 @@ from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import Field, build, check_known, convert, fields_of, option
-from tokenratio.training.method_settings import MethodSettings
+from tokenratio.training.method_settings import PUBLISHED_CONTRASTS, MethodSettings
 
 if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig
@@ -111,20 +111,6 @@ _CARRIED_TO_DPO = (
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
 )
-# What each loss contrasts, as published; a recipe's section score_tokens may say else. T-REG's
-# prompts ask for the same answer rewritten; the words are ours.
-_CONTRASTS: dict[str, dict[str, str]] = {
-    "tis_dpo": {"positive": "dpo", "negative": "reversed_dpo"},
-    "sepo": {"positive": "dpo", "negative": "reference"},
-    "t_reg": {
-        "positive": "reference",
-        "negative": "reference",
-        "positive_prompt": "{prompt}\n\nGive an answer that is helpful, correct, coherent and "
-        "to the point.",
-        "negative_prompt": "{prompt}\n\nGive an answer that is unhelpful, wrong, incoherent and "
-        "rambling.",
-    },
-}
 _RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 # A stage of its own may have its own data and adapter, and any setting of a run.
 _SFT_DATA = ("train_dataset", "eval_dataset")
@@ -227,7 +213,7 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
         _check_adapter(recipe.sft.get("peft"), f"peft in sft of {path}")
     _check_adapter(recipe.peft, f"peft of {path}")
     if recipe.score_tokens is not None:
-        check_known(recipe.score_tokens, _CONTRASTS, f"loss in score_tokens of {path}")
+        check_known(recipe.score_tokens, PUBLISHED_CONTRASTS, f"loss in score_tokens of {path}")
     return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
 
 
@@ -295,7 +281,7 @@ def _contrast(
     from tokenratio.data.contrast import PLACE, check_prompt_template
 
     sections = recipe.score_tokens
-    needs_none = "contrast" not in main.args.method.needs or main.args.token_scores is not None
+    needs_none = not main.args.method.needs_contrast or main.args.token_scores is not None
     if sections is None or needs_none:
         return None
     section = sections.get(main.args.loss) or {}
@@ -304,7 +290,8 @@ def _contrast(
         raise TokenRatioError(f"{where}, and dpo in it, must hold `key: value` lines")
     keys = ("positive", "negative", "positive_prompt", "negative_prompt")
     check_known(section, [*keys, "dpo"], f"key in {where}")
-    chosen = {"positive_prompt": PLACE, "negative_prompt": PLACE, **_CONTRASTS[main.args.loss]}
+    published = PUBLISHED_CONTRASTS[main.args.loss]
+    chosen = {"positive_prompt": PLACE, "negative_prompt": PLACE, **published}
     chosen |= {name: section[name] for name in keys if name in section}
     for name, value in chosen.items():
         if not isinstance(value, str) or not value:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenratio.models.token_rows import TokenRow, head_of, hidden_states, score_rows
+from tokenratio.models.token_requests import own_head
+from tokenratio.models.token_rows import TokenRow, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype
 from tokenratio.types import CompletionBatch
@@ -34,7 +35,7 @@ def kl_policy_ref(
 
     def kl(batch: CompletionBatch) -> list[float]:
         hidden = hidden_states(model, batch), hidden_states(ref_model, batch)
-        heads = head_of(model), head_of(ref_model)
+        heads = own_head(model), own_head(ref_model)
         of_tokens = batch.align(_kl_of_states(hidden, heads, chunk_size)).double()
         return of_tokens.sum(-1).tolist()
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import Estimate, clustered_mean
-from tokenratio.models.token_rows import TokenRow, head_of, hidden_states, score_rows
+from tokenratio.models.token_requests import own_head
+from tokenratio.models.token_rows import TokenRow, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype, product_dtype
 from tokenratio.types import CompletionBatch
@@ -168,7 +169,7 @@ def predictive_entropy(
     rows = [sample for group in samples for sample in group]
 
     def mean_entropies(batch: CompletionBatch) -> list[float]:
-        of_tokens = _entropies(hidden_states(model, batch), head_of(model), chunk_size)
+        of_tokens = _entropies(hidden_states(model, batch), own_head(model), chunk_size)
         sums = batch.align(of_tokens).double().sum(-1)
         return (sums / batch.response_mask.sum(-1)).tolist()
 

@@ -22,7 +22,7 @@ from tokenratio.evaluation.subjects import Subject
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
 from tokenratio.models.state_baseline import read_baseline
-from tokenratio.models.token_requests import language_model, own_head
+from tokenratio.models.token_requests import own_head
 
 
 def measure_model(
@@ -45,7 +45,7 @@ def measure_model(
     notes: list[str] = []
     if ref_model is not None and reference_path is not None:
         notes += _reference_note(subject, reference_path, ref_model)
-        sizes = [own_head(language_model(each)).weight.shape[0] for each in (model, ref_model)]
+        sizes = [own_head(each).weight.shape[0] for each in (model, ref_model)]
         if sizes[0] != sizes[1]:
             notes.append(
                 f"it has {sizes[0]} tokens, the reference {sizes[1]}: there is no KL and no "

@@ -1,32 +1,44 @@
 """Preference losses as pure functions, and the table of methods.
 
-Most methods are points of one small space, generator × state weight × aggregation
-(`RatioMatching`); the others are functions of their own. `docs/methods.md` is made from the table.
+Most methods are points of one space, generator × state weight × aggregation (`RatioMatching`); the
+others are functions of their own. `docs/methods.md` is made from the table.
 """
 
-from typing import Any
+from dataclasses import replace
 
-from jaxtyping import Float
-from torch import Tensor
-
-from tokenratio.bregman import BregmanGenerator, Logistic, ScaledBasu
-from tokenratio.losses.method import Method, Need, PairLoss
+from tokenratio.bregman import Logistic, ScaledBasu
+from tokenratio.losses.method import REFERENCE, Method, Need, PairLoss
 from tokenratio.losses.ratio_matching import (
+    Aggregation,
     RatioMatching,
+    StateWeight,
     bpo_loss,
+    dpo_loss,
+    over_steps,
     ratio_matching_loss,
     tbpo_loss,
 )
-from tokenratio.losses.sequence import anchor_loss, dpo_loss, ipo_loss, sft_loss, simpo_loss
-from tokenratio.losses.token import (
+from tokenratio.losses.sequence import (
+    anchor_loss,
+    ipo_loss,
+    ipo_of_pair,
+    sft_loss,
+    sft_of_pair,
+    simpo_loss,
+    simpo_of_pair,
+)
+from tokenratio.losses.token_weighted import (
     arc_bpo_loss,
+    arc_bpo_of_pair,
     sepo_loss,
+    sepo_of_pair,
     sepo_selection,
     t_reg_loss,
+    t_reg_of_pair,
     tis_dpo_loss,
+    tis_dpo_of_pair,
     tis_weights,
 )
-from tokenratio.types import PairStatistics, ResponseStatistics
 
 __all__ = [
     "LOSSES",
@@ -39,6 +51,7 @@ __all__ = [
     "bpo_loss",
     "dpo_loss",
     "ipo_loss",
+    "over_steps",
     "ratio_matching_loss",
     "sepo_loss",
     "sepo_selection",
@@ -46,130 +59,71 @@ __all__ = [
     "simpo_loss",
     "t_reg_loss",
     "tbpo_loss",
+    "tbpo_variant",
     "tis_dpo_loss",
     "tis_weights",
 ]
 
-_CONTRAST: frozenset[Need] = frozenset({"ref_log_probs", "contrast"})
-
-
-def _contrast(side: ResponseStatistics) -> Float[Tensor, "pairs steps"]:
-    if side.contrast is None:
-        raise ValueError("this loss needs the tokens' contrast: see `tokenratio score-tokens`")
-    return side.contrast
-
-
-def _per_token(
-    side: ResponseStatistics, values: Float[Tensor, "pairs steps"]
-) -> Float[Tensor, "pairs"]:
-    return values.sum(-1) / side.lengths.clamp_min(1)
-
-
-def _sft(pair: PairStatistics) -> Float[Tensor, "pairs"]:
-    return sft_loss(pair.chosen.log_probs, pair.chosen.mask)
-
-
-def _ipo(pair: PairStatistics, **settings: Any) -> Float[Tensor, "pairs"]:
-    sides = (pair.chosen, pair.rejected)
-    return ipo_loss(*(_per_token(side, side.log_ratio) for side in sides), **settings)
-
-
-def _simpo(pair: PairStatistics, *, simpo_gamma: float, **settings: Any) -> Float[Tensor, "pairs"]:
-    sides = (pair.chosen, pair.rejected)
-    means = (_per_token(side, side.log_probs) for side in sides)
-    return simpo_loss(*means, gamma=simpo_gamma, **settings)
-
-
-def _tis_dpo(
-    pair: PairStatistics, *, tis_lower: float, tis_upper: float, **settings: Any
-) -> Float[Tensor, "pairs"]:
-    chosen, rejected = pair.chosen, pair.rejected
-    weights = (
-        tis_weights(_contrast(side), sign=sign, lower=tis_lower, upper=tis_upper)
-        for side, sign in ((chosen, 1), (rejected, -1))
-    )
-    return tis_dpo_loss(chosen.log_ratio, rejected.log_ratio, *weights, **settings)
-
-
-def _sepo(pair: PairStatistics, *, sepo_share: float, **settings: Any) -> Float[Tensor, "pairs"]:
-    chosen, rejected = pair.chosen, pair.rejected
-    selected = (
-        sepo_selection(sign * _contrast(side), side.mask, share=sepo_share)
-        for side, sign in ((chosen, 1), (rejected, -1))
-    )
-    return sepo_loss(chosen.log_probs, rejected.log_probs, *selected, **settings)
-
-
-def _t_reg(pair: PairStatistics, *, t_reg_weight: float, **settings: Any) -> Float[Tensor, "pairs"]:
-    sides = (pair.chosen, pair.rejected)
-    return t_reg_loss(
-        *(side.log_probs for side in sides),
-        *(side.log_ratio for side in sides),
-        *(_contrast(side) for side in sides),
-        weight=t_reg_weight,
-        **settings,
-    )
-
-
-def _arc_bpo(
-    pair: PairStatistics,
-    *,
-    beta: float,
-    generator: BregmanGenerator,
-    arc_chunk_length: int,
-    arc_target_margin: float,
-) -> Float[Tensor, "pairs"]:
-    return arc_bpo_loss(
-        pair.chosen.log_ratio,
-        pair.rejected.log_ratio,
-        pair.chosen.mask,
-        pair.rejected.mask,
-        beta=beta,
-        generator=generator,
-        chunk_length=arc_chunk_length,
-        target_margin=arc_target_margin,
-    )
-
-
-# What BPO takes for summaries and benchmarks; larger λ need its clipping of the ratio.
-_BOUNDED = ScaledBasu(lam=-0.5)
+_CONTRAST: frozenset[Need] = frozenset({"contrast"})
 _SMOOTHED = {"beta": 0.1, "label_smoothing": 0.0}
-_TIS, _SEPO = {"tis_lower": -0.5, "tis_upper": 1.5}, {"sepo_share": 0.3}
-_ARC = {"arc_chunk_length": 16, "arc_target_margin": 2.0}
+_TBPO = _SMOOTHED | {"generator": ScaledBasu()}
+# What BPO takes for summaries and benchmarks; larger λ need its clipping of the ratio.
+_BPO = _SMOOTHED | {"generator": ScaledBasu(lam=-0.5)}
+_LOGISTIC = {"generator": Logistic()}
 
-# The preference losses by name.
+# The preference losses by name; every default of a method's settings is here.
 LOSSES: dict[str, Method] = {
     # Token by token: log R_t at every step both responses have.
-    "tbpo_a": RatioMatching("TBPO-A, arXiv 2605.12288; docs/method.md §4", "kl", "mean"),
-    "tbpo_q": RatioMatching("TBPO-Q, arXiv 2605.12288; docs/method.md §4", "baseline", "mean"),
-    "tbpo": RatioMatching("TBPO without state weight; docs/method.md §2", "none", "mean"),
-    "adpo": RatioMatching("ADPO, arXiv 2602.09533; docs/method.md §11", "none", "sum", Logistic()),
+    "tbpo_a": RatioMatching(
+        tbpo_loss, "TBPO-A, arXiv 2605.12288; docs/method.md §4", "kl", "mean", _TBPO
+    ),
+    "tbpo_q": RatioMatching(
+        tbpo_loss, "TBPO-Q, arXiv 2605.12288; docs/method.md §4", "baseline", "mean", _TBPO
+    ),
+    "tbpo": RatioMatching(
+        tbpo_loss, "TBPO without state weight; docs/method.md §2", "none", "mean", _TBPO
+    ),
+    "adpo": RatioMatching(
+        tbpo_loss,
+        "ADPO, arXiv 2602.09533; docs/method.md §11",
+        "none",
+        "sum",
+        _SMOOTHED,
+        fixed=_LOGISTIC,
+    ),
     # Whole responses: Σ_t log R_t.
-    "dpo": RatioMatching("DPO, arXiv 2305.18290, eq. 7", "none", "sequence", Logistic()),
+    "dpo": RatioMatching(dpo_loss, "DPO, arXiv 2305.18290, eq. 7", "none", "sequence", _SMOOTHED),
     "robust_dpo": RatioMatching(
+        dpo_loss,
         "rDPO, arXiv 2403.00409, eq. 12",
         "none",
         "sequence",
-        Logistic(),
-        label_smoothing=0.1,
-        is_robust=True,
+        {"beta": 0.1, "label_smoothing": 0.1},
+        fixed={"is_robust": True},
     ),
-    "bpo": RatioMatching(
-        "BPO, arXiv 2505.19601, SBA",
-        "none",
-        "sequence",
-        default_generator=_BOUNDED,
-    ),
+    "bpo": RatioMatching(bpo_loss, "BPO, arXiv 2505.19601, SBA", "none", "sequence", _BPO),
     "bpo_a": RatioMatching(
-        "BPO on TDPO1's score; docs/method.md §11", "kl", "sequence", default_generator=_BOUNDED
+        bpo_loss, "BPO on TDPO1's score; docs/method.md §11", "kl", "sequence", _BPO
     ),
-    "tdpo1": RatioMatching("TDPO1, arXiv 2404.11999, eq. 16", "kl", "sequence", Logistic()),
+    "tdpo1": RatioMatching(
+        bpo_loss,
+        "TDPO1, arXiv 2404.11999, eq. 16",
+        "kl",
+        "sequence",
+        _SMOOTHED,
+        fixed=_LOGISTIC,
+    ),
     "tdpo2": RatioMatching(
-        "TDPO2, arXiv 2404.11999, eq. 18", "kl", "sequence", Logistic(), tdpo_alpha=0.5
+        bpo_loss,
+        "TDPO2, arXiv 2404.11999, eq. 18",
+        "kl",
+        "sequence",
+        _SMOOTHED | {"tdpo_alpha": 0.5},
+        fixed=_LOGISTIC,
     ),
-    "ipo": PairLoss(_ipo, "IPO, arXiv 2310.12036, eq. 17", "response", _SMOOTHED),
+    "ipo": PairLoss(ipo_of_pair, "IPO, arXiv 2310.12036, eq. 17", "response", _SMOOTHED),
     "simpo": PairLoss(
-        _simpo,
+        simpo_of_pair,
         "SimPO, arXiv 2405.14734, eq. 6",
         "response",
         {"beta": 2.0, "label_smoothing": 0.0, "simpo_gamma": 1.0},
@@ -177,28 +131,45 @@ LOSSES: dict[str, Method] = {
     ),
     # Whole responses whose tokens count differently.
     "tis_dpo": PairLoss(
-        _tis_dpo, "TIS-DPO, arXiv 2410.04350, eq. 11", "token weights", _SMOOTHED | _TIS, _CONTRAST
+        tis_dpo_of_pair,
+        "TIS-DPO, arXiv 2410.04350, eq. 11",
+        "token weights",
+        _SMOOTHED | {"tis_lower": -0.5, "tis_upper": 1.5},
+        REFERENCE | _CONTRAST,
     ),
     "sepo": PairLoss(
-        _sepo,
+        sepo_of_pair,
         "SePO, arXiv 2408.13518, eq. 11",
         "token selection",
-        {"beta": 2.5, "label_smoothing": 0.0} | _SEPO,
-        _CONTRAST - {"ref_log_probs"},
+        {"beta": 2.5, "label_smoothing": 0.0, "sepo_share": 0.3},
+        _CONTRAST,
     ),
     "t_reg": PairLoss(
-        _t_reg,
+        t_reg_of_pair,
         "T-REG, arXiv 2412.02685",
         "token regulariser",
         _SMOOTHED | {"t_reg_weight": 0.25},
-        _CONTRAST,
+        REFERENCE | _CONTRAST,
     ),
     "arc_bpo": PairLoss(
-        _arc_bpo,
+        arc_bpo_of_pair,
         "ARC-BPO; docs/method.md §11",
         "chunk",
-        {"beta": 0.1, "generator": ScaledBasu(lam=1.0)} | _ARC,
+        {
+            "beta": 0.1,
+            "generator": ScaledBasu(lam=1.0),
+            "arc_chunk_length": 16,
+            "arc_target_margin": 2.0,
+        },
     ),
 }
-# And cross-entropy on chosen responses, which takes data without rejected ones too.
-METHODS = LOSSES | {"sft": PairLoss(_sft, "cross-entropy", "response", {}, frozenset())}
+# And cross-entropy on chosen responses, which also takes data without rejected ones.
+METHODS = LOSSES | {"sft": PairLoss(sft_of_pair, "cross-entropy", "response", {}, frozenset())}
+
+
+def tbpo_variant(state_weight: StateWeight, aggregation: Aggregation) -> RatioMatching:
+    """The point of the space that `loss: tbpo` reaches with these two settings."""
+    tbpo = LOSSES["tbpo"]
+    assert isinstance(tbpo, RatioMatching)
+    equation = bpo_loss if aggregation == "sequence" else tbpo_loss
+    return replace(tbpo, equation=equation, state_weight=state_weight, aggregation=aggregation)

@@ -1,14 +1,13 @@
-"""One small space of methods: generator × state weight × aggregation."""
+"""TBPO and its relatives: the points of one space, generator × state weight × aggregation."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokenratio.bregman import BregmanGenerator, ScaledBasu
+from tokenratio.bregman import BregmanGenerator, Logistic
 from tokenratio.losses.method import Method, Need
 from tokenratio.ratios import kl_state_weight, pair_log_ratio
 from tokenratio.types import PairStatistics, StepStatistics
@@ -24,13 +23,12 @@ def ratio_matching_loss(
     label_smoothing: float = 0.0,
     is_robust: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    r"""ℓ_h(u) at every u = log R, with labels that may be wrong (docs/method.md §3).
+    r"""ℓ_h(u) at every u = log R, for labels that may be wrong (docs/method.md §3).
 
-    A label is the other way round with probability ε, so u is −u. `label_smoothing` takes the
-    mixture (1−ε) ℓ(u) + ε ℓ(−u), cDPO's for the logistic generator and our extension for the
-    others. `is_robust` removes the bias that the noise brings instead: ((1−ε) ℓ(u) − ε ℓ(−u)) /
-    (1−2ε), of which the expectation over noisy labels is the loss of clean ones (arXiv 2403.00409,
-    eq. 12).
+    A label is wrong with probability ε, and then u is −u. `label_smoothing` takes the mixture
+    (1−ε) ℓ(u) + ε ℓ(−u), which is cDPO's for the logistic generator and our extension for the
+    others. `is_robust` removes the bias of the noise instead: ((1−ε) ℓ(u) − ε ℓ(−u)) / (1−2ε), the
+    expectation of which over noisy labels is the loss of clean ones (arXiv 2403.00409, eq. 12).
 
     Args:
         pair_log_ratio: log R in nats, β applied; smaller is better.
@@ -47,56 +45,102 @@ def ratio_matching_loss(
 
 
 def tbpo_loss(
-    pair_log_ratio: Float[Tensor, "pairs tokens"],
-    pair_mask: Bool[Tensor, "pairs tokens"],
+    chosen_log_ratio: Float[Tensor, "*steps"],
+    rejected_log_ratio: Float[Tensor, "*steps"],
+    log_state_weight: Float[Tensor, "*steps"] | float = 0.0,
     *,
+    beta: float,
     generator: BregmanGenerator,
-    aggregation: Literal["mean", "sum"] = "mean",
     label_smoothing: float = 0.0,
-    is_robust: bool = False,
-) -> Float[Tensor, "pairs"]:
-    r"""Bregman ratio-matching loss of each pair (TBPO, arXiv 2605.12288, eq. 10;
-    docs/method.md §3).
+) -> Float[Tensor, "*steps"]:
+    r"""TBPO: ℓ_h(R_t) at each step (arXiv 2605.12288, eq. 10; docs/method.md §3).
+
+    A pair's loss is the mean over the T steps both responses have, `over_steps`; training forms it
+    by weighting each step with 1/T.
 
     Args:
-        pair_log_ratio: log R_t in nats, β applied; any value, even NaN, where the mask is False.
-        pair_mask: True where both responses have a token.
+        chosen_log_ratio: ρ_t in nats, of any number of steps; `rejected_log_ratio` likewise.
+        log_state_weight: log w_t before β; 0 is the uncorrected ablation.
+        beta: strength of the tie to the reference, > 0.
         generator: the divergence; its `loss` is applied pointwise.
-        aggregation: over a pair's shared tokens: their mean (TBPO) or sum (ADPO, arXiv 2602.09533).
-        label_smoothing: see `ratio_matching_loss`; `is_robust` likewise.
-    Returns:
-        One value a pair, unreduced over pairs; 0 for a pair that shares no token.
+        label_smoothing: ε, see `ratio_matching_loss`.
     """
-    # The input is masked, not the output: 0 × nan would poison the gradient.
-    per_token = ratio_matching_loss(
-        pair_log_ratio.masked_fill(~pair_mask, 0.0),
+    return ratio_matching_loss(
+        pair_log_ratio(chosen_log_ratio, rejected_log_ratio, log_state_weight, beta=beta),
         generator=generator,
         label_smoothing=label_smoothing,
-        is_robust=is_robust,
     )
-    total = (per_token * pair_mask).sum(-1)
+
+
+def over_steps(
+    per_step: Float[Tensor, "steps"],
+    pair_mask: Bool[Tensor, "pairs longest"],
+    aggregation: Literal["mean", "sum"] = "mean",
+) -> Float[Tensor, "pairs"]:
+    """A pair's loss from the losses of its steps.
+
+    Args:
+        per_step: one value for each True of the mask, row by row.
+        pair_mask: True where both responses have a token.
+        aggregation: the mean (TBPO) or the sum (ADPO, arXiv 2602.09533) over the pair's steps.
+    Returns:
+        One value per pair; 0 for a pair without a shared step.
+    """
+    total = per_step.new_zeros(pair_mask.shape).masked_scatter(pair_mask, per_step).sum(-1)
     return total if aggregation == "sum" else total / pair_mask.sum(-1).clamp_min(1)
 
 
 def bpo_loss(
-    pair_log_ratio: Float[Tensor, "pairs tokens"],
+    chosen_log_ratio: Float[Tensor, "pairs steps"],
+    rejected_log_ratio: Float[Tensor, "pairs steps"],
+    log_state_weight: Float[Tensor, "pairs steps"] | float = 0.0,
     *,
+    beta: float,
     generator: BregmanGenerator,
     label_smoothing: float = 0.0,
     is_robust: bool = False,
 ) -> Float[Tensor, "pairs"]:
-    r"""ℓ_h(Σ_t log R_t) over whole responses (BPO, arXiv 2505.19601, eq. 11; docs/method.md §6).
+    r"""BPO: ℓ_h(Σ_t log R_t) over whole responses (arXiv 2505.19601, eq. 11; docs/method.md §6).
 
-    With the logistic generator it is DPO (arXiv 2305.18290, eq. 7), and TDPO1 where `log R` has the
-    KL as state weight (arXiv 2404.11999, eq. 16).
+    With the logistic generator it is DPO, and TDPO1 where the KL is the state weight
+    (arXiv 2404.11999, eq. 16).
 
     Args:
-        pair_log_ratio: log R_t in nats, β applied; past a response's end its part of it is 0.
-        label_smoothing: see `ratio_matching_loss`; `is_robust` likewise.
+        chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
+        log_state_weight: log w_t before β, 0 where neither response has a token.
+        beta: strength of the tie to the reference, > 0.
+        label_smoothing: ε, see `ratio_matching_loss`; `is_robust` likewise.
     """
+    log_ratio = pair_log_ratio(chosen_log_ratio, rejected_log_ratio, log_state_weight, beta=beta)
     return ratio_matching_loss(
-        pair_log_ratio.sum(-1),
+        log_ratio.sum(-1),
         generator=generator,
+        label_smoothing=label_smoothing,
+        is_robust=is_robust,
+    )
+
+
+def dpo_loss(
+    chosen_log_ratio: Float[Tensor, "pairs steps"],
+    rejected_log_ratio: Float[Tensor, "pairs steps"],
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    is_robust: bool = False,
+) -> Float[Tensor, "pairs"]:
+    r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; docs/method.md §6).
+
+    Args:
+        chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
+        beta: strength of the tie to the reference, > 0.
+        label_smoothing: ε of cDPO's mixture or, if `is_robust`, of rDPO's correction; see
+            `ratio_matching_loss`.
+    """
+    return bpo_loss(
+        chosen_log_ratio,
+        rejected_log_ratio,
+        beta=beta,
+        generator=Logistic(),
         label_smoothing=label_smoothing,
         is_robust=is_robust,
     )
@@ -107,26 +151,23 @@ class RatioMatching(Method):
     """A point of the space: log R_t = β (ρ_t^l − ρ_t^w + log w_t), under a generator.
 
     Attributes:
+        equation: the loss as a function of both responses' log-ratios and, unless `state_weight`
+            is `none`, of log w_t: `tbpo_loss` (local to its step), `bpo_loss` or `dpo_loss`.
         state_weight: log w_t: `none`, 0; `kl`, KL_t^l − KL_t^w with all gradients; `baseline`,
             b(s_t^l) − b(s_t^w), learned (docs/method.md §2).
         aggregation: `mean` or `sum` over the T shared steps; `sequence`, log R summed over whole
             responses.
-        generator: fixed; None for the user's.
-        default_generator: then used if the user names none.
-        label_smoothing: ε by default.
-        is_robust: what is done about ε: see `ratio_matching_loss`.
-        tdpo_alpha: where it is a setting, its default: the KL's weight, and then the chosen
-            response's KL is a constant (TDPO2, arXiv 2404.11999, eq. 18).
+        settings: with `generator` where it is the user's choice; with `tdpo_alpha` the KL has that
+            weight, and the chosen response's is a constant (TDPO2, arXiv 2404.11999, eq. 18).
+        fixed: arguments of `equation` that are not settings.
     """
 
+    equation: Callable[..., Float[Tensor, "*losses"]]
     source: str
-    state_weight: StateWeight = "none"
-    aggregation: Aggregation = "mean"
-    generator: BregmanGenerator | None = None
-    default_generator: BregmanGenerator = ScaledBasu()  # noqa: RUF009 - frozen
-    label_smoothing: float = 0.0
-    is_robust: bool = False
-    tdpo_alpha: float | None = None
+    state_weight: StateWeight
+    aggregation: Aggregation
+    settings: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -135,87 +176,45 @@ class RatioMatching(Method):
         return "response" if self.state_weight == "none" else "token terms, response"
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
         beside: dict[str, set[Need]] = {"kl": {"kl_ref_policy"}, "baseline": {"baseline"}}
         return frozenset({"ref_log_probs", *beside.get(self.state_weight, set())})
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        settings: dict[str, Any] = {"beta": 0.1, "label_smoothing": self.label_smoothing}
-        if self.generator is None:
-            settings["generator"] = self.default_generator
-        if self.tdpo_alpha is not None:
-            settings["tdpo_alpha"] = self.tdpo_alpha
-        return settings
 
     @property
     def is_local(self) -> bool:
         return self.aggregation != "sequence"
 
     def log_state_weight(
-        self,
-        like: Float[Tensor, "*shape"],
-        chosen_kl: Float[Tensor, "*shape"] | None,
-        rejected_kl: Float[Tensor, "*shape"] | None,
-        *,
-        tdpo_alpha: float | None = None,
-    ) -> Float[Tensor, "*shape"]:
-        """log w of the KL, or zeros `like` something where there is none."""
-        if self.state_weight != "kl":
-            return torch.zeros_like(like)
-        if chosen_kl is None or rejected_kl is None:
+        self, steps: StepStatistics, *, tdpo_alpha: float | None = None
+    ) -> Float[Tensor, "*steps"]:
+        """log w_t before β, where there is a state weight.
+
+        Raises:
+            ValueError: the statistics lack what it is made of.
+        """
+        if self.state_weight == "baseline":
+            if steps.log_state_weight is None:
+                raise ValueError("this loss needs a learned baseline's state weight")
+            return steps.log_state_weight
+        if steps.chosen_kl is None or steps.rejected_kl is None:
             raise ValueError("this loss needs the KL at every state")
-        if self.tdpo_alpha is None:
-            return kl_state_weight(chosen_kl, rejected_kl)
-        alpha = self.tdpo_alpha if tdpo_alpha is None else tdpo_alpha
-        return alpha * kl_state_weight(chosen_kl.detach(), rejected_kl)
+        if tdpo_alpha is None:
+            return kl_state_weight(steps.chosen_kl, steps.rejected_kl)
+        return tdpo_alpha * kl_state_weight(steps.chosen_kl.detach(), steps.rejected_kl)
+
+    def per_step(self, steps: StepStatistics, **settings: Any) -> Float[Tensor, "*steps"]:
+        return self._apply(steps, settings) if self.is_local else super().per_step(steps)
 
     def per_pair(self, pair: PairStatistics, **settings: Any) -> Float[Tensor, "pairs"]:
-        chosen, rejected = pair.chosen, pair.rejected
-        log_weight = pair.log_state_weight
-        if self.state_weight != "baseline":
-            alpha = settings.get("tdpo_alpha")
-            log_weight = self.log_state_weight(
-                chosen.log_probs, chosen.kl, rejected.kl, tdpo_alpha=alpha
-            )
-        if log_weight is None:
-            raise ValueError("this loss needs a learned baseline's state weight")
-        log_ratio = pair_log_ratio(
-            chosen.log_ratio, rejected.log_ratio, log_weight, beta=self._beta(settings)
-        )
-        how = self._divergence(settings)
         if self.aggregation == "sequence":
-            return bpo_loss(log_ratio, **how)
-        return tbpo_loss(log_ratio, pair.pair_mask, aggregation=self.aggregation, **how)
+            return self._apply(pair.steps, settings)
+        mask = pair.pair_mask
+        return over_steps(self.per_step(pair.steps[mask], **settings), mask, self.aggregation)
 
-    def per_step(self, step: StepStatistics, **settings: Any) -> Float[Tensor, "steps"]:
-        if not self.is_local:
-            return super().per_step(step, **settings)
-        log_weight = step.log_state_weight
-        if self.state_weight != "baseline":
-            log_weight = self.log_state_weight(
-                step.chosen_log_ratio,
-                step.chosen_kl,
-                step.rejected_kl,
-                tdpo_alpha=settings.get("tdpo_alpha"),
-            )
-        if log_weight is None:
-            raise ValueError("this loss needs a learned baseline's state weight")
-        log_ratio = pair_log_ratio(
-            step.chosen_log_ratio, step.rejected_log_ratio, log_weight, beta=self._beta(settings)
-        )
-        return ratio_matching_loss(log_ratio, **self._divergence(settings))
-
-    def _beta(self, settings: Mapping[str, Any]) -> float:
-        return float(settings.get("beta", self.settings["beta"]))
-
-    def _divergence(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        # A fixed generator stays, whatever is given: one call can then go over all methods.
-        unknown = settings.keys() - self.settings.keys() - {"generator"}
-        if unknown:
-            raise TypeError(f"this loss takes no {', '.join(sorted(unknown))}")
-        return {
-            "generator": self.generator or settings.get("generator", self.default_generator),
-            "label_smoothing": settings.get("label_smoothing", self.label_smoothing),
-            "is_robust": self.is_robust,
-        }
+    def _apply(self, steps: StepStatistics, given: Mapping[str, Any]) -> Float[Tensor, "*losses"]:
+        settings = self.complete(given)
+        alpha = settings.pop("tdpo_alpha", None)
+        statistics = [steps.chosen_log_ratio, steps.rejected_log_ratio]
+        if self.state_weight != "none":
+            statistics.append(self.log_state_weight(steps, tdpo_alpha=alpha))
+        return self.equation(*statistics, **settings, **self.fixed)

@@ -1,10 +1,13 @@
-"""Losses that compare whole responses, and cross-entropy."""
+"""Losses of averages over whole responses, and cross-entropy."""
+
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokenratio.bregman import Logistic
 from tokenratio.losses.ratio_matching import ratio_matching_loss
+from tokenratio.types import PairStatistics, ResponseStatistics
 
 
 def sft_loss(
@@ -28,28 +31,6 @@ def anchor_loss(
     Added with a weight it keeps the chosen response from becoming unlikely.
     """
     return sft_loss(log_probs, mask) / mask.sum(-1).clamp_min(1)
-
-
-def dpo_loss(
-    chosen_log_ratio: Float[Tensor, "pairs"],
-    rejected_log_ratio: Float[Tensor, "pairs"],
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, "pairs"]:
-    r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; docs/method.md §6).
-
-    Args:
-        chosen_log_ratio: Σ_t ρ_t over the whole chosen response, in nats; `rejected_log_ratio`
-            likewise.
-        beta: strength of the leash to the reference, > 0.
-        label_smoothing: ε of cDPO's mixture, see `ratio_matching_loss`.
-    """
-    return ratio_matching_loss(
-        beta * (rejected_log_ratio - chosen_log_ratio),
-        generator=Logistic(),
-        label_smoothing=label_smoothing,
-    )
 
 
 def ipo_loss(
@@ -96,3 +77,29 @@ def simpo_loss(
         generator=Logistic(),
         label_smoothing=label_smoothing,
     )
+
+
+def _per_token(
+    side: ResponseStatistics, values: Float[Tensor, "pairs steps"]
+) -> Float[Tensor, "pairs"]:
+    return values.sum(-1) / side.lengths.clamp_min(1)
+
+
+def sft_of_pair(pair: PairStatistics) -> Float[Tensor, "pairs"]:
+    """`sft_loss` of the chosen responses."""
+    return sft_loss(pair.chosen.log_probs, pair.chosen.mask)
+
+
+def ipo_of_pair(pair: PairStatistics, **settings: Any) -> Float[Tensor, "pairs"]:
+    """`ipo_loss` of the mean log-ratios."""
+    sides = (pair.chosen, pair.rejected)
+    return ipo_loss(*(_per_token(side, side.log_ratio) for side in sides), **settings)
+
+
+def simpo_of_pair(
+    pair: PairStatistics, *, simpo_gamma: float, **settings: Any
+) -> Float[Tensor, "pairs"]:
+    """`simpo_loss` of the mean log-probabilities."""
+    sides = (pair.chosen, pair.rejected)
+    means = (_per_token(side, side.log_probs) for side in sides)
+    return simpo_loss(*means, gamma=simpo_gamma, **settings)

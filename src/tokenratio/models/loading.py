@@ -160,7 +160,7 @@ def make_reference(
             raise TokenRatioError(
                 "ref_model shares its weights with the policy: leave it out to get the right one"
             )
-        vocabularies = [own_head(language_model(m)).weight.shape[0] for m in (model, ref_model)]
+        vocabularies = [own_head(m).weight.shape[0] for m in (model, ref_model)]
         if vocabularies[0] != vocabularies[1]:
             raise TokenRatioError(
                 f"the policy has {vocabularies[0]} tokens, ref_model {vocabularies[1]}"

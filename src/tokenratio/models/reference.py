@@ -17,13 +17,13 @@ from tokenratio.models.adapters import shared_copy
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.provenance import Origin
 from tokenratio.models.token_requests import (
-    HeadWeights,
     TokenRequest,
     answer_token_requests,
     disable_dropout,
     language_model,
     own_head,
 )
+from tokenratio.statistics import Head
 from tokenratio.types import CompletionBatch, StepBatch
 
 _UNKNOWN = Origin("", "")
@@ -75,7 +75,7 @@ class Reference:
         return [] if self.model is None else [language_model(self.model)]
 
     @property
-    def head(self) -> HeadWeights | None:
+    def head(self) -> Head | None:
         """Its output head; None for the policy's own without adapters."""
         return None if self.model is None else own_head(self.model)
 

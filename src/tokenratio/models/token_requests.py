@@ -1,10 +1,9 @@
-"""A causal language model that answers with token statistics instead of logits.
+"""A causal language model whose forward returns token statistics instead of logits.
 
-The model's own `forward` is given one more argument, `token_request`. Everything that hangs on that
-forward (DDP's and FSDP's hooks, PEFT's adapters, autocast, gradient checkpointing) runs as always;
-only what happens between the last hidden state and the loss is ours, so `[rows, length,
-vocabulary]` logits are never built. Without `token_request` the model behaves as before
-(generation, saving).
+The model's own `forward` takes one more argument, `token_request`. Whatever wraps that forward
+(DDP's and FSDP's hooks, PEFT's adapters, autocast, gradient checkpointing) works as usual; only
+what happens between the last hidden state and the loss is ours, so `[rows, length, vocabulary]`
+logits are never built. Without `token_request` the model behaves as before (generation, saving).
 """
 
 import functools
@@ -22,21 +21,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.statistics import StepLoss, step_losses, token_statistics
+from tokenratio.statistics import Head, StepLoss, head_statistics, step_losses
 from tokenratio.types import TokenStatistics
 
 
 @dataclass(frozen=True)
-class HeadWeights:
-    """The tensors of an output head."""
+class StepObjective:
+    """A loss that is local to its step; see `step_losses`.
 
-    weight: Float[Tensor, "vocabulary hidden"]
-    bias: Float[Tensor, "vocabulary"] | None
+    Attributes:
+        log_state_weight: log w_t from the hidden states, where a baseline gives it.
+    """
+
+    step_loss: StepLoss
+    step_weight: Float[Tensor, "steps"]
+    log_state_weight: Callable[[Tensor], Float[Tensor, "steps"]] | None = None
 
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """Asks a forward pass for what the model says of some tokens.
+    """Asks a forward pass for the statistics of some tokens, or for a loss of them.
 
     Attributes:
         states: the positions whose hidden states are wanted: a mask, or indices into the flattened
@@ -44,59 +48,53 @@ class TokenRequest:
         labels: the token each of them predicts; None to get hidden states only.
         ref_hidden: the reference's hidden states at the same positions.
         ref_head: the reference's head; None for this model's own head without adapters.
+        ref_log_probs: log π_ref of the labels, where it is known already.
         with_kl: also KL(π_ref ‖ π).
+        objective: compute this loss, with its gradients, along with the statistics. The states are
+            then indices: of the chosen token of every step, then of the rejected ones.
     """
 
     states: Bool[Tensor, "rows length"] | Int[Tensor, "tokens"]
     labels: Int[Tensor, "tokens"] | None = None
     ref_hidden: Float[Tensor, "tokens hidden"] | None = None
-    ref_head: HeadWeights | None = None
+    ref_head: Head | None = None
+    ref_log_probs: Float[Tensor, "tokens"] | None = None
     with_kl: bool = False
+    objective: StepObjective | None = None
 
     def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
-        """`hidden`, and with labels `log_probs`, `ref_log_probs`, `kl_ref_policy` if asked for."""
+        """What was asked for, by name.
+
+        Without labels `hidden`; with them `log_probs`, `ref_log_probs` and `kl_ref_policy` too, the
+        last two if they exist. With an objective `total`, `per_step`, the state weight as
+        `log_state_weight`, and no `hidden`.
+        """
         if self.labels is None:
             return {"hidden": hidden}
-        statistics = token_statistics(
-            hidden,
-            labels=self.labels,
-            with_kl=self.with_kl,
-            **_head_arguments(model, self.ref_hidden, self.ref_head),
-        )
-        return {"hidden": hidden, **_present(statistics)}
-
-
-@dataclass(frozen=True)
-class StepRequest:
-    """Asks a forward pass for a loss that is local to its step; see `step_losses`.
-
-    Attributes:
-        states: as in `TokenRequest`, for the chosen token of every step, then the rejected ones.
-        log_state_weight: log w_t from the hidden states, where a baseline gives it.
-    """
-
-    states: Int[Tensor, "tokens"]
-    labels: Int[Tensor, "tokens"]
-    step_loss: StepLoss
-    step_weight: Float[Tensor, "steps"]
-    ref_hidden: Float[Tensor, "tokens hidden"] | None = None
-    ref_head: HeadWeights | None = None
-    ref_log_probs: Float[Tensor, "tokens"] | None = None
-    log_state_weight: Callable[[Tensor], Float[Tensor, "steps"]] | None = None
-    with_kl: bool = False
-
-    def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
-        """`total`, `per_step`; of every token `log_probs`, `ref_log_probs`, `kl_ref_policy`."""
-        weight = None if self.log_state_weight is None else self.log_state_weight(hidden)
+        head, ref_head = own_head(model), self.ref_head
+        if self.ref_hidden is not None and ref_head is None:
+            ref_head = own_head(model, adapters=False)
+        if self.objective is None:
+            statistics = head_statistics(
+                hidden, head, self.labels, self.ref_hidden, ref_head, with_kl=self.with_kl
+            )
+            answer = {"hidden": hidden, **_present(statistics)}
+            if self.ref_log_probs is not None:
+                answer["ref_log_probs"] = self.ref_log_probs.to(statistics.log_probs.dtype)
+            return answer
+        weigh = self.objective.log_state_weight
+        weight = None if weigh is None else weigh(hidden)
         losses = step_losses(
             hidden,
-            labels=self.labels,
-            step_loss=self.step_loss,
-            step_weight=self.step_weight,
+            head,
+            self.labels,
+            self.objective.step_loss,
+            self.objective.step_weight,
+            self.ref_hidden,
+            ref_head,
             ref_log_probs=self.ref_log_probs,
             log_state_weight=weight,
             with_kl=self.with_kl,
-            **_head_arguments(model, self.ref_hidden, self.ref_head),
         )
         answer = {"total": losses.total, "per_step": losses.per_step, **_present(losses.tokens)}
         if weight is not None:
@@ -109,26 +107,10 @@ def _present(statistics: TokenStatistics) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _head_arguments(
-    model: PreTrainedModel, ref_hidden: Tensor | None, ref_head: HeadWeights | None
-) -> dict[str, Any]:
-    head = own_head(model)
-    arguments = {
-        "weight": head.weight,
-        "bias": head.bias,
-        "logit_softcap": getattr(model.config.get_text_config(), "final_logit_softcapping", None),
-    }
-    if ref_hidden is not None:
-        ref_head = ref_head or own_head(model, adapters=False)
-        arguments |= {"ref_hidden": ref_hidden, "ref_weight": ref_head.weight}
-        arguments["ref_bias"] = ref_head.bias
-    return arguments
-
-
 def answer_token_requests(model: PreTrainedModel) -> None:
-    """Teach `model` the argument `token_request`.
+    """Give the model's forward the argument `token_request`.
 
-    Its answer is a dict of tensors, by the kind of request: see their `answer`.
+    With it the forward returns a dict of tensors: see `TokenRequest.answer`.
 
     Raises:
         TokenRatioError: not a causal language model of backbone and output head, or a head whose
@@ -157,9 +139,9 @@ def _answering(model_class: type[PreTrainedModel]) -> Any:
 
 
 def _answer(
-    model: PreTrainedModel, request: TokenRequest | StepRequest, *args: Any, **kwargs: Any
+    model: PreTrainedModel, request: TokenRequest, *args: Any, **kwargs: Any
 ) -> dict[str, Tensor]:
-    # PEFT's forward passes None for what it was not given; not every backbone knows all of these.
+    # PEFT's forward passes None for arguments it was not given; not every backbone has all of them.
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     outputs = model.base_model(*args, **kwargs, use_cache=False)
     hidden, states = outputs.last_hidden_state, request.states
@@ -167,13 +149,14 @@ def _answer(
     return request.answer(model, hidden)
 
 
-def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
-    """The output head of `model`, as it stands or with adapters off.
+def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
+    """The output head of a causal language model with its soft-cap, as it is or with adapters off.
 
     Raises:
         TokenRatioError: no head, a quantised one, or one under an adapter other than PEFT's
             `modules_to_save`, whose weights the statistics would not train.
     """
+    model = language_model(model)
     head = model.get_output_embeddings()
     if isinstance(head, ModulesToSaveWrapper):
         active = adapters and not head.disable_adapters
@@ -181,8 +164,8 @@ def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
     if isinstance(head, BaseTunerLayer):
         raise TokenRatioError(
             "an adapter on the output head (lm_head) is not supported: leave it out of "
-            "target_modules, or train the whole head with modules_to_save=['lm_head']; one that is "
-            "trained already can be merged (`tokenratio merge`)"
+            "target_modules, or train the whole head with modules_to_save=['lm_head']; merge one "
+            "that is trained already with `tokenratio merge`"
         )
     weight = getattr(head, "weight", None)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
@@ -190,7 +173,8 @@ def own_head(model: PreTrainedModel, *, adapters: bool = True) -> HeadWeights:
             f"{type(model).__name__} has no output head of the form weight · hidden + bias "
             "(a quantised head is not supported)"
         )
-    return HeadWeights(weight, getattr(head, "bias", None))
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(weight, getattr(head, "bias", None), softcap)
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
@@ -217,8 +201,8 @@ def disable_dropout(model: nn.Module) -> None:
 def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
     """Compare our log-probabilities with the model's own logits on a few tokens.
 
-    Architectures differ in what they do after the last hidden state (soft-caps, logit scales). What
-    this library does not know is refused here rather than trained wrongly.
+    Architectures differ in what they do after the last hidden state (soft-caps, logit scales). One
+    that this library does not know is refused here rather than trained wrongly.
 
     Raises:
         TokenRatioError: they differ by more than rounding.
@@ -240,17 +224,17 @@ def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> No
     worst = (ours - theirs).abs().max().item()
     if not worst <= tolerance:
         raise TokenRatioError(
-            f"{type(language_model(model)).__name__} does something after its last hidden state "
-            "that is not known here: log-probabilities differ from the model's own by "
-            f"{worst:.3g} nats"
+            f"{type(language_model(model)).__name__} is not supported: it transforms its logits "
+            "after its last hidden state in an unknown way; log-probabilities differ from the "
+            f"model's own by {worst:.3g} nats"
         )
 
 
 @torch.no_grad()
 def check_causal(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
-    """See that a token does not change the states before it.
+    """Check that a token does not change the states before it.
 
-    Tokens past the shorter response are left out of the forward pass: they must not matter.
+    Tokens past the shorter response are left out of the forward pass, so they must not matter.
 
     Raises:
         TokenRatioError: they do, or the model adds a loss of its own that would see them.
@@ -258,8 +242,8 @@ def check_causal(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
     config = language_model(model).config.get_text_config()
     if getattr(config, "output_router_logits", False):
         raise TokenRatioError(
-            "output_router_logits asks for the experts' balancing loss, which is not computed "
-            "here: set it to false in the model's configuration"
+            "the experts' balancing loss is not supported: set output_router_logits to false in "
+            "the model's configuration"
         )
     states = torch.ones_like(input_ids, dtype=torch.bool)
     states[:, -1] = False

@@ -12,8 +12,7 @@ from tokenratio.data import CompletionCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
-from tokenratio.models.token_requests import TokenRequest, language_model, own_head
-from tokenratio.statistics.head import Head
+from tokenratio.models.token_requests import TokenRequest, language_model
 from tokenratio.types import CompletionBatch
 
 T = TypeVar("T")
@@ -121,14 +120,6 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def head_of(model: nn.Module) -> Head:
-    """The output head of a causal language model, soft-cap included."""
-    base = language_model(model)
-    weights = own_head(base)
-    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    return Head(weights.weight, weights.bias, softcap)
 
 
 def hidden_states(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "tokens hidden"]:

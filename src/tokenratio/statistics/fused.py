@@ -31,11 +31,10 @@ def fused_token_statistics(
         hidden,
         policy.weight,
         policy.bias,
+        policy.softcap,
         labels,
         ref_hidden,
-        reference.weight,
-        reference.bias,
-        policy.softcap,
+        reference,
         with_kl,
         chunk_size,
     )
@@ -54,11 +53,10 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        softcap: float | None,
         labels: Tensor,
         ref_hidden: Tensor | None,
-        ref_weight: Tensor,
-        ref_bias: Tensor | None,
-        softcap: float | None,
+        reference: Head,
         with_kl: bool,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -69,23 +67,24 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         kl = torch.empty_like(log_probs) if with_kl else None
         with torch.autocast(hidden.device.type, enabled=False):
             policy = Head(weight, bias, softcap).to(factors)
-            reference = Head(ref_weight, ref_bias, softcap)
-            if ref_hidden is not None:
-                reference = reference.to(factors)
+            ref_head = reference if ref_hidden is None else reference.to(factors)
             space = log_probs.new_empty(min(chunk_size, len(labels)), len(weight))
             ref_space = None if ref_hidden is None else torch.empty_like(space)
             for start in range(0, len(labels), chunk_size):
                 rows = slice(start, start + chunk_size)
                 ref_logits = None
                 if ref_hidden is not None and ref_space is not None:
-                    ref_logits = reference.write_logits(ref_hidden[rows].to(factors), ref_space)
+                    ref_logits = ref_head.write_logits(ref_hidden[rows].to(factors), ref_space)
                 logits = policy.write_logits(hidden[rows].to(factors), space)
                 of_labels = distributions(logits, ref_logits, labels[rows], with_kl=with_kl)
                 for whole, part in zip((log_probs, ref_log_probs, kl), of_labels, strict=True):
                     if whole is not None and part is not None:
                         whole[rows] = part
-        ctx.save_for_backward(hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias)
-        ctx.softcap, ctx.chunk_size, ctx.factors = softcap, chunk_size, factors
+        ctx.save_for_backward(
+            hidden, weight, bias, labels, ref_hidden, reference.weight, reference.bias
+        )
+        ctx.softcaps = softcap, reference.softcap
+        ctx.chunk_size, ctx.factors = chunk_size, factors
         ctx.set_materialize_grads(False)
         if ref_log_probs is not None:
             ctx.mark_non_differentiable(ref_log_probs)
@@ -97,7 +96,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         ctx: Any, grad_log_probs: Tensor | None, _grad_ref: Tensor | None, grad_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if grad_log_probs is None and grad_kl is None:
-            return (None,) * 10
+            return (None,) * 9
         hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = compute_dtype(hidden, weight, ref_hidden)
@@ -105,9 +104,10 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         if grad_log_probs is None:
             assert grad_kl is not None
             grad_log_probs = torch.zeros_like(grad_kl)
+        softcap, ref_softcap = ctx.softcaps
         with torch.autocast(hidden.device.type, enabled=False):
-            policy = Head(weight, bias, ctx.softcap).to(factors)
-            reference = Head(ref_weight, ref_bias, ctx.softcap)
+            policy = Head(weight, bias, softcap).to(factors)
+            reference = Head(ref_weight, ref_bias, ref_softcap)
             if grad_kl is not None:
                 reference = reference.to(factors)
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -120,7 +120,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
                 rows = slice(start, start + ctx.chunk_size)
                 states = hidden[rows].to(factors)
                 probs = policy.write_logits(states, space)
-                slack = None if ctx.softcap is None else 1 - (probs / ctx.softcap).square_()
+                slack = None if softcap is None else 1 - (probs / softcap).square_()
                 softmax(probs)
                 ref_probs = None
                 if ref_space is not None:
@@ -146,5 +146,5 @@ class _TokenStatisticsFunction(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 7,
+            *(None,) * 6,
         )

@@ -1,4 +1,4 @@
-"""The output head as arithmetic: hidden states to logits, and the terms of the KL."""
+"""The output head: its tensors, and the products that turn hidden states into logits."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ class Head:
     """`softcap(hidden @ weightᵀ + bias)`, with `softcap(z) = c·tanh(z/c)` (docs/method.md §5)."""
 
     weight: Float[Tensor, "vocabulary hidden"]
-    bias: Float[Tensor, "vocabulary"] | None
-    softcap: float | None
+    bias: Float[Tensor, "vocabulary"] | None = None
+    softcap: float | None = None
 
     def check_fits(
         self, hidden: Tensor, labels: Tensor, hidden_name: str, weight_name: str
     ) -> None:
+        """Raise `ValueError` unless the shapes of head, states and labels go together."""
         if hidden.ndim != 2 or labels.ndim != 1 or len(hidden) != len(labels):
             raise ValueError(
                 f"{hidden_name} must be [tokens, hidden] and labels [tokens], "
@@ -34,13 +35,18 @@ class Head:
                 f"not {list(self.bias.shape)}"
             )
 
+    def detach(self) -> "Head":
+        """The same head as a constant."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(self.weight.detach(), bias, self.softcap)
+
     def to(self, dtype: torch.dtype) -> "Head":
         """The same head in another dtype; no copy where it already has it."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.weight.to(dtype), bias, self.softcap)
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocabulary"]:
-        """Differentiable; the factors must have the dtype that the logits are to have."""
+        """The logits, differentiably, in the dtype that states and head must share."""
         logits = hidden @ self.weight.T
         if self.bias is not None:
             logits = logits + self.bias
@@ -51,7 +57,7 @@ class Head:
     def write_logits(
         self, hidden: Float[Tensor, "tokens hidden"], out: Float[Tensor, "most vocabulary"]
     ) -> Float[Tensor, "tokens vocabulary"]:
-        """The logits in the first rows of `out`: fresh memory for each chunk costs page faults."""
+        """Write the logits to the first rows of `out`: fresh memory per chunk costs page faults."""
         logits = product(hidden, self.weight.T, out=out[: len(hidden)])
         if self.bias is not None:
             logits += self.bias
@@ -70,10 +76,10 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def product_dtype(dtype: torch.dtype, weight: Tensor) -> torch.dtype:
-    """What the factors of the head's products are cast to, whose results are wanted in `dtype`.
+    """The dtype of the factors of a product whose result is wanted in `dtype`.
 
-    CUDA multiplies bfloat16 at full rate and adds up in float32: where that is the weights' dtype,
-    or autocast asks for it, factors are bfloat16. Results never are.
+    CUDA multiplies bfloat16 at full rate and accumulates in float32: the factors are bfloat16 where
+    the weights are, or where autocast asks for it. Results never are.
     """
     if weight.is_cuda:
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
@@ -105,22 +111,5 @@ def add_product(total: Float[Tensor, "m n"], left: Float[Tensor, "m k"], right: 
 def gather_labels(
     log_probs: Float[Tensor, "tokens vocabulary"], labels: Int[Tensor, "tokens"]
 ) -> Float[Tensor, "tokens"]:
+    """The value of each token's label."""
     return log_probs.gather(-1, labels[:, None]).squeeze(-1)
-
-
-def kl_terms(
-    log_probs: Float[Tensor, "tokens vocabulary"], ref_log_probs: Float[Tensor, "tokens vocabulary"]
-) -> Float[Tensor, "tokens vocabulary"]:
-    """Terms ≥ 0 that sum to KL(π_ref ‖ π): `p_ref (expm1(−d) + d)`, d = log p_ref − log p.
-
-    The terms `p_ref d` alone cancel: 7 % error at a KL of 3e-6
-    (docs/method.md §5). For d < 0 the same
-    quantity is written as `p (d e^d − expm1(d))`, which cannot overflow. Each half is 0 where the
-    other holds; clamping is many times faster than `where`.
-    """
-    difference = ref_log_probs - log_probs
-    above, below = difference.clamp(min=0), difference.clamp(max=0)
-    shrink = torch.expm1(below)
-    return ref_log_probs.exp() * (torch.expm1(-above) + above) + log_probs.exp() * (
-        below * shrink + (below - shrink)
-    )

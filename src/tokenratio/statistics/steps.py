@@ -41,19 +41,18 @@ def fused_step_losses(inputs: StepInputs, *, chunk_steps: int) -> StepLosses:
     are, and d hidden and d weight follow at once: two products for the logits, two for the
     gradients. Beyond inputs and gradients it holds one chunk's logits of each model.
     """
-    policy, reference = inputs.policy, inputs.reference
+    policy = inputs.policy
     total, per_step, *tokens = _StepLossesFunction.apply(  # type: ignore[no-untyped-call]
         inputs.hidden,
         policy.weight,
         policy.bias,
         inputs.log_state_weight,
+        policy.softcap,
         inputs.labels,
         inputs.step_weight,
         inputs.ref_hidden,
-        reference.weight,
-        reference.bias,
+        inputs.reference,
         inputs.ref_log_probs,
-        policy.softcap,
         inputs.step_loss,
         inputs.with_kl,
         chunk_steps,
@@ -107,13 +106,12 @@ class _StepLossesFunction(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         log_state_weight: Tensor | None,
+        softcap: float | None,
         labels: Tensor,
         step_weight: Tensor,
         ref_hidden: Tensor | None,
-        ref_weight: Tensor,
-        ref_bias: Tensor | None,
+        reference: Head,
         ref_log_probs: Tensor | None,
-        softcap: float | None,
         step_loss: StepLoss,
         with_kl: bool,
         chunk_steps: int,
@@ -139,14 +137,13 @@ class _StepLossesFunction(torch.autograd.Function):
         d_state = new(steps) if needs_state else None
         with torch.autocast(hidden.device.type, enabled=False):
             policy = Head(weight, bias, softcap).to(factors)
-            reference = Head(ref_weight, ref_bias, softcap)
             if needs_ref:
                 assert ref_hidden is not None
                 ref_hidden = ref_hidden.reshape(2, steps, ref_hidden.shape[1])
                 reference = reference.to(factors)
             longest = 2 * min(steps, chunk_steps)
             logits = new(longest, len(weight))
-            ref_logits = new(longest, len(ref_weight)) if needs_ref else None
+            ref_logits = new(longest, len(reference.weight)) if needs_ref else None
             for start in range(0, steps, chunk_steps):
                 chunk = slice(start, start + chunk_steps)
                 of_chunk = labels[:, chunk].flatten()
@@ -207,13 +204,13 @@ class _StepLossesFunction(torch.autograd.Function):
             raise RuntimeError("step_losses: its gradients are formed once; backward ran before")
         gradients, ctx.gradients = list(ctx.gradients), None
         if grad_total is None:
-            return (None,) * 15
+            return (None,) * 14
         for index, dtype in enumerate(ctx.dtypes):
             if gradients[index] is not None:
                 gradients[index] = gradients[index].mul_(grad_total).to(dtype)
         d_hidden, d_weight, d_bias, d_state = gradients
         d_hidden = None if d_hidden is None else d_hidden.flatten(0, 1)
-        return d_hidden, d_weight, d_bias, d_state, *(None,) * 11
+        return d_hidden, d_weight, d_bias, d_state, *(None,) * 10
 
 
 def _loss(

@@ -92,7 +92,7 @@ class Population:
             batch.labels,
             hidden,
             self.mdp.ref_logits.T,
-            with_kl="kl_ref_policy" in method.needs,
+            with_kl=method.needs_kl,
         )
         kl = of_tokens.kl_ref_policy
         assert of_tokens.ref_log_probs is not None
@@ -106,7 +106,7 @@ class Population:
                 strict=True,
             )
         )
-        if "baseline" not in method.needs:
+        if not method.needs_baseline:
             return PairStatistics(chosen, rejected)
         assert policy.baseline is not None, "the method needs a policy with a baseline"
         weight = baseline_state_weight(
@@ -134,7 +134,7 @@ class Population:
     ) -> Policy:
         """Minimise the population loss from the reference (and b = 0), by LBFGS to rounding."""
         baseline = self.mdp.ref_logits.new_zeros(len(self.mdp.ref_logits))
-        learned = baseline if "baseline" in method.needs else None
+        learned = baseline if method.needs_baseline else None
         policy = Policy(self.mdp.ref_logits, learned).leaf()
         optimizer = torch.optim.LBFGS(
             policy.tables,

@@ -78,7 +78,7 @@ class TokenRatioConfig(MethodSettings, PairConfig):
         require(width >= 1, "baseline_hidden_size", width, "at least 1")
         self._check_combinations()
         super().__post_init__()
-        if self.fp16 and "baseline" in self.method.needs:
+        if self.fp16 and self.method.needs_baseline:
             raise TokenRatioError(
                 f"fp16 is not supported with {self.loss}: its state baseline has an optimizer of "
                 "its own, outside the gradient scaler; use bf16"
@@ -126,4 +126,4 @@ class TokenRatioConfig(MethodSettings, PairConfig):
     @property
     def keeps_log_probs(self) -> bool:
         """Whether log-probabilities are all the run keeps of its reference."""
-        return self.cache_reference and "kl_ref_policy" not in self.method.needs
+        return self.cache_reference and not self.method.needs_kl

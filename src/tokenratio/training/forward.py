@@ -1,7 +1,7 @@
 """One batch through reference and policy: from a collator's tensors to the examples' losses."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from peft import PeftModel
@@ -11,15 +11,16 @@ from transformers import PreTrainedModel
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference, check_start
 from tokenratio.models.state_baseline import StateBaseline
-from tokenratio.models.token_requests import StepRequest, TokenRequest
+from tokenratio.models.token_requests import StepObjective, TokenRequest
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
+from tokenratio.training.pair_config import Objective
 from tokenratio.types import CompletionBatch, StepBatch
 
 
 @dataclass
 class Forward:
-    """What a run's batches go through.
+    """The models and the objective of a run, applied to its batches.
 
     Attributes:
         args: the settings.
@@ -37,53 +38,60 @@ class Forward:
     baseline: StateBaseline | None = None
     checks_start: bool = False
 
+    @cached_property
+    def objective(self) -> Objective:
+        """The run's objective, with its settings resolved once."""
+        return self.args.objective
+
     def __call__(
         self, model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
     ) -> ExampleLosses:
-        """The losses of a batch of whichever collator.
+        """The losses of a batch from any of the collators.
 
         Args:
             model: the policy with every wrapper that training put around it: all its work is done
                 inside their forward.
-            share: what an example counts in the step's loss: a pair, or for SFT a token.
+            share: the weight of an example in the step's loss: of a pair, or for SFT of a token.
         Raises:
             TokenRatioError: policy and reference differ before the first update.
         """
-        return self.args.objective.losses(self, model, inputs, share)
+        return self.objective.losses(self, model, inputs, share)
 
     @property
     def _computes_in(self) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16
-        return self.policy.get_output_embeddings().weight.dtype
+        dtype: torch.dtype = self.policy.get_output_embeddings().weight.dtype
+        return dtype
 
     def ask(
         self,
         model: nn.Module,
         batch: CompletionBatch | StepBatch,
-        request: type[TokenRequest] | type[StepRequest],
-        **wanted: Any,
+        *,
+        with_kl: bool = False,
+        objective: StepObjective | None = None,
     ) -> dict[str, Tensor]:
-        """The policy's answer to a request about a batch, with the reference's beside it.
+        """The policy's answer to a `TokenRequest` about the batch, reference included.
 
-        Args:
-            wanted: what else the request holds.
         Raises:
             TokenRatioError: policy and reference differ before the first update.
         """
-        wanted = {"states": batch.states, "labels": batch.labels, **wanted}
-        known = getattr(batch, "ref_log_probs", None)
+        known: Tensor | None = getattr(batch, "ref_log_probs", None)
+        cached: Tensor | None = getattr(batch, "ref_hidden", None)
+        ref_hidden, ref_head = None, None
         if self.reference is not None and known is None:
-            hidden = getattr(batch, "ref_hidden", None)
-            if hidden is None:
-                hidden = self.reference.hidden(batch, model, self.adapters)
-            wanted |= {"ref_hidden": hidden, "ref_head": self.reference.head}
-        answer = model(**model_inputs(batch, self.policy), token_request=request(**wanted))
-        if known is not None:
-            answer["ref_log_probs"] = known.to(answer["log_probs"].dtype)
+            ref_head, ref_hidden = self.reference.head, cached
+            if ref_hidden is None:
+                ref_hidden = self.reference.hidden(batch, model, self.adapters)
+        request = TokenRequest(
+            batch.states, batch.labels, ref_hidden, ref_head, known, with_kl, objective
+        )
+        inputs = model_inputs(batch, self.policy)
+        answer: dict[str, Tensor] = model(**inputs, token_request=request)
         if self.checks_start and self.reference is not None and model.training:
             self.checks_start = False
-            is_cached = known is not None or getattr(batch, "ref_hidden", None) is not None
             log_ratio = answer["log_probs"] - answer["ref_log_probs"]
+            is_cached = known is not None or cached is not None
             check_start(log_ratio, self._computes_in, is_cached=is_cached)
         return answer

@@ -1,12 +1,12 @@
-"""From a model's answer on a batch to the loss of each example and what is logged of it."""
-
-from typing import Any
+"""From the token statistics of a batch to the loss of each example and its metrics."""
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from tokenratio.losses import RatioMatching, anchor_loss
+from tokenratio.losses import RatioMatching, anchor_loss, over_steps
+from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.models.token_requests import StepObjective
 from tokenratio.ratios import baseline_state_weight
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
@@ -15,217 +15,195 @@ from tokenratio.types import (
     PairStatistics,
     ResponseStatistics,
     StepBatch,
-    StepStatistics,
 )
 
 
-def preference_losses(
-    batch: PairBatch,
+class PreferenceLosses:
+    """The loss that `config.loss` names, with its settings resolved once (docs/method.md §2-5)."""
+
+    def __init__(self, config: TokenRatioConfig) -> None:
+        self.config, self.method, self.settings = config, config.method, config.loss_settings
+
+    def of_pairs(
+        self,
+        batch: PairBatch,
+        answer: dict[str, Tensor],
+        baseline: StateBaseline | None,
+        share: float | Tensor,
+    ) -> ExampleLosses:
+        """The losses of whole responses.
+
+        Args:
+            answer: of the policy to a `TokenRequest`: `hidden`, `log_probs`, and whatever else the
+                method needs.
+            baseline: the state baseline of a method that has one.
+            share: the weight of a pair in the step's loss.
+        """
+        chosen_mask, rejected_mask = batch.split(batch.response_mask)
+        chosen, rejected = _responses(batch, answer, chosen_mask, rejected_mask)
+        log_weight = None
+        if self.method.needs_baseline:
+            is_either = chosen_mask | rejected_mask
+            mask = batch.pair_mask if self.method.is_local else is_either
+            log_weight = self._learned_state_weight(batch, baseline, answer["hidden"], mask)
+        pair = PairStatistics(chosen, rejected, log_weight)
+        loss = self.method.per_pair(pair, **self.settings)
+        sft_weight = self.config.sft_weight
+        if sft_weight:
+            anchor = anchor_loss(chosen.log_probs, chosen.mask)
+            loss = loss + sft_weight * anchor
+        with torch.no_grad():
+            past = (chosen.mask ^ rejected.mask).sum(-1)
+            metrics = self._metrics(pair, past, loss.detach())
+            if sft_weight:
+                metrics.ratios["sft_anchor"] = (anchor.detach(), torch.ones_like(anchor))
+        return ExampleLosses(loss.sum() * share, loss.detach(), metrics)
+
+    def for_steps(
+        self,
+        batch: StepBatch,
+        baseline: StateBaseline | None,
+        share: float | Tensor,
+        dtype: torch.dtype,
+    ) -> StepObjective:
+        """The loss as part of a `TokenRequest`, for a method that is local to its step.
+
+        Args:
+            baseline: the state baseline of a method that has one.
+            share: the weight of a pair in the step's loss; where the loss is a mean over the pair's
+                T steps, each of them has 1/T of it.
+            dtype: the policy's; weights are float32 at least.
+        """
+        method, settings, mask = self.method, self.settings, batch.step_mask
+        counts = torch.ones_like(batch.lengths) if self._is_sum else batch.lengths
+        per_step = share / counts.to(torch.promote_types(dtype, torch.float32))
+
+        def log_state_weight(hidden: Tensor) -> Tensor:
+            return self._learned_state_weight(batch, baseline, hidden, mask)[mask]
+
+        return StepObjective(
+            lambda steps: method.per_step(steps, **settings),
+            (per_step[:, None] * mask)[mask],
+            log_state_weight if method.needs_baseline else None,
+        )
+
+    def of_steps(self, batch: StepBatch, answer: dict[str, Tensor]) -> ExampleLosses:
+        """The losses of pairs from the answer to `for_steps`; metrics cover the steps compared."""
+        mask = batch.step_mask
+        with torch.no_grad():
+            loss = over_steps(answer["per_step"], mask, "sum" if self._is_sum else "mean")
+            log_weight = answer.get("log_state_weight")
+            if log_weight is not None:
+                log_weight = batch.align(log_weight)
+            pair = PairStatistics(*_responses(batch, answer, mask, mask), log_weight)
+            metrics = self._metrics(pair, batch.past, loss)
+        return ExampleLosses(answer["total"], loss, metrics)
+
+    @property
+    def _is_sum(self) -> bool:
+        return isinstance(self.method, RatioMatching) and self.method.aggregation == "sum"
+
+    def _learned_state_weight(
+        self,
+        batch: PairBatch | StepBatch,
+        baseline: StateBaseline | None,
+        hidden: Tensor,
+        mask: Bool[Tensor, "pairs steps"],
+    ) -> Float[Tensor, "pairs steps"]:
+        """log w_t of the state baseline, 0 outside the mask."""
+        assert baseline is not None
+        return baseline_state_weight(
+            *batch.sides(baseline(hidden)),
+            mask,
+            center=self.config.center_baseline,
+            clamp=self.config.baseline_clamp,
+        )
+
+    def _metrics(
+        self, pair: PairStatistics, past: Int[Tensor, "pairs"], loss: Float[Tensor, "pairs"]
+    ) -> ExampleMetrics:
+        """TRL's metrics for every method, and ours.
+
+        A response's reward is β Σ_t ρ_t; without a reference β times its mean log-probability, as
+        SimPO's.
+
+        Args:
+            past: response tokens past the shorter response, whether they were run or not.
+        """
+        chosen, rejected = pair.chosen, pair.rejected
+        sides, beta = (chosen, rejected), self.settings["beta"]
+        one, peaks = torch.ones_like(loss), {}
+        lengths = [side.lengths for side in sides]
+        shared, tokens = pair.pair_mask.sum(-1).to(loss.dtype), lengths[0] + lengths[1]
+        if self.method.has_reference:
+            log_ratios = [side.log_ratio for side in sides]
+            totals = [log_ratio.sum(-1) for log_ratio in log_ratios]
+            rewards = [beta * total for total in totals]
+        else:
+            rewards = [beta * side.log_probs.sum(-1) / side.lengths for side in sides]
+        margin = rewards[0] - rewards[1]
+        ratios = {
+            "loss": (loss, one),
+            "rewards/chosen": (rewards[0], one),
+            "rewards/rejected": (rewards[1], one),
+            "rewards/margins": (margin, one),
+            "rewards/accuracies": ((margin > 0).to(loss.dtype), one),
+            "rewards/ties": ((margin == 0).to(loss.dtype), one),
+            "logps/chosen": (chosen.log_probs.sum(-1), one),
+            "logps/rejected": (rejected.log_probs.sum(-1), one),
+            "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),
+        }
+        if self.method.has_reference:
+            ratios["log_ratio/mean"] = (totals[0] + totals[1], tokens)
+            ratios["log_ratio/chosen"] = (totals[0], lengths[0])
+            peaks["log_ratio/max_abs"] = torch.maximum(
+                *(log_ratio.abs().amax(-1) for log_ratio in log_ratios)
+            )
+        ratios |= self._state_weight_metrics(pair, shared)
+        if chosen.kl is not None and rejected.kl is not None:
+            ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
+        return ExampleMetrics(ratios, peaks)
+
+    def _state_weight_metrics(
+        self, pair: PairStatistics, shared: Float[Tensor, "pairs"]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of log w at the steps both responses have."""
+        method = self.method
+        if not isinstance(method, RatioMatching) or method.state_weight == "none":
+            return {}
+        alpha = self.settings.get("tdpo_alpha")
+        log_weight = method.log_state_weight(pair.steps, tdpo_alpha=alpha)
+        log_weight = log_weight.masked_fill(~pair.pair_mask, 0.0)
+        metrics = {
+            "state_weight/mean": (log_weight.sum(-1), shared),
+            "state_weight/mean_square": (log_weight.square().sum(-1), shared),
+        }
+        if method.needs_baseline:
+            clamped = (log_weight.abs() >= self.config.baseline_clamp) & pair.pair_mask
+            metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
+        return metrics
+
+
+def _responses(
+    batch: PairBatch | StepBatch,
     answer: dict[str, Tensor],
-    config: TokenRatioConfig,
-    baseline: nn.Module | None,
-    share: float | Tensor,
-) -> ExampleLosses:
-    """The loss that `config.loss` names, per pair, from whole responses (docs/method.md §2-4).
+    chosen_mask: Bool[Tensor, "pairs steps"],
+    rejected_mask: Bool[Tensor, "pairs steps"],
+) -> tuple[ResponseStatistics, ResponseStatistics]:
+    """Both responses of every pair, aligned on their first token."""
 
-    Args:
-        answer: the policy's answer to a `TokenRequest`: `hidden`, `log_probs`, and what else the
-            method needs.
-        baseline: the state baseline of a method that has one.
-        share: what a pair counts in the step's loss.
-    """
-    pair = pair_statistics(batch, answer, config, baseline)
-    loss = config.method.per_pair(pair, **config.loss_settings)
-    if config.sft_weight:
-        anchor = anchor_loss(pair.chosen.log_probs, pair.chosen.mask)
-        loss = loss + config.sft_weight * anchor
-    with torch.no_grad():
-        past = (pair.chosen.mask ^ pair.rejected.mask).sum(-1)
-        metrics = _preference_metrics(pair, past, loss.detach(), config)
-        if config.sft_weight:
-            metrics.ratios["sft_anchor"] = (anchor.detach(), torch.ones_like(anchor))
-    return ExampleLosses(loss.sum() * share, loss.detach(), metrics)
-
-
-def pair_statistics(
-    batch: PairBatch,
-    answer: dict[str, Tensor],
-    config: TokenRatioConfig,
-    baseline: nn.Module | None,
-) -> PairStatistics:
-    """Align both responses on their first token and form the state weight a baseline gives."""
-
-    def sides(of_labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return (None, None) if of_labels is None else batch.split(batch.align(of_labels))
+    def sides(per_token: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if per_token is None else batch.sides(per_token)
 
     chosen, rejected = (
-        ResponseStatistics(*of_side)
-        for of_side in zip(
-            batch.split(batch.align(answer["log_probs"])),
-            batch.split(batch.response_mask),
+        ResponseStatistics(*side)
+        for side in zip(
+            batch.sides(answer["log_probs"]),
+            (chosen_mask, rejected_mask),
             sides(answer.get("ref_log_probs")),
             sides(answer.get("kl_ref_policy")),
-            sides(batch.contrast),
+            sides(getattr(batch, "contrast", None)),
             strict=True,
         )
     )
-    log_weight = None
-    if config.method.state_weight == "baseline":
-        assert baseline is not None
-        is_either = chosen.mask | rejected.mask
-        log_weight = baseline_state_weight(
-            *batch.split(batch.align(baseline(answer["hidden"]))),
-            batch.pair_mask if config.method.is_local else is_either,
-            center=config.center_baseline,
-            clamp=config.baseline_clamp,
-        )
-    return PairStatistics(chosen, rejected, log_weight)
-
-
-def step_objective(
-    batch: StepBatch,
-    config: TokenRatioConfig,
-    baseline: nn.Module | None,
-    share: float | Tensor,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """What a `StepRequest` has to say of a method that is local to its step (docs/method.md §2-5).
-
-    Args:
-        baseline: the state baseline of a method that has one.
-        share: what a pair counts in the step's loss; where it is a mean over the pair's T steps,
-            each of them counts 1/T of it.
-        dtype: the policy's; weights are float32 at least.
-    """
-    method, settings = config.method, config.loss_settings
-    dtype = torch.promote_types(dtype, torch.float32)
-    per_step = share / _divisor(batch, config).to(dtype)
-
-    def step_loss(steps: StepStatistics) -> Tensor:
-        return method.per_step(steps, **settings)
-
-    def log_state_weight(hidden: Tensor) -> Tensor:
-        assert baseline is not None
-        mask = batch.step_mask
-        weight = baseline_state_weight(
-            *(batch.align(of_side) for of_side in baseline(hidden).chunk(2)),
-            mask,
-            center=config.center_baseline,
-            clamp=config.baseline_clamp,
-        )
-        return weight[mask]
-
-    return {
-        "step_loss": step_loss,
-        "step_weight": (per_step[:, None] * batch.step_mask)[batch.step_mask],
-        "ref_log_probs": batch.ref_log_probs,
-        "with_kl": method.state_weight == "kl",
-        "log_state_weight": log_state_weight if method.state_weight == "baseline" else None,
-    }
-
-
-def _divisor(batch: StepBatch, config: TokenRatioConfig) -> Int[Tensor, "pairs"]:
-    """What the sum over a pair's steps is divided by: their number, for a mean."""
-    method = config.method
-    is_sum = isinstance(method, RatioMatching) and method.aggregation == "sum"
-    return torch.ones_like(batch.lengths) if is_sum else batch.lengths
-
-
-def step_losses_of_pairs(
-    batch: StepBatch, answer: dict[str, Tensor], config: TokenRatioConfig
-) -> ExampleLosses:
-    """The answer to a `StepRequest`, by pair. What is logged covers the steps compared."""
-    with torch.no_grad():
-        loss = batch.align(answer["per_step"]).sum(-1) / _divisor(batch, config)
-
-        def sides(name: str) -> list[Tensor | None]:
-            if name not in answer:
-                return [None, None]
-            return [batch.align(side) for side in answer[name].chunk(2)]
-
-        names = ("log_probs", "ref_log_probs", "kl_ref_policy")
-        chosen, rejected = (
-            ResponseStatistics(log_probs, batch.step_mask, ref_log_probs, kl)
-            for log_probs, ref_log_probs, kl in zip(*map(sides, names), strict=True)
-        )
-        log_weight = answer.get("log_state_weight")
-        if log_weight is not None:
-            log_weight = batch.align(log_weight)
-        pair = PairStatistics(chosen, rejected, log_weight)
-        metrics = _preference_metrics(pair, batch.past, loss, config)
-    return ExampleLosses(answer["total"], loss, metrics)
-
-
-def _preference_metrics(
-    pair: PairStatistics,
-    past: Int[Tensor, "pairs"],
-    loss: Float[Tensor, "pairs"],
-    config: TokenRatioConfig,
-) -> ExampleMetrics:
-    """TRL's metrics for every method, and ours.
-
-    A response's reward is β Σ_t ρ_t; without a reference β times its mean log-probability, as
-    SimPO's.
-
-    Args:
-        past: response tokens past the shorter response, whether they were run or not.
-    """
-    chosen, rejected = pair.chosen, pair.rejected
-    one = torch.ones_like(loss)
-    shared = pair.pair_mask.sum(-1).to(loss.dtype)
-    tokens = chosen.lengths + rejected.lengths
-    if config.method.has_reference:
-        rewards = [config.beta * side.log_ratio.sum(-1) for side in (chosen, rejected)]
-    else:
-        rewards = [
-            config.beta * side.log_probs.sum(-1) / side.lengths for side in (chosen, rejected)
-        ]
-    margin = rewards[0] - rewards[1]
-    ratios = {
-        "loss": (loss, one),
-        "rewards/chosen": (rewards[0], one),
-        "rewards/rejected": (rewards[1], one),
-        "rewards/margins": (margin, one),
-        "rewards/accuracies": ((margin > 0).to(loss.dtype), one),
-        "rewards/ties": ((margin == 0).to(loss.dtype), one),
-        "logps/chosen": (chosen.log_probs.sum(-1), one),
-        "logps/rejected": (rejected.log_probs.sum(-1), one),
-        "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),
-    }
-    peaks = {}
-    if config.method.has_reference:
-        ratio = (chosen.log_ratio, rejected.log_ratio)
-        ratios["log_ratio/mean"] = (ratio[0].sum(-1) + ratio[1].sum(-1), tokens)
-        ratios["log_ratio/chosen"] = (ratio[0].sum(-1), chosen.lengths)
-        peaks["log_ratio/max_abs"] = torch.maximum(*(of_side.abs().amax(-1) for of_side in ratio))
-    ratios |= _state_weight_metrics(pair, shared, config)
-    if chosen.kl is not None and rejected.kl is not None:
-        ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
-    return ExampleMetrics(ratios, peaks)
-
-
-def _state_weight_metrics(
-    pair: PairStatistics, shared: Float[Tensor, "pairs"], config: TokenRatioConfig
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of log w at the steps both responses have."""
-    method = config.method
-    if method.state_weight == "none":
-        return {}
-    log_weight = pair.log_state_weight
-    if log_weight is None:
-        assert isinstance(method, RatioMatching)
-        log_weight = method.log_state_weight(
-            pair.chosen.log_probs,
-            pair.chosen.kl,
-            pair.rejected.kl,
-            tdpo_alpha=config.tdpo_alpha,
-        )
-    log_weight = log_weight.masked_fill(~pair.pair_mask, 0.0)
-    metrics = {
-        "state_weight/mean": (log_weight.sum(-1), shared),
-        "state_weight/mean_square": (log_weight.square().sum(-1), shared),
-    }
-    if method.state_weight == "baseline":
-        clamped = (log_weight.abs() >= config.baseline_clamp) & pair.pair_mask
-        metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
-    return metrics
+    return chosen, rejected

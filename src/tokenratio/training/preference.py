@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,15 +12,11 @@ from tokenratio.data import PairCollator, StepCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.packing import why_not_shared
 from tokenratio.models.state_baseline import StateBaseline
-from tokenratio.models.token_requests import StepRequest, TokenRequest, language_model
+from tokenratio.models.token_requests import language_model
 from tokenratio.training.cache_entry import ReferenceCache
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
-from tokenratio.training.objective import (
-    preference_losses,
-    step_losses_of_pairs,
-    step_objective,
-)
+from tokenratio.training.objective import PreferenceLosses
 from tokenratio.training.pair_config import Objective
 from tokenratio.types import PairBatch, StepBatch
 
@@ -35,20 +32,24 @@ class PreferenceObjective(Objective):
 
     args: TokenRatioConfig
 
+    @cached_property
+    def _equations(self) -> PreferenceLosses:
+        return PreferenceLosses(self.args)
+
     def metric_names(self) -> list[str]:
         # Those of a made-up pair of two tokens each.
         rows, token = torch.ones(2, 3, dtype=torch.long), torch.zeros(4)
         mask = torch.tensor([[False, True, True]]).expand(2, 3)
-        needs = self.args.method.needs
-        contrast = token if "contrast" in needs else None
+        method = self.args.method
+        contrast = token if method.needs_contrast else None
         pairs = PairBatch(rows, rows, mask, torch.arange(1), contrast=contrast)
         answer = {"log_probs": token, "hidden": token[:, None]}
-        if self.args.method.has_reference:
+        if method.has_reference:
             answer["ref_log_probs"] = token
             if not self.args.keeps_log_probs:
                 answer["kl_ref_policy"] = token
-        baseline = StateBaseline(1, 1) if "baseline" in needs else None
-        return preference_losses(pairs, answer, self.args, baseline, 1.0).metrics.names
+        baseline = StateBaseline(1, 1) if method.needs_baseline else None
+        return self._equations.of_pairs(pairs, answer, baseline, 1.0).metrics.names
 
     def collators(
         self, pad_token_id: int, models: list[nn.Module], cache: ReferenceCache | None = None
@@ -84,18 +85,19 @@ class PreferenceObjective(Objective):
         """The loss of each pair of a batch.
 
         Args:
-            share: what a pair counts in the step's loss.
+            share: the weight of a pair in the step's loss.
         """
-        args = self.args
+        equations, baseline = self._equations, forward.baseline
+        needs_kl = equations.method.needs_kl
         if "lengths" in inputs:
             steps = StepBatch(**inputs)
-            wanted = step_objective(steps, args, forward.baseline, share, forward.policy.dtype)
-            answer = forward.ask(model, steps, StepRequest, **wanted)
-            return step_losses_of_pairs(steps, answer, args)
+            objective = equations.for_steps(steps, baseline, share, forward.policy.dtype)
+            answer = forward.ask(model, steps, with_kl=needs_kl, objective=objective)
+            return equations.of_steps(steps, answer)
         pairs = PairBatch(**inputs)
         # Evaluation reports the KL for methods without it in their loss too: it measures drift.
-        with_kl = "kl_ref_policy" in args.method.needs or not model.training
+        with_kl = needs_kl or not model.training
         # Log-probabilities may be all that was kept of the reference.
         with_kl &= forward.reference is not None and pairs.ref_log_probs is None
-        answer = forward.ask(model, pairs, TokenRequest, with_kl=with_kl)
-        return preference_losses(pairs, answer, args, forward.baseline, share)
+        answer = forward.ask(model, pairs, with_kl=with_kl)
+        return equations.of_pairs(pairs, answer, baseline, share)

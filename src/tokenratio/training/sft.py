@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data import CompletionCollator, PreparedData, prepare_completions
 from tokenratio.losses import sft_loss
-from tokenratio.models.token_requests import TokenRequest
 from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
 from tokenratio.training.pair_config import Objective
 from tokenratio.types import CompletionBatch
@@ -52,10 +51,10 @@ class SftObjective(Objective):
         """The loss of each completion of a batch.
 
         Args:
-            share: what a token counts in the step's loss.
+            share: the weight of a token in the step's loss.
         """
         batch = CompletionBatch(**inputs)
-        return sft_losses(batch, forward.ask(model, batch, TokenRequest), share)
+        return sft_losses(batch, forward.ask(model, batch), share)
 
 
 def sft_losses(

@@ -292,7 +292,7 @@ def compute_contrast(
             that is not finite; or see `reference_cache`.
     """
     sides, ingredients = (positive, negative), ingredients_of(positive, negative)
-    sizes = [own_head(language_model(side.model)).weight.shape[0] for side in sides]
+    sizes = [own_head(side.model).weight.shape[0] for side in sides]
     if sizes[0] != sizes[1]:
         raise TokenRatioError(
             f"the two models have {sizes[0]} and {sizes[1]} tokens: take two of one family"

@@ -107,7 +107,7 @@ class TokenRatioTrainer(PairTrainer):
         if self.reference is not None:
             if not args.keeps_log_probs:
                 self.reference.prepare(self.accelerator.prepare_model, self.args.device)
-            if "baseline" in args.method.needs:
+            if args.method.needs_baseline:
                 self._add_baseline()
 
     # --- set-up -----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class TokenRatioTrainer(PairTrainer):
         data = super().prepare(source, role=role)
         if data is None:
             return None
-        if "contrast" in self.args.method.needs:
+        if self.args.method.needs_contrast:
             data = with_contrast(data, self.args.token_scores, self.args.loss)
         if self.args.keeps_log_probs:
             assert self.reference is not None
@@ -158,7 +158,7 @@ class TokenRatioTrainer(PairTrainer):
         lacks = None
         if self.args.keeps_log_probs:  # those that rows may carry can be another reference's
             lacks = "the reference's log-probabilities, which cache_reference asks for"
-        elif "contrast" in self.args.method.needs and not has_contrast(rows):
+        elif self.args.method.needs_contrast and not has_contrast(rows):
             lacks = "the contrast of their tokens, which is looked up"
         if lacks is not None:
             raise TokenRatioError(

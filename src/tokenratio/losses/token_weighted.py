@@ -1,20 +1,29 @@
 """Losses of whole responses whose tokens count differently: weighted, selected, tied, in chunks.
 
-The *contrast* of a token is log p₊(y_t) − log p₋(y_t), how much likelier it is to one of two models
-or under one of two prompts: what TIS-DPO, SePO and T-REG know of tokens beforehand. One signal
-serves all three; what they make of it is here.
+The *contrast* of a token is log p₊(y_t) − log p₋(y_t): how much likelier it is to one of two
+models, or after one of two prompts. It is computed before training. TIS-DPO, SePO and T-REG all
+read it and differ in what they do with it.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokenratio.bregman import BregmanGenerator
-from tokenratio.losses.sequence import dpo_loss, simpo_loss
+from tokenratio.bregman import BregmanGenerator, Logistic
+from tokenratio.losses.ratio_matching import ratio_matching_loss
+from tokenratio.losses.sequence import simpo_loss
+from tokenratio.types import PairStatistics, ResponseStatistics
 
-_LARGEST_EXPONENT = 30.0  # of ARC-BPO's released code, on a chunk's log-ratio and its target
+_LARGEST_EXPONENT = 30.0  # ARC-BPO's released code clips a chunk's log-ratio and target there
+
+
+def _contrast(side: ResponseStatistics) -> Float[Tensor, "pairs steps"]:
+    if side.contrast is None:
+        raise ValueError("this loss needs the tokens' contrast: see `tokenratio score-tokens`")
+    return side.contrast
 
 
 def tis_weights(
@@ -53,12 +62,23 @@ def tis_dpo_loss(
         chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
         chosen_weight: w_t ≥ 0; all 1 is DPO. `rejected_weight` likewise.
     """
-    return dpo_loss(
-        (chosen_weight * chosen_log_ratio).sum(-1),
-        (rejected_weight * rejected_log_ratio).sum(-1),
-        beta=beta,
-        label_smoothing=label_smoothing,
+    chosen = (chosen_weight * chosen_log_ratio).sum(-1)
+    rejected = (rejected_weight * rejected_log_ratio).sum(-1)
+    return ratio_matching_loss(
+        beta * (rejected - chosen), generator=Logistic(), label_smoothing=label_smoothing
     )
+
+
+def tis_dpo_of_pair(
+    pair: PairStatistics, *, tis_lower: float, tis_upper: float, **settings: Any
+) -> Float[Tensor, "pairs"]:
+    """`tis_dpo_loss` with the weights that the contrast gives."""
+    chosen, rejected = pair.chosen, pair.rejected
+    weights = (
+        tis_weights(_contrast(side), sign=sign, lower=tis_lower, upper=tis_upper)
+        for side, sign in ((chosen, 1), (rejected, -1))
+    )
+    return tis_dpo_loss(chosen.log_ratio, rejected.log_ratio, *weights, **settings)
 
 
 def sepo_selection(
@@ -115,6 +135,18 @@ def sepo_loss(
     )
 
 
+def sepo_of_pair(
+    pair: PairStatistics, *, sepo_share: float, **settings: Any
+) -> Float[Tensor, "pairs"]:
+    """`sepo_loss` of the top chosen and the bottom rejected tokens by contrast."""
+    chosen, rejected = pair.chosen, pair.rejected
+    selected = (
+        sepo_selection(sign * _contrast(side), side.mask, share=sepo_share)
+        for side, sign in ((chosen, 1), (rejected, -1))
+    )
+    return sepo_loss(chosen.log_probs, rejected.log_probs, *selected, **settings)
+
+
 def t_reg_loss(
     chosen_log_probs: Float[Tensor, "pairs steps"],
     rejected_log_probs: Float[Tensor, "pairs steps"],
@@ -138,8 +170,8 @@ def t_reg_loss(
         chosen_contrast: log π_ref(y_t | better prompt) − log π_ref(y_t | worse prompt), in nats.
         weight: α ≥ 0, sought by the paper among 0.1, 0.25 and 0.5; 0 is DPO.
     """
-    chosen, rejected = chosen_log_ratio.sum(-1), rejected_log_ratio.sum(-1)
-    pair_weight = (beta * (rejected - chosen)).detach().sigmoid()
+    log_ratio = beta * (rejected_log_ratio.sum(-1) - chosen_log_ratio.sum(-1))
+    pair_weight = log_ratio.detach().sigmoid()
     tied = sum(
         ((contrast.sigmoid() - 0.5) * log_probs).sum(-1)
         for contrast, log_probs in (
@@ -147,8 +179,22 @@ def t_reg_loss(
             (rejected_contrast, rejected_log_probs),
         )
     )
-    dpo = dpo_loss(chosen, rejected, beta=beta, label_smoothing=label_smoothing)
+    dpo = ratio_matching_loss(log_ratio, generator=Logistic(), label_smoothing=label_smoothing)
     return dpo - weight * pair_weight * beta * tied
+
+
+def t_reg_of_pair(
+    pair: PairStatistics, *, t_reg_weight: float, **settings: Any
+) -> Float[Tensor, "pairs"]:
+    """`t_reg_loss` with the contrast as both responses' token rewards."""
+    sides = (pair.chosen, pair.rejected)
+    return t_reg_loss(
+        *(side.log_probs for side in sides),
+        *(side.log_ratio for side in sides),
+        *(_contrast(side) for side in sides),
+        weight=t_reg_weight,
+        **settings,
+    )
 
 
 def chunk_sums(
@@ -212,4 +258,18 @@ def arc_bpo_loss(
     half = target_margin / 2
     return one_sided(chosen_log_ratio, chosen_mask, half) + one_sided(
         rejected_log_ratio, rejected_mask, -half
+    )
+
+
+def arc_bpo_of_pair(
+    pair: PairStatistics, *, arc_chunk_length: int, arc_target_margin: float, **settings: Any
+) -> Float[Tensor, "pairs"]:
+    """`arc_bpo_loss` of both responses."""
+    sides = (pair.chosen, pair.rejected)
+    return arc_bpo_loss(
+        *(side.log_ratio for side in sides),
+        *(side.mask for side in sides),
+        chunk_length=arc_chunk_length,
+        target_margin=arc_target_margin,
+        **settings,
     )
