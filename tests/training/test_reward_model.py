@@ -20,6 +20,7 @@ from tokenratio.models.response import Response
 from tokenratio.models.reward_model import load_reward_model, with_padding
 from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer, bradley_terry_loss
 
+run = COMMAND.run
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 TINY |= {"num_attention_heads": 2, "max_position_embeddings": 64}
 SHORT = {"max_position_embeddings": 8}

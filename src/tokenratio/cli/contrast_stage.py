@@ -11,9 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
+from tokenratio.cli.finished_stages import is_done, mark_done, stage_key
+from tokenratio.cli.folders import claim_output
+from tokenratio.cli.policy_stage import train_policy
 from tokenratio.cli.recipe import TRAINED, Contrast, Stage
-from tokenratio.cli.stages import run_stage, say, stage_key
+from tokenratio.cli.run_stage import say
 from tokenratio.data import (
     PreparedData,
     padding_id,
@@ -25,7 +27,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import merge_adapters
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
-from tokenratio.run_folder import read_run_file, replace_text
+from tokenratio.run_folder import read_run_file
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.data_settings import Role, encode_source
 from tokenratio.training.token_contrast import (
@@ -73,7 +75,7 @@ def score_stage(
     key = _key(contrast, main, models, tokenizer, sources)
     folder = Path(f"{contrast.dpo.args.output_dir}-{key[:8]}")
     if is_done(folder, key) and _can_be_read(folder):
-        say(main, f"token scores: {folder} has the same settings and data; using it")
+        say(main.args, f"token scores: {folder} has the same settings and data; using it")
         return folder
     # All processes have looked before the first one writes.
     main.args.distributed_state.wait_for_everyone()
@@ -109,9 +111,9 @@ def score_stage(
     assert scores is not None
     if main.args.should_save:
         scores.save(folder)
-        replace_text(folder / STAGE_FILE, json.dumps({"key": key}) + "\n")
+        mark_done(folder, key)
     main.args.distributed_state.wait_for_everyone()
-    say(main, f"token scores: {summary(scores.values.values())}, in {folder}")
+    say(main.args, f"token scores: {summary(scores.values.values())}, in {folder}")
     return folder
 
 
@@ -157,11 +159,9 @@ def _trained(
     data: PreparedData,
 ) -> PreTrainedModel:
     """A copy of the starting policy after DPO on these pairs."""
-    say(stage, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
-    with stage.args.main_process_first():
-        if stage.args.should_save:
-            claim_folder(Path(stage.args.output_dir), overwrite=True, inputs=())
-    trainer, _ = run_stage(stage, copy.deepcopy(model), tokenizer, sources=(data, None))
+    say(stage.args, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
+    claim_output(stage.args, overwrite=True, inputs=())
+    trainer, _ = train_policy(stage, copy.deepcopy(model), tokenizer, sources=(data, None))
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy = merge_adapters(policy) if isinstance(policy, PeftModel) else policy
     # The next model is trained with the device to itself.

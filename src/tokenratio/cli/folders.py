@@ -1,10 +1,10 @@
-"""Which folder a run may write into, and what of an old run makes way for a new one."""
+"""Which folder a run may write into, and what of an old run is removed for a new one."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import (
@@ -15,25 +15,41 @@ from tokenratio.run_folder import (
     RUN_FILE,
 )
 
-STAGE_FILE = "stage.json"
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-# Everything that training and saving write, ours and transformers'; nothing else is ever removed.
+# Everything that training and saving write, tokenratio and transformers; only this is removed.
 _FILES = (
-    *(METRICS_FILE, RUN_FILE, EVAL_FILE, STAGE_FILE, "training_args.bin", "chat_template.jinja"),
+    *(METRICS_FILE, RUN_FILE, EVAL_FILE, "stage.json", "training_args.bin", "chat_template.jinja"),
     *("config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json"),
     *("model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors"),
     *("state_baseline*.safetensors", "special_tokens_map.json", "metric_sums.json"),
 )
 
 
+def claim_output(
+    args: "TrainingArguments", *, overwrite: bool, inputs: Sequence[str | None]
+) -> None:
+    """Claim the output folder of a run on the process that saves, before the others go on.
+
+    Raises:
+        TokenRatioError: see `claim_folder`.
+    """
+    with args.main_process_first():
+        if args.should_save:
+            claim_folder(Path(args.output_dir), overwrite=overwrite, inputs=inputs)
+
+
 def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None]) -> None:
-    """Make sure a run may write into `folder`: nothing is lost that nobody asked to lose.
+    """Make sure a run may write into `folder`, and remove an old run only if asked to.
 
     Args:
-        overwrite: remove the run of ours that it holds.
+        overwrite: remove the run of tokenratio's that it holds.
         inputs: models the run starts from; their folders are never written into.
     Raises:
-        TokenRatioError: it holds a run and `overwrite` is off, or a model that is not ours.
+        TokenRatioError: it holds a run and `overwrite` is off, or a model that was not
+            written by tokenratio.
     """
     if folder.exists() and not folder.is_dir():
         raise TokenRatioError(f"output_dir {folder} is a file")
@@ -45,12 +61,12 @@ def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None])
         return
     if not (folder / RUN_FILE).is_file():
         raise TokenRatioError(
-            f"{folder} holds {found[0].name}, which no run of tokenratio wrote: choose "
+            f"{folder} holds {found[0].name}, which was not written by tokenratio: choose "
             "another --output_dir"
         )
     if not overwrite:
         raise TokenRatioError(
-            f"{folder} already holds a run: continue it with --resume_from_checkpoint true, "
+            f"{folder} already holds a run: resume it with --resume_from_checkpoint true, "
             "replace it with --overwrite, or choose another --output_dir"
         )
     for name in inputs:
@@ -76,12 +92,3 @@ def _artefacts(folder: Path) -> Iterator[Path]:
             yield path
     if (folder / BASE_FOLDER / ORIGIN_FILE).is_file():
         yield folder / BASE_FOLDER
-
-
-def is_done(folder: Path, key: str) -> bool:
-    """Whether the folder holds a finished stage of that key."""
-    try:
-        done = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(done, dict) and done.get("key") == key

@@ -4,7 +4,8 @@ A recipe is a YAML file whose keys are the fields of `Recipe` and of `TokenRatio
 checked before torch is imported, so that a misspelt one is reported at once.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -111,7 +112,6 @@ _CARRIED_TO_DPO = (
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
 )
-_RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 # A stage of its own may have its own data and adapter, and any setting of a run.
 _SFT_DATA = ("train_dataset", "eval_dataset")
 _SFT_KEYS = (*_SFT_DATA, "peft")
@@ -145,7 +145,7 @@ def _config_fields() -> dict[str, Field]:
 class Stage:
     """One training run: its settings, its data, and its adapter if it trains a new one."""
 
-    args: "TokenRatioConfig"
+    args: Any
     train_dataset: Any
     eval_dataset: Any
     peft: dict[str, Any] | None = None
@@ -194,10 +194,7 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
     Raises:
         TokenRatioError: an unknown key, at any depth; a value of `Recipe` that does not fit.
     """
-    values = read_yaml(path)
-    check_known(values, recipe_fields(), f"key in {path}")
-    values |= flags
-    recipe = build(Recipe, {k: v for k, v in values.items() if k in _RECIPE_KEYS}, path)
+    recipe, settings = read_values(path, flags, recipe_fields(), fields_of(Recipe))
     if recipe.sft is not None:
         check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
         for name in _SFT_DATA:
@@ -214,7 +211,24 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
     _check_adapter(recipe.peft, f"peft of {path}")
     if recipe.score_tokens is not None:
         check_known(recipe.score_tokens, PUBLISHED_CONTRASTS, f"loss in score_tokens of {path}")
-    return recipe, {k: v for k, v in values.items() if k not in _RECIPE_KEYS}
+    return recipe, settings
+
+
+def read_values(
+    path: str, flags: dict[str, Any], known: Iterable[str], of_recipe: Iterable[str]
+) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe and the settings of its run, whatever is trained; flags win.
+
+    Args:
+        known: every key there may be; `of_recipe` those of `Recipe`.
+    Raises:
+        TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
+    """
+    values = read_yaml(path)
+    check_known(values, known, f"key in {path}")
+    values |= flags
+    recipe = build(Recipe, {k: v for k, v in values.items() if k in of_recipe}, path)
+    return recipe, {k: v for k, v in values.items() if k not in of_recipe}
 
 
 def _check_adapter(settings: Any, where: str) -> None:
@@ -238,7 +252,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     loss = str(settings.get("loss", "tbpo_a"))
     base = Path("runs") / Path(path).stem
     # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
-    settings = {"output_dir": str(base / loss), **defaults, **_given(settings)}
+    settings = {"output_dir": str(base / loss), **defaults, **without_null_output(settings)}
     main = Stage(_config(settings, path), recipe.train_dataset, recipe.eval_dataset, recipe.peft)
     contrast = _contrast(recipe, main, settings, base, path)
     if recipe.sft is None:
@@ -260,7 +274,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         "gradient_accumulation_steps": 1,
         **defaults,
         **{k: v for k, v in settings.items() if k in carried},
-        **_given(own),
+        **without_null_output(own),
         "loss": "sft",
     }
     data = recipe.sft.get("train_dataset", recipe.train_dataset)
@@ -329,8 +343,8 @@ def _check_sources(source: Any, name: str) -> None:
             )
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without an output_dir of null, which means the default."""
+def without_null_output(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without `output_dir: null`, which stands for the default."""
     return {k: v for k, v in settings.items() if k != "output_dir" or v is not None}
 
 

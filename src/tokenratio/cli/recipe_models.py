@@ -1,7 +1,7 @@
-"""What a recipe starts from: tokenizer, model, adapter and data."""
+"""What a recipe starts from: tokenizer, models, adapter and data."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig
@@ -21,14 +21,22 @@ from tokenratio.data import CompletionExample, PreferenceExample, describe_split
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.formats import DataParser
+from tokenratio.data.sources import draw_worlds
 from tokenratio.data.template import with_chat_template
 from tokenratio.data.vocabulary import train_byte_level_bpe
 from tokenratio.data.worlds import is_world_source, world_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import add_adapter
+from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
+from tokenratio.models.reward_model import build_reward_model, load_reward_model
 from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
+
+if TYPE_CHECKING:
+    from tokenratio.training.reward_trainer import RewardConfig
+
+_LONGEST_WORLD_RESPONSE = 64
 
 
 def say_splits(source: str, split: str | None, report: Callable[[str], None] = print) -> None:
@@ -93,6 +101,31 @@ def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
     set_seed(stage.args.seed)
     with user_mistakes("cannot build the model"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def sources_of(
+    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, Any]:
+    """The stage's training and held-out data; a world's pairs are drawn from the policy."""
+    sampler = policy_sampler(
+        model, tokenizer, max_new_tokens=_LONGEST_WORLD_RESPONSE, seed=stage.args.seed
+    )
+    return draw_worlds(stage.train_dataset, sampler), draw_worlds(stage.eval_dataset, sampler)
+
+
+def reward_model_of(
+    recipe: Recipe, args: "RewardConfig", tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The reward model to start from: loaded, or built from its configuration.
+
+    Raises:
+        TokenRatioError: it cannot be loaded or built.
+    """
+    if recipe.model is not None:
+        return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)
+    config = config_of(recipe, tokenizer)
+    with user_mistakes("cannot build the model"):
+        return build_reward_model(config, seed=args.seed)
 
 
 def adapter_size(config: PretrainedConfig, settings: PeftConfig | dict[str, Any]) -> int:

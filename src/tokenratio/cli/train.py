@@ -11,25 +11,29 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.cli.contrast_stage import score_stage, scores_of_run
-from tokenratio.cli.folders import STAGE_FILE, claim_folder, is_done
+from tokenratio.cli.finished_stages import is_done, mark_done, stage_key
+from tokenratio.cli.folders import claim_output
+from tokenratio.cli.policy_stage import train_policy
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.recipe_models import (
     adapter_size,
     config_of,
     policy_of,
+    sources_of,
     tokenizer_of,
 )
-from tokenratio.cli.stages import check_stages, resume_of, run_stage, say, sources_of, stage_key
+from tokenratio.cli.run_stage import leave_together, resume_of, say
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
-from tokenratio.run_folder import mask_secrets, replace_text
+from tokenratio.run_folder import mask_secrets
 from tokenratio.training.adapter_settings import peft_config_of
+from tokenratio.training.arguments import check_machine
 from tokenratio.training.data_settings import Role, encode_source
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.run_checks import refuse_dtype
+from tokenratio.training.run_checks import check_settings, refuse_dtype
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
@@ -80,10 +84,17 @@ def _stages(resolved: ResolvedRecipe) -> dict[str, Stage]:
 
 
 def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
-    """See `check_stages`; also that every stage trains weights which its updates reach."""
-    stages = _stages(resolved).values()
-    check_stages(*stages, dry=dry)
-    for stage in stages:
+    """Find settings of any stage that would fail, before the first of them begins.
+
+    Args:
+        dry: nothing will be run, so this machine need not be able to.
+    Raises:
+        TokenRatioError: which setting, and what to do.
+    """
+    for stage in _stages(resolved).values():
+        if not dry:
+            check_machine(stage.args)
+        check_settings(stage.args, stage.eval_dataset)
         dtype = (stage.args.model_init_kwargs or {}).get("dtype")
         is_coarse = dtype in ("bfloat16", "float16") and stage.peft is None
         if is_coarse and _adapter_of(resolved, stage) is None:
@@ -92,15 +103,15 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
 
 def train(resolved: ResolvedRecipe) -> dict[str, float]:
     """Run all stages of a recipe; returns the held-out metrics of the last."""
-    recipe, args = resolved.recipe, resolved.main.args
-    for stage in (resolved.sft, resolved.main):
+    recipe, main = resolved.recipe, resolved.main
+    args = main.args
+    for stage in (resolved.sft, main):
         if stage is not None and stage.peft is not None:
             peft_config_of(stage.peft)  # a mistake there is found before a folder is claimed
     _check_stages(resolved, dry=False)
-    if not resume_of(args.resume_from_checkpoint):
-        with args.main_process_first():
-            if args.should_save:
-                _claim(recipe, resolved.main)
+    resume = resume_of(args)
+    if not resume:
+        claim_output(args, overwrite=recipe.overwrite, inputs=_inputs(recipe))
     tokenizer = tokenizer_of(recipe, args)
     if resolved.sft is not None:
         folder = _sft_stage(recipe, resolved.sft, tokenizer)
@@ -109,23 +120,14 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         how = {name: value for name, value in given if name not in WHERE_KWARGS}
         model, tokenizer = load_model(folder, how), load_tokenizer(folder)
     else:
-        model = policy_of(recipe, resolved.main, tokenizer)
-    sources = sources_of(resolved.main, model, tokenizer)
+        model = policy_of(recipe, main, tokenizer)
+    sources = sources_of(main, model, tokenizer)
     if resolved.contrast is not None:
-        resume = resume_of(args.resume_from_checkpoint)
         args.token_scores = scores_of_run(resume, args.output_dir) or str(
-            score_stage(resolved.contrast, resolved.main, model, tokenizer, sources)
+            score_stage(resolved.contrast, main, model, tokenizer, sources)
         )
-    _, metrics = run_stage(
-        resolved.main,
-        model,
-        tokenizer,
-        sources=sources,
-        ref_model=recipe.ref_model,
-    )
-    # Or a process that ends first may be aborted by the threads of its process group.
-    args.distributed_state.wait_for_everyone()
-    args.distributed_state.destroy_process_group()
+    _, metrics = train_policy(main, model, tokenizer, sources=sources, ref_model=recipe.ref_model)
+    leave_together(args)
     return metrics
 
 
@@ -153,11 +155,6 @@ def _inputs(recipe: Recipe) -> tuple[str, ...]:
     return tuple(part for part in parts if Path(part).is_dir())
 
 
-def _claim(recipe: Recipe, stage: Stage) -> None:
-    folder = Path(stage.args.output_dir)
-    claim_folder(folder, overwrite=recipe.overwrite, inputs=_inputs(recipe))
-
-
 def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Run the first stage unless it has been run, and return its folder.
 
@@ -171,19 +168,13 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
     folder = Path(args.output_dir if is_named else f"{args.output_dir}-{key[:8]}")
     args.output_dir = str(folder)
     if is_done(folder, key):
-        say(stage, f"sft: {folder} has the same settings and data; using it")
+        say(args, f"sft: {folder} has the same settings and data; using it")
         return folder
-    # All processes have looked before the first one clears the folder, and wait for it.
+    # Every process has looked before the first one clears the folder.
     args.distributed_state.wait_for_everyone()
-    with args.main_process_first():
-        if args.should_save:
-            claim_folder(
-                folder,
-                overwrite=recipe.overwrite or not is_named,
-                inputs=_inputs(recipe),
-            )
-    run_stage(stage, model, tokenizer, sources=sources_of(stage, model, tokenizer))
+    claim_output(args, overwrite=recipe.overwrite or not is_named, inputs=_inputs(recipe))
+    train_policy(stage, model, tokenizer, sources=sources_of(stage, model, tokenizer))
     if args.should_save:
-        replace_text(folder / STAGE_FILE, json.dumps({"key": key}) + "\n")
+        mark_done(folder, key)
     args.distributed_state.wait_for_everyone()
     return folder

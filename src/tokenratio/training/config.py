@@ -89,15 +89,14 @@ class TokenRatioConfig(MethodSettings, PairConfig):
         whole = f"{self.loss}{' with sft_weight' if self.sft_weight else ''} needs whole responses"
         not_cached = self._why_not_cached()
         centred = "with aggregation sequence, centred weights add up to nothing"
-        for setting, is_refused, why in (
+        for name, is_refused, why in (
             ("share_prompt", self.share_prompt == "always" and not self.compares_steps, whole),
             ("cache_reference", self.cache_reference and not_cached is not None, not_cached),
             ("center_baseline", self.center_baseline and self.aggregation == "sequence", centred),
             ("use_liger_kernel", self.use_liger_kernel, "it replaces the model's forward pass"),
         ):
-            if is_refused:
-                allowed = "auto or never" if setting == "share_prompt" else "false"
-                raise TokenRatioError(f"{setting} must be {allowed}: {why}")
+            allowed = "auto or never" if name == "share_prompt" else "false"
+            require(not is_refused, name, getattr(self, name), f"{allowed}: {why}")
 
     def _why_not_cached(self) -> str | None:
         """Why what the loss needs of the reference cannot be kept on disk; None if it can."""
@@ -107,7 +106,7 @@ class TokenRatioConfig(MethodSettings, PairConfig):
             return None
         return (
             f"{self.loss} needs the reference's whole distribution at every token, which is "
-            "kept for losses local to their step only, not True"
+            "kept for losses local to their step only"
         )
 
     @property
