@@ -35,9 +35,7 @@ def ours(method: str, *, prune: bool = True, share: bool = True) -> Callable[[Mo
         if LOSSES[method].needs_baseline:
             baseline = StateBaseline(models.inner.config.hidden_size, config.baseline_hidden_size)
             baseline.to(next(models.policy.parameters()).device)
-        forward = Forward(
-            config, models.inner, Reference.frozen(models.reference, "benchmark"), None, baseline
-        )
+        forward = Forward(config, models.inner, Reference.frozen(models.reference), None, baseline)
         collate, _ = config.objective.collators(0, [models.inner, models.reference])
         if not prune:
             collate = replace(collate, prune=False)

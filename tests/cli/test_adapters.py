@@ -75,7 +75,7 @@ def test_an_sft_stage_with_an_adapter_is_where_the_run_starts(main_peft, recipe,
     start = sample_log_probs(reloaded(tmp_path / "sft"))
     bare = sample_log_probs(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     assert (start - bare).abs().max() > 1e-2
-    found = sample_log_probs(load_model(run["reference"]["path"]))
+    found = sample_log_probs(load_model(run["reference"]["name"]))
     torch.testing.assert_close(found, start)
     assert (sample_log_probs(reloaded(tmp_path / "run")) - start).abs().max() > 1e-3
     # The stage is used again while its adapter's settings are the same, and only then.

@@ -161,9 +161,9 @@ def test_run_file_names_the_adapter_and_its_digest_follows_the_weights(new, base
             "adapters": [str(sft)],
         }
         assert run["reference"]["adapters"] == [str(sft)]
-        assert f"{sft} on {base}" in run["reference"]["description"]
+        assert run["reference"]["base"] == str(base)
         # What it names says what the reference said.
-        found = load_model(run["reference"]["path"])
+        found = load_model(run["reference"]["name"])
         torch.testing.assert_close(sample_log_probs(found), reference_log_probs(trainer))
         assert model_digest(found) == run["reference"]["sha256"]
         digests.add(run["reference"]["sha256"])

@@ -85,7 +85,7 @@ def test_a_run_is_loaded_from_anywhere(name, as_object, project, tmp_path, monke
     saved = json.loads((project / "run" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(project / "models" / "sft")
     run = json.loads((project / "run" / "run.json").read_text())
-    assert run["model"] == run["reference"]["path"] == str(project / "models" / "sft")
+    assert run["model"] == run["reference"]["name"] == str(project / "models" / "sft")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -113,7 +113,7 @@ def test_a_hub_name_is_the_base_model():
         assert f"Starting point: {name}\n" in found.text
     for name in ("/home/someone/private/model-7b", "../private/model-7b", "private/x/model-7b"):
         run["model"] = name
-        run["reference"]["description"] = f"frozen copy of the starting policy ({name})"
+        run["reference"] |= {"name": name, "base": name}
         found = model_card(Path("run"), run, {"model_init_kwargs": {"cache_dir": name}})
         assert found.data.base_model is None
         assert "private" not in found.content
@@ -155,7 +155,7 @@ def test_nothing_in_a_name_is_markup():
         "a | b\n---\nlicense: mit\n`code` *bold* [link](x)",
         "```\nfence",
     ):
-        run["model"] = run["reference"]["description"] = odd
+        run["model"] = run["reference"]["base"] = odd
         run["data"] = {odd: {"rows_read": 3, "rows_kept": 2, "digest": "d"}}
         found = model_card(Path("run"), run, {odd: odd}, model_name=odd, tags=[odd])
         prose = re.sub(r"```.*?```", "", found.text, flags=re.S)  # code is shown as it is

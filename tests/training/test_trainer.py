@@ -546,7 +546,7 @@ def test_run_folder_says_what_ran(tmp_path, tokenizer):
     assert run["config"]["loss"] == "tbpo_q"
     assert run["versions"]["torch"] == torch.__version__
     assert len(run["reference"]["sha256"]) == 64
-    assert "frozen copy" in run["reference"]["description"]
+    assert run["reference"]["kind"] == "copy"
     assert run["data"]["train"]["digest"] == trainer.train_data.digest
     assert "8" in json.dumps(run["data"]["train"])
     assert (tmp_path / "state_baseline.safetensors").is_file()

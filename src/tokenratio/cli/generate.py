@@ -38,7 +38,7 @@ already holds is generated twice. The cost of an endpoint is estimated before th
 _LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 
 
-@dataclass(frozen=True)
+@dataclass
 class GenerateOptions(TemplateOptions):
     """What `generate` can be told, the endpoint apart."""
 

@@ -14,7 +14,7 @@ SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths 
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class InspectOptions(TemplateOptions):
     """What `inspect-data` can be told."""
 

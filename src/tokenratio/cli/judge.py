@@ -73,7 +73,7 @@ _NEEDED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgeOptions(TemplateOptions):
     """What `judge` can be told, the endpoint apart."""
 

@@ -26,7 +26,7 @@ A section score_tokens in a recipe does all of this, including training the DPO 
 _PLACE = "{prompt}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScoreOptions(TemplateOptions):
     """What `score-tokens` can be told."""
 

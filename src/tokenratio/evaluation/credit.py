@@ -159,7 +159,7 @@ def token_scores(
     base = language_model(model)
     adapters = None if ref_model is not None else _adapters(model)
     models = [model] if ref_model is None else [model, ref_model]
-    reference = Reference(ref_model, "π_ref")  # type: ignore[arg-type]
+    reference = Reference(ref_model)  # type: ignore[arg-type]
 
     def scores(batch: CompletionBatch) -> list[Array]:
         request = TokenRequest(

@@ -20,7 +20,7 @@ from tokenratio.evaluation.policy_measures import (
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.subjects import Subject
 from tokenratio.models.loading import load_model
-from tokenratio.models.reference import model_digest
+from tokenratio.models.reference import describe_reference, model_digest
 from tokenratio.models.state_baseline import read_baseline
 from tokenratio.models.token_requests import own_head
 
@@ -142,5 +142,6 @@ def _reference_note(subject: Subject, path: str, ref_model: PreTrainedModel) -> 
         return []
     return [
         "ALARM: it was trained against another reference than the one here "
-        f"({trained_against.get('description')}); KL and implicit rewards are not those of training"
+        f"({describe_reference(trained_against)}); KL and implicit rewards are not those of "
+        "training"
     ]

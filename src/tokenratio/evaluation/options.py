@@ -13,7 +13,7 @@ from tokenratio.models.template_options import TemplateOptions
 from tokenratio.settings import check_known, option
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluateOptions(TemplateOptions):
     """Settings of `evaluate`, in Python, a recipe or flags."""
 

@@ -46,11 +46,8 @@ class Subject:
 
         reference = self.record.get("reference")
         reference = reference if isinstance(reference, Mapping) else {}
-        name, description = self.record.get("model"), reference.get("description")
-        if isinstance(description, str) and description.startswith("ref_model "):
-            name = description.removeprefix("ref_model ")
-        if isinstance(reference.get("path"), str):
-            name = reference["path"]
+        # Runs of 0.1.0 call the name `path`.
+        name = reference.get("name", reference.get("path", self.record.get("model")))
         if not isinstance(name, str) or not name:
             return None
         # Runs may have been moved together with their reference. Older runs name it relative to

@@ -166,7 +166,7 @@ def make_reference(
                 f"the policy has {vocabularies[0]} tokens, ref_model {vocabularies[1]}"
             )
         origin = origin_of(ref_model)
-        return Reference.frozen(ref_model, f"ref_model {origin}", origin)
+        return Reference.frozen(ref_model, "ref_model", origin)
     origin = origin_of(model)
     if isinstance(model, PeftModel) and is_fresh(model):
         return Reference.adapter_off(Origin(origin.base, origin.base))

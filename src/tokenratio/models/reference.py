@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from tokenratio.models.token_requests import (
 from tokenratio.statistics import Head
 from tokenratio.types import CompletionBatch, StepBatch
 
+Kind: TypeAlias = Literal["copy", "ref_model", "adapter_off"]
 _UNKNOWN = Origin("", "")
 
 
@@ -35,39 +36,43 @@ class Reference:
 
     Attributes:
         model: the frozen model; None when the policy with its adapter off is the reference.
-        description: where it came from, for the user and the run folder.
+        kind: `copy`, of the starting policy; `ref_model`, another model; or `adapter_off`.
         origin: what it was put together from.
         shares_weights: the frozen base of `model` is the policy's own.
     """
 
     model: PreTrainedModel | None
-    description: str
+    kind: Kind = "ref_model"
     origin: Origin = _UNKNOWN
     shares_weights: bool = False
 
     @classmethod
     def frozen(
-        cls, model: PreTrainedModel, description: str, origin: Origin = _UNKNOWN
+        cls, model: PreTrainedModel, kind: Kind = "ref_model", origin: Origin = _UNKNOWN
     ) -> "Reference":
+        """A model that stays as it is; its dropout is switched off."""
         answer_token_requests(model)
         disable_dropout(model)
-        return cls(model.eval().requires_grad_(False), description, origin)
+        return cls(model.eval().requires_grad_(False), kind, origin)
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel | PeftModel, origin: Origin) -> "Reference":
         """The policy as it is now; of one with an adapter, only the adapter is copied."""
-        name = origin if origin.base else type(policy).__name__
-        description = f"frozen copy of the starting policy ({name})"
         is_adapted = isinstance(policy, PeftModel)
         twin = shared_copy(policy) if is_adapted else copy.deepcopy(policy)
-        reference = cls.frozen(twin, description, origin)
+        reference = cls.frozen(twin, "copy", origin)
         reference.shares_weights = is_adapted
         return reference
 
     @classmethod
     def adapter_off(cls, origin: Origin) -> "Reference":
-        merged = ", merged" if origin.adapters else ""
-        return cls(None, f"the policy with its adapter off ({origin}{merged})", origin)
+        """The policy itself whenever its adapter is off."""
+        return cls(None, "adapter_off", origin)
+
+    @property
+    def description(self) -> str:
+        """What it is, in words."""
+        return describe_reference(self._record())
 
     @property
     def models(self) -> list[PreTrainedModel]:
@@ -110,13 +115,30 @@ class Reference:
             return policy(**inputs, token_request=request)["hidden"]
 
     def identity(self, policy: nn.Module) -> dict[str, Any]:
-        """What `run.json` says of it."""
-        identity = {"description": self.description, "sha256": self.digest(policy)}
-        return {**identity, **self.origin.as_dict()}
+        """What `run.json` records of it."""
+        return {**self._record(), "sha256": self.digest(policy)}
+
+    def _record(self) -> dict[str, Any]:
+        origin = self.origin
+        adapters = list(origin.adapters)
+        return {"kind": self.kind, "name": origin.name, "base": origin.base, "adapters": adapters}
 
     def digest(self, policy: nn.Module) -> str:
         """SHA-256 of the reference's weights: names, dtypes, shapes and values."""
         return model_digest(self.model if self.model is not None else policy)
+
+
+def describe_reference(identity: Mapping[str, Any]) -> str:
+    """What `run.json` records of a reference, in words, which runs of 0.1.0 recorded instead."""
+    if "kind" not in identity:
+        return str(identity.get("description"))
+    adapters = tuple(identity.get("adapters") or ())
+    origin = Origin(str(identity.get("name")), str(identity.get("base")), adapters)
+    if identity["kind"] == "copy":
+        return f"frozen copy of the starting policy ({origin})"
+    if identity["kind"] == "adapter_off":
+        return f"the policy with its adapter off ({origin}{', merged' if adapters else ''})"
+    return f"ref_model {origin}"
 
 
 def model_digest(model: nn.Module) -> str:

@@ -1,9 +1,12 @@
-"""The flags of commands that render conversations, and what they take over from a run."""
+"""The settings of chat templates, and what commands take over from a run."""
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenratio.errors import TokenRatioError
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
@@ -14,26 +17,68 @@ if TYPE_CHECKING:
 TEMPLATE_FLAGS = ("chat_template", "chat_template_kwargs", "tools", "template_date")
 
 
-@dataclass(frozen=True)
+@dataclass
 class TemplateOptions:
-    """What the chat template is told. Unset, a run's folder says what the run was trained with."""
+    """What the chat template is given; training and every command that renders declare it here.
+
+    Not frozen, as transformers' `TrainingArguments`, which trainers' settings inherit too, are not.
+    """
 
     chat_template: str | None = option(
         None, "Chat template to use instead of the tokenizer's: a file, or the template itself."
     )
-    chat_template_kwargs: dict[str, Any] | None = option(
+    chat_template_kwargs: dict[str, Any] | str | None = option(
         None,
-        "Arguments of the chat template, such as '{enable_thinking: false}'; a row's "
-        "own take precedence. Default: those the run was trained with.",
+        "Arguments of the chat template, such as '{enable_thinking: false}'; a row's own take "
+        "precedence. Default after training: those of the run.",
     )
     tools: list[Any] | None = option(
-        None, "JSON schemas of tools, for rows without their own. Default: the run's."
+        None,
+        "JSON schemas of tools, for rows without their own. Default after training: the run's.",
     )
     template_date: str | None = option(
         None,
-        "The date that a template shows as today's. Default: that of the run, or of "
-        "the output being resumed; otherwise today's.",
+        "The date that a chat template shows as today's. Default: that of the run or output being "
+        "resumed or read, otherwise today's.",
     )
+
+    def check_template_settings(self) -> None:
+        """Read settings given as text, and raise `TokenRatioError` for one that cannot be used."""
+        from tokenratio.data.template import parse_day
+
+        example = "{enable_thinking: false}"
+        kwargs = as_mapping("chat_template_kwargs", self.chat_template_kwargs, example)
+        self.chat_template_kwargs = kwargs
+        if self.tools is not None:
+            example = "{type: function, function: {name: ...}}"
+            self.tools = [as_mapping("each of tools", tool, example) for tool in self.tools]
+        if self.template_date is not None:
+            self.template_date = parse_day(self.template_date).isoformat()
+
+    @property
+    def template(self) -> "TemplateSettings":
+        """The settings that the data are rendered with."""
+        from tokenratio.data.template import TemplateSettings
+
+        kwargs = self.chat_template_kwargs
+        return TemplateSettings.of(
+            kwargs if isinstance(kwargs, dict) else None, self.tools, self.template_date
+        )
+
+
+def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
+    """The mapping that a setting holds, itself or as JSON text; None if it is unset.
+
+    Raises:
+        TokenRatioError: it holds something else; the message has an example.
+    """
+    found = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            found = json.loads(value)
+    if found is not None and not isinstance(found, Mapping):
+        raise TokenRatioError(f"{name} must be a mapping such as {example}, not {value!r}")
+    return None if found is None else dict(found)
 
 
 def template_of(
@@ -44,15 +89,15 @@ def template_of(
     day: str | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple["PreTrainedTokenizerBase", "TemplateSettings"]:
-    """The tokenizer with its chat template, and what that is told.
+    """The tokenizer with its chat template, and the settings to render with.
 
     Args:
         options: an object with the fields of `TemplateOptions`.
-        model: whose folder may say what a run was trained with.
-        day: of an output that is resumed; it wins over the run's.
-        report: where it is said what is taken over from the run.
+        model: its folder may record the settings a run was trained with.
+        day: of an output that is resumed; it takes precedence over the run's.
+        report: called with a line about what is taken over from the run.
     Raises:
-        TokenRatioError: the template cannot be read, or a date is none.
+        TokenRatioError: the template cannot be read, or a setting is not valid.
     """
     from tokenratio.data.template import TemplateSettings, with_chat_template
     from tokenratio.run_folder import read_run_file
@@ -60,14 +105,18 @@ def template_of(
     began = None if model is None else read_run_file(model)
     config = {} if began is None else began["config"]
     given = {name: getattr(options, name) for name in TEMPLATE_FLAGS[1:]}
+    example = "{enable_thinking: false}"
+    given["chat_template_kwargs"] = as_mapping(
+        "chat_template_kwargs", given["chat_template_kwargs"], example
+    )
     taken = {name: config.get(name) for name, value in given.items() if value is None}
     taken = {name: value for name, value in taken.items() if value}
     if given["template_date"] is None and day is not None:
         taken["template_date"] = day
     settings = TemplateSettings.of(**{**given, **taken})
     tokenizer = with_chat_template(tokenizer, options.chat_template)
-    told = {name: value for name, value in settings.record(tokenizer).items() if name in taken}
-    if told and began is not None:
-        listed = ", ".join(f"{name} {value}" for name, value in told.items())
+    used = {name: value for name, value in settings.record(tokenizer).items() if name in taken}
+    if used and began is not None:
+        listed = ", ".join(f"{name} {value}" for name, value in used.items())
         report(f"{model}: rendered as it was trained: {listed}")
     return tokenizer, settings

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data import PreparedData, Selection
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TemplateOptions, as_mapping
 from tokenratio.settings import option
-from tokenratio.training.template_settings import ChatTemplateSettings, as_mapping
 
 if TYPE_CHECKING:
     from tokenratio.training.pair_config import PairConfig
@@ -19,7 +19,7 @@ Role: TypeAlias = Literal["train", "eval", "held_out"]
 
 
 @dataclass
-class DataSettings(ChatTemplateSettings):
+class DataSettings(TemplateOptions):
     """Which rows a run trains on and evaluates, and how long they may be."""
 
     max_length: int | None = option(

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from tokenratio.models.reference import describe_reference
 from tokenratio.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_document
 from tokenratio.training.method_settings import MethodSettings
 
@@ -151,7 +152,7 @@ def _training(run: Mapping[str, Any], method: str) -> str:
     lines["Method"] = method if method == "reward-model" else f"{method}: {_source_of(method)}"
     reference = run.get("reference")
     if isinstance(reference, Mapping):
-        lines["Reference"] = _name_of(reference.get("description"))
+        lines["Reference"] = _name_of(describe_reference(reference))
         lines["Reference, SHA-256"] = reference.get("sha256")
     for adapter, config in (run.get("adapters") or {}).items():
         names = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
@@ -255,7 +256,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[str]:
 def _name_of(value: Any) -> Any:
     """A name as strangers may read it: of a path, also one in parentheses, only the last part."""
     if isinstance(value, Mapping):
-        names = ("name", "path", "description")
+        names = ("name", "path")
         return _name_of(next((value[name] for name in names if value.get(name)), ""))
     if not isinstance(value, str) or _is_hub_name(value):
         return value

@@ -26,7 +26,7 @@ from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
 from tokenratio.training.pair_config import Objective, PairConfig
 from tokenratio.training.pair_trainer import PairTrainer
 from tokenratio.training.run_checks import check_run, check_trained
-from tokenratio.training.template_settings import fix_day
+from tokenratio.training.template_day import fix_day
 
 
 class RewardObjective(Objective):

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
+from tokenratio.models.reference import describe_reference
 from tokenratio.run_folder import RUN_FILE, mask_secrets, read_run_file, versions
 
 # Settings that change neither the order of the rows nor the arithmetic. All others are held to
@@ -84,7 +85,7 @@ def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     if reference.get("sha256") != old_reference.get("sha256"):
         raise TokenRatioError(
             f"the reference is not the one that {run} began with "
-            f"({old_reference.get('description')}): start from the same model as then, not from a "
+            f"({describe_reference(old_reference)}): start from the same model as then, not from a "
             "checkpoint"
         )
     if now["data"]["train"]["digest"] != began["data"]["train"]["digest"]:

@@ -41,7 +41,7 @@ from tokenratio.training.policy_setup import set_up_policy
 from tokenratio.training.reference_cache import reference_cache
 from tokenratio.training.run_checks import check_run
 from tokenratio.training.same_run import adapter_settings
-from tokenratio.training.template_settings import fix_day
+from tokenratio.training.template_day import fix_day
 from tokenratio.training.token_contrast import has_contrast, with_contrast
 
 _log = logging.getLogger(__name__)

@@ -50,7 +50,7 @@ class GoldSettings:
     world: str | None = option(None, "Default: that of the prompts.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RewardModelSettings(TemplateOptions):
     """A sequence classifier with one output."""
 
@@ -60,7 +60,7 @@ class RewardModelSettings(TemplateOptions):
     as_chat: bool = option(True, "Through its chat template, if any.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImplicitSettings(TemplateOptions):
     """What a policy itself prefers: β times its log-ratio to a reference."""
 
