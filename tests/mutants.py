@@ -323,7 +323,7 @@ FAULTS = (
     ),
     Fault(
         "positions not reset",
-        "data/steps.py",
+        "data/collation.py",
         "first = len(parts[0]) if number else 0",
         "first = begin",
         (COLLATOR, TRAINER_GRADIENT),

@@ -79,30 +79,59 @@ class PairCollator:
         return batch
 
 
+def require_prompts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `ValueError` for an empty prompt: no state would predict the first response token."""
+    for row in rows:
+        if not len(row["prompt_ids"]):
+            raise ValueError(f"row {row['row']} has an empty prompt")
+
+
+def lay_out(
+    rows: Sequence[Sequence[Sequence[int]]], pad_token_id: int, multiple: int | None = None
+) -> dict[str, Tensor]:
+    """Pads rows of a prompt and one or two responses, each of which continues the prompt.
+
+    Args:
+        rows: `(prompt, response, ...)` token ids of each row.
+        multiple: round the length up to a multiple of this.
+    Returns:
+        `input_ids`, `attention_mask`, `branch` (0 for the prompt, then the number of the response,
+        −1 for padding) and `position_ids`: int64 [rows, length].
+    """
+    length = max(sum(len(part) for part in row) for row in rows)
+    if multiple is not None:
+        length = -(-length // multiple) * multiple
+    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    branch = torch.full((len(rows), length), -1, dtype=torch.long)
+    position_ids = torch.zeros((len(rows), length), dtype=torch.long)
+    for index, parts in enumerate(rows):
+        begin = 0
+        for number, part in enumerate(parts):
+            place = slice(begin, begin + len(part))
+            first = len(parts[0]) if number else 0
+            input_ids[index, place] = torch.as_tensor(part, dtype=torch.long)
+            branch[index, place] = number
+            position_ids[index, place] = torch.arange(first, first + len(part))
+            begin += len(part)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (branch >= 0).long(),
+        "branch": branch,
+        "position_ids": position_ids,
+    }
+
+
 def _collate(
     rows: Sequence[Mapping[str, Any]],
-    pairs: list[tuple[Sequence[int], Sequence[int]]],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     pad_token_id: int,
     multiple: int | None,
 ) -> dict[str, Tensor]:
-    length = max(len(prompt) + len(response) for prompt, response in pairs)
-    if multiple is not None:
-        length = -(-length // multiple) * multiple
-    input_ids = torch.full((len(pairs), length), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(pairs), length), dtype=torch.long)
-    completion_mask = torch.zeros((len(pairs), length), dtype=torch.bool)
-    for index, (prompt, response) in enumerate(pairs):
-        if not len(prompt):
-            # The first response token would have no state that predicts it.
-            raise ValueError(f"row {rows[index % len(rows)]['row']} has an empty prompt")
-        begin, end = len(prompt), len(prompt) + len(response)
-        input_ids[index, :begin] = torch.as_tensor(prompt, dtype=torch.long)
-        input_ids[index, begin:end] = torch.as_tensor(response, dtype=torch.long)
-        attention_mask[index, :end] = 1
-        completion_mask[index, begin:end] = True
+    require_prompts(rows)
+    batch = lay_out(pairs, pad_token_id, multiple)
     return {
         "row": torch.as_tensor([row["row"] for row in rows], dtype=torch.long),
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "completion_mask": completion_mask,
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "completion_mask": batch["branch"] == 1,
     }

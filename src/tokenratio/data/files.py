@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -190,8 +190,4 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
                     number += 1
                     yield row_of(f"{name}:{number}", without_filled_nulls(fields))
     except (OSError, pyarrow.ArrowException) as error:
-        raise TokenRatioError(f"{name}: cannot be read as Parquet: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+        raise TokenRatioError(f"{name}: cannot be read as Parquet: {first_line(error)}") from error

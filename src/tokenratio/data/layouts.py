@@ -71,12 +71,9 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 LABEL_COLUMNS = ("label", "kto_tag")
 
 
-def _as(name: str, column: str) -> Callable[[Fields], dict[str, Any]]:
-    return lambda fields: {name: fields[column]}
-
-
-def _pair(chosen: str, rejected: str) -> Callable[[Fields], dict[str, Any]]:
-    return lambda fields: {"chosen": fields[chosen], "rejected": fields[rejected]}
+def _from(**columns: str) -> Callable[[Fields], dict[str, Any]]:
+    """Reads our fields from the columns of these names."""
+    return lambda fields: {ours: fields[column] for ours, column in columns.items()}
 
 
 def _instruction(fields: Fields) -> dict[str, Any]:
@@ -109,7 +106,7 @@ def _last_answer_chosen(fields: Fields) -> dict[str, Any]:
 
 
 PROMPTS: tuple[Layout, ...] = (
-    Layout("prompt", ("prompt",), "TRL, Axolotl, UltraFeedback", _as("prompt", "prompt")),
+    Layout("prompt", ("prompt",), "TRL, Axolotl, UltraFeedback", _from(prompt="prompt")),
     Layout(
         "prompt",
         ("instruction",),
@@ -118,19 +115,19 @@ PROMPTS: tuple[Layout, ...] = (
         also=("input",),
         note="and input on a new line",
     ),
-    Layout("prompt", ("question",), "Intel/orca_dpo_pairs, Axolotl", _as("prompt", "question")),
-    Layout("prompt", ("query",), "ms-swift", _as("prompt", "query")),
+    Layout("prompt", ("question",), "Intel/orca_dpo_pairs, Axolotl", _from(prompt="question")),
+    Layout("prompt", ("query",), "ms-swift", _from(prompt="query")),
     Layout(
         "prompt",
         ("input",),
         "distilabel; OpenAI's preference format",
-        _as("prompt", "input"),
+        _from(prompt="input"),
         note="text or messages",
     ),
-    Layout("prompt", ("context",), "nvidia/HelpSteer3", _as("prompt", "context")),
-    Layout("prompt", ("messages",), "Axolotl chat_template", _as("prompt", "messages")),
-    Layout("prompt", ("conversations",), "LLaMA-Factory sharegpt", _as("prompt", "conversations")),
-    Layout("prompt", ("conversation",), "lmsys", _as("prompt", "conversation")),
+    Layout("prompt", ("context",), "nvidia/HelpSteer3", _from(prompt="context")),
+    Layout("prompt", ("messages",), "Axolotl chat_template", _from(prompt="messages")),
+    Layout("prompt", ("conversations",), "LLaMA-Factory sharegpt", _from(prompt="conversations")),
+    Layout("prompt", ("conversation",), "lmsys", _from(prompt="conversation")),
 )
 
 BENCHMARK_TURNS = Layout(
@@ -146,19 +143,19 @@ PAIRS: tuple[Layout, ...] = (
         "pair",
         ("chosen", "rejected"),
         "TRL, LLaMA-Factory, Axolotl, Anthropic/hh-rlhf",
-        _pair("chosen", "rejected"),
+        _from(chosen="chosen", rejected="rejected"),
     ),
     Layout(
         "pair",
         ("chosen_response", "rejected_response"),
         "argilla, Axolotl chatml.argilla",
-        _pair("chosen_response", "rejected_response"),
+        _from(chosen="chosen_response", rejected="rejected_response"),
     ),
     Layout(
         "pair",
         ("response", "rejected_response"),
         "ms-swift",
-        _pair("response", "rejected_response"),
+        _from(chosen="response", rejected="rejected_response"),
     ),
     Layout(
         "pair",
@@ -171,20 +168,20 @@ PAIRS: tuple[Layout, ...] = (
         "pair",
         ("messages", "rejected_messages"),
         "ms-swift",
-        _pair("messages", "rejected_messages"),
+        _from(chosen="messages", rejected="rejected_messages"),
         note="whole conversations, of which the prompt is what both begin with",
     ),
     Layout(
         "pair",
         ("preferred_output", "non_preferred_output"),
         "OpenAI's preference format",
-        _pair("preferred_output", "non_preferred_output"),
+        _from(chosen="preferred_output", rejected="non_preferred_output"),
     ),
     Layout(
         "pair",
         ("response_j", "response_k"),
         "lvwerra/stack-exchange-paired",
-        _pair("response_j", "response_k"),
+        _from(chosen="response_j", rejected="response_k"),
     ),
     Layout("pair", ("answers",), "berkeley-nest/Nectar", by_rank, note="best and worst by rank"),
     Layout(
@@ -243,39 +240,39 @@ PAIRS: tuple[Layout, ...] = (
 )
 
 COMPLETIONS: tuple[Layout, ...] = (
-    Layout("completion", ("completion",), "TRL", _as("completion", "completion")),
+    Layout("completion", ("completion",), "TRL", _from(completion="completion")),
     Layout(
         "completion",
         ("messages",),
         "TRL, OpenAI, ms-swift",
-        _as("messages", "messages"),
+        _from(messages="messages"),
         note="the last turn is learnt",
     ),
-    Layout("completion", ("text",), "TRL", _as("text", "text"), note="all of it is learnt"),
+    Layout("completion", ("text",), "TRL", _from(text="text"), note="all of it is learnt"),
     Layout(
         "completion",
         ("chosen",),
         "preference rows of any layout",
-        _as("chosen", "chosen"),
+        _from(chosen="chosen"),
         note="the chosen side is learnt",
     ),
     Layout(
         "completion",
         ("conversations",),
         "ShareGPT, LLaMA-Factory",
-        _as("messages", "conversations"),
+        _from(messages="conversations"),
         note="the last turn is learnt",
     ),
     Layout(
         "completion",
         ("conversation",),
         "lmsys, LDJnr/Capybara",
-        _as("messages", "conversation"),
+        _from(messages="conversation"),
         note="the last turn is learnt",
     ),
-    Layout("completion", ("output",), "Alpaca, LLaMA-Factory", _as("completion", "output")),
-    Layout("completion", ("response",), "ms-swift, OpenOrca", _as("completion", "response")),
-    Layout("completion", ("answer",), "question and answer sets", _as("completion", "answer")),
+    Layout("completion", ("output",), "Alpaca, LLaMA-Factory", _from(completion="output")),
+    Layout("completion", ("response",), "ms-swift, OpenOrca", _from(completion="response")),
+    Layout("completion", ("answer",), "question and answer sets", _from(completion="answer")),
 )
 
 

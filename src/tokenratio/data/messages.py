@@ -50,9 +50,7 @@ def text_or_messages(value: object, name: str) -> Text:
         raise RowDefectError(
             DefectKind.NON_STRING_FIELD, f"{name} is {kind_of(value)}, not a string or messages"
         )
-    if value and all(
-        isinstance(item, Mapping) and {"input", "output"} <= {*item} for item in value
-    ):
+    if value and all(map(_is_exchange, value)):
         return _exchanges([(item["input"], item["output"]) for item in value], name)
     return [_message(item, f"message {number} of {name}") for number, item in enumerate(value, 1)]
 

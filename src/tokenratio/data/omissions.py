@@ -5,6 +5,7 @@ Templates change white space and escape characters; that is not left out.
 
 import html
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -104,15 +105,12 @@ def _json(text: str, ensure_ascii: bool = True) -> str:
 
 def _longest(words: Sequence[str], whole: str, *, from_end: bool) -> int:
     """How many words of the beginning (or end) are rendered in one piece."""
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        piece = words[len(words) - middle :] if from_end else words[:middle]
-        if "".join(piece) in whole:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+
+    def is_left_out(num: int) -> bool:
+        piece = words[len(words) - num :] if from_end else words[:num]
+        return "".join(piece) not in whole
+
+    return bisect_left(range(1, len(words) + 1), True, key=is_left_out)
 
 
 def _spoken(turns: Text) -> Iterator[str]:

@@ -12,7 +12,7 @@ from tokenratio.data.files import SUFFIXES, SourceRow
 from tokenratio.data.parts import SourcePart
 from tokenratio.data.splits import ALL_SPLITS, choose_split, files_by_split, files_of, split_base
 from tokenratio.data.worlds import Sampler, is_world_source, world_rows
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -248,8 +248,7 @@ def _load(what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the Hub client raises anything from ValueError to OSError
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise TokenRatioError(printable(f"{what}: {reason}")) from error
+        raise TokenRatioError(printable(f"{what}: {first_line(error)}")) from error
 
 
 def _locate_hub(

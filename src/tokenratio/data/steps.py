@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from tokenratio.data.collation import lay_out, require_prompts
+
 
 class StepCache(Protocol):
     """What a reference said of the responses, kept from an earlier pass."""
@@ -40,9 +42,7 @@ class StepCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns the fields of `StepBatch`; those of a shared prompt only where it is shared."""
-        if not all(len(row["prompt_ids"]) for row in rows):
-            # The first response token would have no state that predicts it.
-            raise ValueError(f"one of rows {[row['row'] for row in rows]} has an empty prompt")
+        require_prompts(rows)
         lengths = [min(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
         if not all(lengths):
             raise ValueError(f"one of rows {[row['row'] for row in rows]} has an empty response")
@@ -58,7 +58,7 @@ class StepCollator:
             self.share_prompt == "auto" and self._cost(together) < self._cost(apart)
         )
         laid_out = together if is_shared else apart
-        batch = _lay_out(laid_out, self.pad_token_id)
+        batch = lay_out(laid_out, self.pad_token_id)
         batch |= {
             "states": _states(laid_out, lengths, batch["input_ids"].shape[1]),
             "labels": _join(
@@ -98,30 +98,6 @@ class StepCollator:
 
 def _join(parts: Iterable[Sequence[float]], dtype: torch.dtype = torch.long) -> Tensor:
     return torch.cat([torch.as_tensor(part, dtype=dtype) for part in parts])
-
-
-def _lay_out(laid_out: Sequence[Sequence[Sequence[int]]], pad_token_id: int) -> dict[str, Tensor]:
-    """Rows of a prompt and one or two responses, each of which goes on from the prompt."""
-    shape = (len(laid_out), max(sum(len(part) for part in row) for row in laid_out))
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    branch = torch.full(shape, -1, dtype=torch.long)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    for index, parts in enumerate(laid_out):
-        begin = 0
-        for number, part in enumerate(parts):
-            place = slice(begin, begin + len(part))
-            first = len(parts[0]) if number else 0
-            input_ids[index, place] = torch.as_tensor(part, dtype=torch.long)
-            branch[index, place] = number
-            position_ids[index, place] = torch.arange(first, first + len(part))
-            begin += len(part)
-    attention_mask = (branch >= 0).long()
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "branch": branch,
-        "position_ids": position_ids,
-    }
 
 
 def _states(

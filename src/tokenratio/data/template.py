@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,10 +165,9 @@ def apply_template(
         )
         return cast(str, rendered)
     except Exception as error:  # whatever the template's Jinja raises: refusals, type errors
-        reason = str(error).strip().split("\n")[0]
         raise RowDefectError(
             DefectKind.TEMPLATE_FAILURE,
-            f"the chat template fails: {type(error).__name__}: {reason}",
+            f"the chat template fails: {type(error).__name__}: {first_line(error)}",
         ) from error
 
 
