@@ -59,6 +59,7 @@ def reloaded(folder):
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(where), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("main_peft", [None, LORA, {"peft_type": "IA3"}])
 def test_an_sft_stage_with_an_adapter_is_where_the_run_starts(main_peft, recipe, tmp_path, capsys):
     sft = {"peft": LORA, "output_dir": str(tmp_path / "sft"), "learning_rate": 1e-2}

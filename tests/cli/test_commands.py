@@ -71,6 +71,7 @@ def tree(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_default_sft_folder_is_named_by_what_it_depends_on(
     recipe, tmp_path, monkeypatch, capsys
 ):

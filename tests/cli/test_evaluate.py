@@ -154,6 +154,7 @@ def gold_rate(ours, theirs):
 # the whole
 
 
+@pytest.mark.slow
 def test_runs_of_every_kind_end_to_end(house, capsys, monkeypatch):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("human.jsonl", chosen, num=2)

@@ -221,7 +221,6 @@ def test_scores_are_used_again_only_for_the_same_run(scored, capsys):
     assert "using it" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_resumed_run_keeps_its_scores(scored, capsys):
     steps = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps"]
     assert train_sepo(scored, *steps, "1") == 0
@@ -239,6 +238,7 @@ def test_a_dry_run_shows_the_stage(scored, capsys):
     assert folders(scored) == set()
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_is_no_traceback(tmp_path):
     command = f"{sys.executable} -m tokenratio.cli.main methods | head -c 10; echo"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

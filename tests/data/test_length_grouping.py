@@ -125,6 +125,7 @@ def test_sizes_below_one_are_refused():
     assert list(LengthGroupedSampler([], 4, seed=0)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tldr", "hh_small"])
 def test_less_padding_on_real_lengths(name, data_folder, tokenizer):
     data = prepare_pairs(data_folder / name, tokenizer, max_length=None, max_prompt_length=None)

@@ -88,6 +88,7 @@ def test_other_sources_have_entries_too(tmp_path, chat_tokenizer, source):
     assert len(entries(cache)) == 5
 
 
+@pytest.mark.slow
 def test_every_ingredient_has_its_own_entry(
     tmp_path, source, make_tokenizer, chat_tokenizer, monkeypatch
 ):

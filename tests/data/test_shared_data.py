@@ -68,6 +68,7 @@ def test_inspect_data(folder):
     assert shown.replace("\n", "").isprintable()
 
 
+@pytest.mark.slow
 def test_inspect_folders_that_hold_no_pairs():
     questions = inspect_source(DATA / "eval_prompts")
     assert "mt_bench_question.jsonl: 80 rows" in questions
@@ -80,6 +81,7 @@ def test_inspect_folders_that_hold_no_pairs():
     )
 
 
+@pytest.mark.slow
 def test_conversations_are_encoded(chat_tokenizer):
     folder = DATA / "llamafactory_dpo_en_demo"
     prepared = prepare_pairs(folder, chat_tokenizer, max_length=512, max_prompt_length=256)

@@ -49,6 +49,7 @@ OTHER = ReviewWorld(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "beginning", "clause"),
     [
@@ -210,6 +211,7 @@ def test_perfect_credit_is_1_and_random_credit_is_0():
     assert abs(chance.kendall_within.value) < 3 * chance.kendall_within.standard_error
 
 
+@pytest.mark.slow
 def test_the_bootstrap_draws_prompts():
     """Copies of every response under its own prompt change nothing; under new prompts they would.
 
@@ -227,6 +229,7 @@ def test_the_bootstrap_draws_prompts():
     assert (twice.num_prompts, other.num_prompts) == (12, 24)
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_spread_of_repetitions():
     repeated = [credit(*noisy(40, seed=seed), num_bootstrap=0) for seed in range(60)]
     one = credit(*noisy(40, seed=100), num_bootstrap=200)

@@ -40,6 +40,7 @@ def rows_of(samples):
     return [sample for row in samples for sample in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "chunk_size"), [(1, None), (5, 3), (64, 1000)])
 def test_against_a_loop_over_tokens(policies, samples, batch_size, chunk_size):
     rows = rows_of(samples)

@@ -343,6 +343,7 @@ ABANDONED = """
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_abandons_its_questions_ends():
     """Closed by the garbage collector, at the very end, the loop's thread would be gone already."""
     with Loopback(delay=0.02) as server:

@@ -73,6 +73,7 @@ def test_equal_lengths_leave_the_raw_win_rate(samples):
     assert (found.prompt_sd > 1) == (samples == 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_prompts", "samples", "prompt_sd"), [(60, 1, 0.0), (200, 1, 1.0), (60, 3, 1.5)]
 )
@@ -93,6 +94,7 @@ def test_intervals_hold_the_truth(num_prompts, samples, prompt_sd):
     assert np.mean(values) == pytest.approx(truth, abs=0.015)
 
 
+@pytest.mark.slow
 def test_standard_error_against_a_bootstrap():
     """Prompts drawn anew, everything fitted anew."""
     rng = np.random.default_rng(3)
@@ -131,6 +133,7 @@ def test_coefficients_against_scikit_learn():
     assert found.win_rate == pytest.approx(expit(theirs.coef_[0][0]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_prompt_effects_against_adaptive_integration():
     """The same model, u_x integrated out by scipy's quadrature and fitted without gradients."""
     rng = np.random.default_rng(5)
@@ -168,6 +171,7 @@ def test_prompt_effects_against_adaptive_integration():
     assert found.win_rate == pytest.approx(np.mean(win), abs=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     st.lists(
@@ -496,7 +500,6 @@ def test_published_leaderboard(published):
     assert max(distances) <= 0.2
 
 
-@pytest.mark.slow
 def test_difficulty_goes_by_position(published, tmp_path):
     """The one model that lacks a row, by the row's own instruction: further from the published."""
     data = gzip.decompress((ALPACA_EVAL / "judgements.csv.gz").read_bytes()).decode("utf-8")

@@ -314,6 +314,7 @@ def test_pairs_of_one_prompt_are_one_draw(policies, data):
 # credit and stability
 
 
+@pytest.mark.slow
 def test_credit_by_its_state_terms(policies, tokenizer, data):
     baseline = StateBaseline(32, 4)
     torch.manual_seed(0)

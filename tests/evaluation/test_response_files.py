@@ -306,6 +306,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
     """But what was under way when the process died, which nobody can know of."""
     path = tmp_path / "g.jsonl"

@@ -86,6 +86,7 @@ def test_rises_by_hand():
         assert rises[step - SPIKE_HISTORY] == pytest.approx((losses[step] - median) / mad)
 
 
+@pytest.mark.slow
 def test_noise_alone_rarely_spikes():
     rng = np.random.default_rng(1)
     runs = [(loss_rises(rng.normal(size=300)) > SPIKE_MADS).any() for _ in range(100)]

@@ -101,6 +101,7 @@ def accuracy_by_hand(policy, tokenizer):
     return sum(right) / len(right)
 
 
+@pytest.mark.slow
 @needs_harness
 def test_scores_on_a_local_task(task_file, model, tmp_path):
     output = tmp_path / "out" / "suite.json"
@@ -117,6 +118,7 @@ def test_scores_on_a_local_task(task_file, model, tmp_path):
     assert run_suite(model, task_file, device="cpu", limit=3).scores[0].n == 3
 
 
+@pytest.mark.slow
 @needs_harness
 def test_adapters_count(task_file, model, adapter):
     base = run_suite(model, task_file, device="cpu")
@@ -156,6 +158,7 @@ def test_an_answer_that_is_generated_and_filtered(task_file, model, tmp_path):
     assert (score.metric, score.value, score.n) == ("exact_match", 1.0, 40)
 
 
+@pytest.mark.slow
 @needs_harness
 def test_an_interrupted_run_goes_on_and_another_is_not_mixed_in(
     task_file, model, adapter, tmp_path, monkeypatch
@@ -222,6 +225,7 @@ def test_a_users_mistakes(task_file, model, tmp_path):
         run_suite(model, task_file, limit=0, device="cpu")
 
 
+@pytest.mark.slow
 @needs_harness
 def test_without_the_hub_the_suite_says_so(model, monkeypatch):
     import datasets
@@ -234,6 +238,7 @@ def test_without_the_hub_the_suite_says_so(model, monkeypatch):
         run_suite(model, device="cpu")
 
 
+@pytest.mark.slow
 @needs_harness
 def test_the_suites_tasks_and_metrics_are_the_harness_s():
     from lm_eval.tasks import TaskManager

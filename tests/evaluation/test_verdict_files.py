@@ -368,6 +368,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
     """But what was under way when the process died."""
     path, cache = tmp_path / "j.jsonl", tmp_path / "v.sqlite"

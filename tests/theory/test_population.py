@@ -207,6 +207,7 @@ def test_robust_dpo_from_noisy_labels_is_dpo_from_clean_ones(share):
     assert (naive - expected).norm() > 1e-4
 
 
+@pytest.mark.slow
 @each_mdp
 def test_biases_of_the_table(mdp):
     """The rest of docs/method.md §10: small bias of TBPO under "c", large ones of its variants."""

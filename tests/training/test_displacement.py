@@ -95,6 +95,7 @@ def alarms(caplog):
     return [record.getMessage() for record in caplog.records if "ALARM" in record.getMessage()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dpo", "tbpo_a", "ipo"])
 def test_it_speaks_once_in_a_run_and_is_recorded(loss, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):

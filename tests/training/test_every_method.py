@@ -63,7 +63,6 @@ def scores(pairs, tokenizer, tmp_path_factory):
     return folder / "scores"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("loss", METHODS)
 def test_ten_steps(loss, adapter, pairs, tokenizer, scores, tmp_path):

@@ -24,6 +24,8 @@ run = COMMAND.run
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 TINY |= {"num_attention_heads": 2, "max_position_embeddings": 64}
 SHORT = {"max_position_embeddings": 8}
+SMALL_BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+SMALL_BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 
 
 def settings(folder, **overrides):
@@ -308,7 +310,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(make_trainer):
         ({"train_dataset": None}, "needs train_dataset"),
         ({"train_dataset": "none.jsonl"}, "none.jsonl"),
         ({"model_config": {"model_type": "vit"}}, "cannot build the model"),
-        ({"model_config": {"model_type": "bart"}}, "encoder"),
+        ({"model_config": {"model_type": "bart", **SMALL_BART}}, "encoder"),
         ({"model_config": {"model_type": "llama", **TINY, **SHORT}}, "max_length to 8"),
         ({"on_bad_row": "warn"}, "on_bad_row must be one of skip, error"),
         ({"train_sampling_strategy": "sorted"}, "train_sampling_strategy must be"),

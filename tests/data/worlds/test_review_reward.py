@@ -75,6 +75,7 @@ def test_causal(words, length):
     assert REWARD.token_rewards(words[:length]) == REWARD.token_rewards(words)[:length]
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(st.text())
 def test_total_on_any_text(text):

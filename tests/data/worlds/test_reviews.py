@@ -27,6 +27,7 @@ def tokenizer():
     return WORLD.build_tokenizer()
 
 
+@pytest.mark.slow
 def test_same_seed_same_rows_in_any_process():
     code = (
         "from tokenratio.data.worlds import world_rows\n"
@@ -41,7 +42,7 @@ def test_same_seed_same_rows_in_any_process():
             text=True,
             check=True,
         ).stdout
-        for hash_seed in ("0", "1", "2")
+        for hash_seed in ("0", "1")
     }
     here = [WORLD.preference_pairs(40, seed=5), WORLD.sft_corpus(40, seed=5)]
     assert printed == {f"{here}\n"}
