@@ -33,8 +33,12 @@ for command in "" $(tokenratio --help | sed -n 's/^  \([a-z][a-z-]*\) .*/\1/p');
     printf '%-14s%6d\n' "${command:-tokenratio}" $((($(date +%s%N) - started) / 1000000))
 done
 python -m tokenratio --version
-! tokenratio train none.yaml 2> error.txt
+if tokenratio train none.yaml 2> error.txt; then
+    echo "a recipe that does not exist was trained"
+    exit 1
+fi
 cat error.txt
+test "$(wc -l < error.txt)" = 1
 
 say "a recipe"
 python - <<'PY'
