@@ -9,13 +9,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.token_requests import language_model
+from tokenratio.models.token_requests import embedding_weight, language_model
 
 
 @torch.no_grad()
 def sample_log_probs(model: nn.Module) -> Float[Tensor, "tokens vocabulary"]:
     """What a model says after a few tokens, dropout off."""
-    weight = language_model(model).get_input_embeddings().weight
+    weight = embedding_weight(model)
     ids = torch.linspace(0, len(weight) - 1, min(8, len(weight)), device=weight.device).long()
     with _evaluating(model):
         mask = torch.ones_like(ids[None])  # or transformers warns of ids that look like padding
@@ -62,7 +62,7 @@ def check_adapter(
         TokenRatioError: names the first such parameter.
     """
     kind, precision = model.active_peft_config.peft_type.value, language_model(model).dtype
-    prefix = model.base_model.prefix
+    prefix = str(model.base_model.prefix)
     if is_reference:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and prefix not in name and ".modules_to_save." not in name:

@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -151,7 +151,7 @@ def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
             if not isinstance(model, PeftModel):
                 state = {f"base_model.model.{key}": value for key, value in state.items()}
             config.base_model_name_or_path, config.inference_mode = None, False
-            adapted = get_peft_model(_without_adapters(inner), config)
+            adapted = get_peft_model(_without_adapters(inner), cast(PeftConfig, config))
             set_peft_model_state_dict(adapted, state)
         except (ValueError, TypeError, RuntimeError) as error:
             raise TokenRatioError(
@@ -210,7 +210,7 @@ def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return merged
 
 
-def _merge_layer(layer: BaseTunerLayer) -> tuple[float, float]:
+def _merge_layer(layer: Any) -> tuple[float, float]:
     """Merge one layer; the squared size of what rounding lost, and of the whole update."""
     weight = getattr(layer.get_base_layer(), "weight", None)
     with warnings.catch_warnings():
@@ -232,7 +232,7 @@ def _untie_if_adapted(model: PreTrainedModel) -> None:
 
     Merged into shared weights, a change of the head would also change the embeddings.
     """
-    sides = model.get_input_embeddings(), model.get_output_embeddings()
+    sides: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     layers = [side.get_base_layer() if _is_tuner_layer(side) else side for side in sides]
     weights = [getattr(layer, "weight", None) for layer in layers]
     if weights[0] is weights[1] and weights[0] is not None and any(map(_is_tuner_layer, sides)):
@@ -295,7 +295,7 @@ def _note_untied(model: PreTrainedModel) -> None:
 def _active_adapters(model: PreTrainedModel | PeftModel) -> list[str]:
     """The names of the adapters that are at work; others are left out, which is logged."""
     inner = language_model(model)
-    layers = [module for module in inner.modules() if _is_added(module)]
+    layers: list[Any] = [module for module in inner.modules() if _is_added(module)]
     active = sorted({name for layer in layers for name in layer.active_adapters})
     if not active or any(layer.disable_adapters for layer in layers):
         raise TokenRatioError("the model has an adapter that is switched off: enable or unload it")

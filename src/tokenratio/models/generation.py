@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
@@ -153,7 +153,9 @@ def _content_keys(prompts: Sequence[AnyPrompt]) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
-        content = json.dumps(prompt_value(prompt_of(prompt)), sort_keys=True, default=str)
+        content = json.dumps(
+            prompt_value(prompt_of(cast(Any, prompt))), sort_keys=True, default=str
+        )
         keys.append(f"{seen[content]} {content}")
         seen[content] += 1
     return keys
@@ -171,7 +173,7 @@ def _generate(
 
     device = next(model.parameters()).device
     with torch.no_grad(), eval_mode(model), _generation_settings(model, settings):
-        generated = model.generate(
+        generated = cast(Any, model).generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             logits_processor=LogitsProcessorList([] if sampler is None else [sampler]),
@@ -234,7 +236,7 @@ def encode_prompts(
     """
     special, template = special_tokens(tokenizer), template or TemplateSettings()
     encoded = []
-    for prompt in map(prompt_of, prompts):
+    for prompt in map(prompt_of, cast(Any, prompts)):
         try:
             text = render_prompt(prompt, tokenizer, template)
         except RowDefectError as error:
@@ -261,7 +263,8 @@ def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator
     """
     from transformers import GenerationConfig
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    base = wrapper.get_base_model() if hasattr(model, "get_base_model") else wrapper
     own = base.generation_config
     base.generation_config = GenerationConfig(**settings)
     try:
@@ -303,7 +306,7 @@ def _response(
     """Cut what was generated after its first EOS: the rest is padding."""
     end = next((index for index, token in enumerate(generated) if token in eos_ids), None)
     return Response(
-        text=tokenizer.decode(generated[:end], skip_special_tokens=True),
+        text=str(tokenizer.decode(generated[:end], skip_special_tokens=True)),
         finish_reason="length" if end is None else "eos",
         token_ids=tuple(generated if end is None else generated[: end + 1]),
     )

@@ -33,6 +33,7 @@ from tokenratio.models.token_requests import (
     answer_token_requests,
     check_causal,
     check_statistics,
+    embedding_weight,
     language_model,
     own_head,
 )
@@ -50,7 +51,7 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
     how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
     base, where, adapters = chain_of(name, arguments)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, **how, **where)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **how, **where)
     except Exception as error:  # whatever is wrong with the files or the arguments
         of = f", the base of the adapter {name}" if adapters else ""
         raise TokenRatioError(f"cannot load model {base!r}{of}: {first_line(error)}") from None
@@ -110,7 +111,7 @@ def load_tokenizer(
     if isinstance(model, str | Path):
         name = located(model)
     else:
-        name = origin_of(model).name or language_model(model).config.name_or_path
+        name = origin_of(model).name or str(language_model(model).config.name_or_path or "")
     where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}
     try:
         return AutoTokenizer.from_pretrained(name, **where)
@@ -180,7 +181,7 @@ def check_fits(model: nn.Module, data: PreparedData) -> None:
         TokenRatioError: which, and what to do.
     """
     base = language_model(model)
-    vocabulary = base.get_input_embeddings().weight.shape[0]
+    vocabulary = len(embedding_weight(base))
     if data.largest_id >= vocabulary:
         raise TokenRatioError(
             f"the tokenizer gives id {data.largest_id}, the model has {vocabulary} embeddings: "

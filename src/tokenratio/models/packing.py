@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tokenratio.models.token_requests import language_model
+from tokenratio.models.token_requests import embedding_weight, language_model
 from tokenratio.types import CompletionBatch, StepBatch
 
 # How the architectures tested here take a mask: one for all layers, without a window or with
@@ -34,7 +34,7 @@ def model_inputs(batch: CompletionBatch | StepBatch, model: PreTrainedModel) -> 
     """What `model`'s forward is given to run the batch's rows."""
     if isinstance(batch, StepBatch) and batch.branch is not None:
         assert batch.position_ids is not None
-        dtype = model.get_input_embeddings().weight.dtype
+        dtype = embedding_weight(model).dtype
         layout = branch_inputs(model.config, batch.branch, batch.position_ids, dtype)
         return {"input_ids": batch.input_ids, **layout}
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -62,8 +62,9 @@ class Origin:
 
 def origin_of(model: nn.Module) -> Origin:
     """What `model`, an adapter around it or not, was put together from, as far as it is known."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = getattr(inner, "tokenratio_origin", None)
+    wrapper: Any = model
+    inner = wrapper.get_base_model() if hasattr(model, "get_base_model") else wrapper
+    known: Origin | None = getattr(inner, "tokenratio_origin", None)
     if known is not None:
         return known
     name = absolute(inner.config.name_or_path or "")
@@ -74,7 +75,7 @@ def origin_of(model: nn.Module) -> Origin:
 
 def set_origin(model: nn.Module, origin: Origin) -> None:
     """Remember what a causal language model was put together from; a deep copy knows it too."""
-    model.tokenratio_origin = origin
+    model.tokenratio_origin = origin  # type: ignore[assignment]  # torch expects a tensor
 
 
 def absolute(name: str | Path) -> str:

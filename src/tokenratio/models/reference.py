@@ -58,11 +58,11 @@ class Reference:
     @classmethod
     def copy_of(cls, policy: PreTrainedModel | PeftModel, origin: Origin) -> "Reference":
         """The policy as it is now; of one with an adapter, only the adapter is copied."""
-        is_adapted = isinstance(policy, PeftModel)
-        twin = shared_copy(policy) if is_adapted else copy.deepcopy(policy)
-        reference = cls.frozen(twin, "copy", origin)
-        reference.shares_weights = is_adapted
-        return reference
+        if isinstance(policy, PeftModel):
+            reference = cls.frozen(shared_copy(policy), "copy", origin)
+            reference.shares_weights = True
+            return reference
+        return cls.frozen(copy.deepcopy(policy), "copy", origin)
 
     @classmethod
     def adapter_off(cls, origin: Origin) -> "Reference":
@@ -87,12 +87,13 @@ class Reference:
     def prepare(self, prepare_model: Callable[..., Any], device: torch.device) -> None:
         """Move to `device` and give it the policy's autocast (`Accelerator.prepare_model`)."""
         if self.model is not None:
-            self.model = prepare_model(self.model.to(device), evaluation_mode=True)
+            self.model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+            self.model = prepare_model(self.model, evaluation_mode=True)
 
     def leave_device(self) -> None:
         """Make room: it has said all that is needed. Weights shared with the policy stay."""
         if self.model is not None and not self.shares_weights:
-            self.model.to("cpu")
+            self.model.to("cpu")  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
     @torch.no_grad()
     def hidden(
@@ -148,13 +149,13 @@ def model_digest(model: nn.Module) -> str:
     for name, tensor in sorted(own_weights(model)):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights of a model by the names they have without an adapter, but not the adapter's."""
-    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
+    prefix = str(model.base_model.prefix) if isinstance(model, PeftModel) else None
     for name, tensor in language_model(model).named_parameters():
         if prefix is not None and (prefix in name or ".modules_to_save." in name):
             continue

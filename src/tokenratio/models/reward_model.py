@@ -16,6 +16,7 @@ from transformers import (
 from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.models.loading import load_merged
 from tokenratio.models.pretrained_arguments import loading_arguments
+from tokenratio.models.token_requests import embedding_weight
 
 _PAD = "<|pad|>"
 
@@ -37,7 +38,8 @@ def load_reward_model(
     arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
     policy = load_merged(name, init_kwargs)
     if policy is not None:
-        model = build_reward_model(policy.config, seed=seed).to(policy.dtype)
+        model = build_reward_model(policy.config, seed=seed)
+        model.to(policy.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
         return _with_whole_body(model, missing, name)
     set_seed(seed)
@@ -95,7 +97,7 @@ def with_padding(
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_special_tokens({"pad_token": _PAD})
-        if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+        if tokenizer.pad_token_id >= len(embedding_weight(model)):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return tokenizer

@@ -26,15 +26,14 @@ class StateBaseline(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(input_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, 1, bias=False)
-        )
-        nn.init.zeros_(self.layers[-1].weight)
+        last = nn.Linear(hidden_size, 1, bias=False)
+        self.layers = nn.Sequential(nn.Linear(input_size, hidden_size), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
 
     def forward(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"]:
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = self.layers[0].weight
-            return self.layers(hidden.detach().to(weight.dtype)).squeeze(-1)
+            dtype = next(self.layers.parameters()).dtype
+            return self.layers(hidden.detach().to(dtype)).squeeze(-1)
 
 
 def save_baseline(baseline: StateBaseline, folder: Path) -> None:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,11 +123,11 @@ def answer_token_requests(model: PreTrainedModel) -> None:
         )
     own_head(model)
     # Bound to the instance, not closed over it: a deep copy then answers for itself.
-    model.forward = MethodType(_answering(type(model)), model)
+    model.forward = MethodType(_answering(cast(Any, type(model))), model)
 
 
 @functools.cache
-def _answering(model_class: type[PreTrainedModel]) -> Any:
+def _answering(model_class: Any) -> Any:
     # `wraps` keeps the signature, which `generate` and `Trainer` read to choose their arguments.
     @functools.wraps(model_class.forward)
     def forward(self: PreTrainedModel, *args: Any, token_request: Any = None, **kwargs: Any) -> Any:
@@ -179,7 +179,12 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def embedding_weight(model: nn.Module) -> Tensor:
+    """The input embeddings of the causal language model inside, one row a token."""
+    return cast(Tensor, language_model(model).get_input_embeddings().weight)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftType
 
 from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.names import suggestion
@@ -32,7 +32,7 @@ def peft_config_of(settings: PeftConfig | Mapping[str, Any]) -> PeftConfig:
             would be wrong.
     """
     config = settings if isinstance(settings, PeftConfig) else _built(dict(settings))
-    kind = config.peft_type.value
+    kind = PeftType(config.peft_type).value
     if config.is_prompt_learning or kind not in SUPPORTED:
         why = "prompt learning" if config.is_prompt_learning else "not tested"
         raise TokenRatioError(f"peft_type {kind} is not supported ({why}): use {_listed()}")

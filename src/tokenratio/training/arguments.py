@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
-from transformers.utils import strtobool
+from transformers.utils.generic import strtobool
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.device import can_pin_memory, default_device

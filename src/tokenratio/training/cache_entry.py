@@ -138,9 +138,11 @@ class Layout:
             tokens = dict.fromkeys(SIDES, np.minimum(*tokens.values()))
         offsets = {side: np.concatenate([[0], np.cumsum(tokens[side])]) for side in SIDES}
         # Offsets first: the widest type, so that what follows is aligned.
+        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
         tensors = {f"{side}_offsets": (torch.int64, (len(offsets[side]),)) for side in SIDES}
         tensors |= {side: (dtype, (int(offsets[side][-1]), *shape)) for side in SIDES}
-        header, end = {}, 0
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
         for name, (its_dtype, its_shape) in tensors.items():
             begin, end = end, end + its_dtype.itemsize * math.prod(its_shape)
             places = {"shape": its_shape, "data_offsets": (begin, end)}
@@ -158,7 +160,7 @@ class Layout:
     def write(self, file: BinaryIO, side: str, row: int, values: Tensor) -> None:
         """Put a row's values where they belong."""
         file.seek(self.begins[side] + int(self.offsets[side][row]) * self.token_bytes)
-        file.write(values.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy())
+        file.write(values.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def find_flaw(folder: Path) -> str | None:
@@ -183,7 +185,7 @@ def begin_entry(folder: Path, layout: Layout) -> Path:
     with (work / _VALUES).open("wb") as file:
         file.write(layout.header)
         for side in SIDES:
-            file.write(layout.offsets[side].astype("<i8"))
+            file.write(layout.offsets[side].astype("<i8").data)
         file.truncate(layout.size)
     return work
 

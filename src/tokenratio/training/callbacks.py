@@ -69,7 +69,7 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        path = Path(args.output_dir) / METRICS_FILE
+        path = Path(str(args.output_dir)) / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= state.global_step]
         replace_text(path, "".join(f"{line}\n" for line in kept if state.global_step > 0))
@@ -85,7 +85,7 @@ class MetricsWriter(TrainerCallback):
         # The closing summary is about this process, not about a step: it stays out.
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (Path(str(args.output_dir)) / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

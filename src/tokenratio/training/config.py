@@ -2,12 +2,45 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import option
+from tokenratio.training.cache_entry import ReferenceCache
 from tokenratio.training.constructors import explain_settings
 from tokenratio.training.method_settings import MethodSettings, require
+from tokenratio.training.metrics import ExampleLosses
 from tokenratio.training.pair_config import Objective, PairConfig
+
+if TYPE_CHECKING:
+    from tokenratio.training.forward import Forward
+
+
+class PolicyObjective(Objective):
+    """What a policy's training makes of its rows."""
+
+    def collators(
+        self, pad_token_id: int, models: list[Any], cache: ReferenceCache | None = None
+    ) -> tuple[Any, Any]:
+        """The collators for training and for evaluation, which covers whole responses.
+
+        Args:
+            models: all that will run the batches.
+            cache: the reference's hidden states of the training rows, if they are on disk.
+        """
+        raise NotImplementedError
+
+    def losses(
+        self, forward: "Forward", model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
+    ) -> ExampleLosses:
+        """The losses of a batch.
+
+        Args:
+            share: what each unit of `weight` counts in the step's loss.
+        """
+        raise NotImplementedError
 
 
 @explain_settings
@@ -110,7 +143,7 @@ class TokenRatioConfig(MethodSettings, PairConfig):
         )
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> PolicyObjective:
         """What the loss makes of its rows: of pairs, or for `sft` of completions."""
         from tokenratio.training.preference import PreferenceObjective
         from tokenratio.training.sft import SftObjective

@@ -49,7 +49,8 @@ def _is_number(cls: type, name: str) -> bool:
 
 
 def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | None]) -> Class:
-    construct = cls.__init__
+    # Each class is decorated itself, so that no subclass's constructor can be meant.
+    construct = cls.__init__  # type: ignore[misc]
     known = [name for name in inspect.signature(construct).parameters if name != "self"]
 
     @functools.wraps(construct)
@@ -78,5 +79,5 @@ def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | Non
             require_choice(given[0], found[1], choices, listed=listed)
             raise
 
-    cls.__init__ = explained
+    cls.__init__ = explained  # type: ignore[misc]
     return cls

@@ -65,7 +65,7 @@ class DisplacementAlarm(TrainerCallback):
         self._lines.clear()
         self._has_spoken = False
         for line in state.log_history:  # of a resumed run
-            self.update(line, line["step"])
+            self.update(line, int(line["step"]))
 
     def on_log(
         self,

@@ -12,9 +12,8 @@ from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference, check_start
 from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.models.token_requests import StepObjective, TokenRequest
-from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.config import PolicyObjective, TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
-from tokenratio.training.pair_config import Objective
 from tokenratio.types import CompletionBatch, StepBatch
 
 
@@ -39,7 +38,7 @@ class Forward:
     checks_start: bool = False
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> PolicyObjective:
         """The run's objective, with its settings resolved once."""
         return self.args.objective
 

@@ -1,7 +1,8 @@
 """Metrics as sums over counts, so that they stay right over batches, accumulation and processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -106,7 +107,7 @@ class MetricSums:
             for value, name in zip(row[2 * len(ratios) :], peaks, strict=True):
                 self.peaks[name] = max(self.peaks.get(name, value), value)
 
-    def reduce(self, gather: Callable[[list[object]], list[object]]) -> "MetricSums":
+    def reduce(self, gather: Callable[[list[Any]], list[Any]]) -> "MetricSums":
         """The sums of all processes; `gather` collects one object list from each."""
         total = MetricSums()
         for ratios, peaks in gather([(self.ratios, self.peaks)]):
@@ -134,7 +135,7 @@ class MetricSums:
         return {"ratios": self.ratios, "peaks": self.peaks}
 
     @classmethod
-    def from_dict(cls, state: dict[str, dict[str, list[float]]]) -> "MetricSums":
+    def from_dict(cls, state: Mapping[str, Any]) -> "MetricSums":
         sums = cls()
         sums.ratios = {name: (num, count) for name, (num, count) in state["ratios"].items()}
         sums.peaks = dict(state["peaks"])

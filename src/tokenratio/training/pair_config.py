@@ -1,10 +1,11 @@
 """Settings shared by every trainer, and what a kind of training makes of its rows."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from tokenratio.data import PreparedData, prepare_pairs
 from tokenratio.settings import option
@@ -60,7 +61,15 @@ class PairConfig(DataSettings, TrainingArguments):
         None, "Arguments of from_pretrained when the model is given by name."
     )
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+    if TYPE_CHECKING:  # narrower than transformers' own declarations: what __post_init__ leaves
+        output_dir: str = ""
+        eval_strategy: IntervalStrategy = IntervalStrategy.NO
+        save_strategy: SaveStrategy = SaveStrategy.NO
+        report_to: list[str] = []
+        lr_scheduler_kwargs: dict[str, Any] | None = None
+
+    # transformers declares it without ClassVar, although it is no field.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]
         *TrainingArguments._VALID_DICT_FIELDS,
         *("model_init_kwargs", "chat_template_kwargs", "columns"),
     ]
@@ -68,6 +77,12 @@ class PairConfig(DataSettings, TrainingArguments):
     def __post_init__(self) -> None:
         self.check_data_settings()
         resolve_arguments(self, super().__post_init__)
+
+    @property
+    def init_kwargs(self) -> dict[str, Any] | None:
+        """`model_init_kwargs` as they were read: dtypes by name, no text."""
+        assert not isinstance(self.model_init_kwargs, str)
+        return self.model_init_kwargs
 
     @property
     def objective(self) -> Objective:

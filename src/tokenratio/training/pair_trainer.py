@@ -48,6 +48,8 @@ class PairTrainer(ResumableTrainer):
     """
 
     args: PairConfig
+    processing_class: PreTrainedTokenizerBase
+    model: nn.Module
     # What to do about a loss that is not finite.
     advice: ClassVar[str] = "Lower the learning rate"
 
@@ -78,7 +80,9 @@ class PairTrainer(ResumableTrainer):
         self.add_callback(StepGuard(self.check_gradient))
         # `compute_loss` divides by the whole step's weight, over accumulation and processes.
         self.loss_is_scaled_for_ga = True
-        self._reset_metrics()
+        self._sums, self._tokens = MetricSums(), 0
+        # When the interval between two logged lines began, by the performance counter.
+        self._interval_start: float | None = None
         self._step_rows: list[int] = []
         self._metric_names: tuple[list[str], list[str]] = ([], [])
 
@@ -135,7 +139,7 @@ class PairTrainer(ResumableTrainer):
         parts = {name: part.identity() for name, part in data.items() if part is not None}
         return {**self.model_identity(), "data": parts}
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of what the loss needs; evaluation covers whole responses."""
         whole, self.data_collator = self.data_collator, self._train_collator
         try:
@@ -143,15 +147,15 @@ class PairTrainer(ResumableTrainer):
         finally:
             self.data_collator = whole
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Batches of all rows: `dataloader_drop_last` applies only to training."""
         return self._all_rows(super().get_eval_dataloader, eval_dataset)
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader[Any]:
         """Likewise."""
         return self._all_rows(super().get_test_dataloader, test_dataset)
 
-    def _all_rows(self, load: Callable[[Any], DataLoader], dataset: Any) -> DataLoader:
+    def _all_rows(self, load: Callable[[Any], DataLoader[Any]], dataset: Any) -> DataLoader[Any]:
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return load(dataset)
@@ -199,11 +203,12 @@ class PairTrainer(ResumableTrainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, ExampleLosses]:
         """The batch's share of the step's loss; the batch's own mean where no step is given."""
         if self._interval_start is None and model.training:
             self._interval_start = time.perf_counter()
+        weight: Tensor | int
         if num_items_in_batch is None:
             processes, weight = 1, self.args.objective.weight(inputs)
         else:  # DDP and FSDP average gradients over processes; the weight is that of all of them
@@ -244,8 +249,7 @@ class PairTrainer(ResumableTrainer):
 
     def _reset_metrics(self) -> None:
         """Begin an interval between two logged lines."""
-        self._sums, self._tokens = MetricSums(), 0
-        self._interval_start: float | None = None
+        self._sums, self._tokens, self._interval_start = MetricSums(), 0, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add this interval's metrics to a training line."""
@@ -257,7 +261,9 @@ class PairTrainer(ResumableTrainer):
             self._reset_metrics()
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
+    def evaluate(  # type: ignore[override]  # any source
+        self, eval_dataset: Any = None, **kwargs: Any
+    ) -> dict[str, float]:
         """Evaluate on any source the constructor takes, or on the one it was given.
 
         Of several held-out sets, one may be given by its name.
@@ -280,8 +286,8 @@ class PairTrainer(ResumableTrainer):
             return output
         order = np.argsort(output.label_ids, kind="stable")
         columns = [2 * self._metric_names[0].index(name) for name in self.args.objective.predicted]
-        predictions = output.predictions[order][:, columns]
-        return PredictionOutput(predictions, output.label_ids[order], output.metrics)
+        predictions, rows = np.asarray(output.predictions), np.asarray(output.label_ids)
+        return PredictionOutput(predictions[order][:, columns], rows[order], output.metrics)
 
     def prediction_step(
         self,
@@ -302,7 +308,7 @@ class PairTrainer(ResumableTrainer):
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = MetricSums()
-        sums.add_table(prediction.predictions.tolist(), *self._metric_names)
+        sums.add_table(np.asarray(prediction.predictions).tolist(), *self._metric_names)
         return sums.means()
 
     def _encoded(self, source: Any) -> Any:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokenratio.errors import TokenRatioError
@@ -87,17 +89,18 @@ def set_up_policy(
         TokenRatioError: a model or an adapter that does not fit, or would be trained wrongly.
     """
     if isinstance(model, str | Path):
-        model = load_model(model, args.model_init_kwargs)
+        model = load_model(model, args.init_kwargs)
     config = None if peft_config is None else peft_config_of(peft_config)
-    given = None
+    given: Tensor | None = None
     if has_adapter(model) or config is not None:
         _require_known_kind(model)
         given = sample_log_probs(model)
-    origin, precision = origin_of(model), getattr(language_model(model), "dtype", None)
+    origin, precision = origin_of(model), getattr(language_model(model), "dtype", torch.float32)
     is_merged = has_adapter(model) and config is not None
     if is_merged:
         model = merge_adapters(model)
     elif has_adapter(model):
+        assert given is not None
         model = as_peft_model(model)
         require_same(given, sample_log_probs(model), f"{origin} was changed", precision=precision)
     answer_token_requests(language_model(model))
@@ -105,10 +108,11 @@ def set_up_policy(
     reference = None
     if args.method.has_reference:
         reference = make_reference(
-            model, ref_model, adds_adapter=config is not None, init_kwargs=args.model_init_kwargs
+            model, ref_model, adds_adapter=config is not None, init_kwargs=args.init_kwargs
         )
     if config is not None:
         set_seed(args.seed)  # Trainer seeds later; the adapter's start is part of the run
+        assert isinstance(model, PreTrainedModel)
         model = add_adapter(model, config)
     if isinstance(model, PeftModel):
         is_reference = reference is not None and reference.model is None
@@ -143,7 +147,7 @@ def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> P
     known = absolute(config.base_model_name_or_path or start.origin.base or "")
     is_new = is_new or not known
     if not is_new and args.should_save:  # the process that saves decides
-        cache_dir = (args.model_init_kwargs or {}).get("cache_dir")
+        cache_dir = (args.init_kwargs or {}).get("cache_dir")
         weight = changed_weight(start.adapters, known, cache_dir=cache_dir)
         if weight is not None:
             is_new = True

@@ -14,10 +14,9 @@ from tokenratio.models.packing import why_not_shared
 from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.models.token_requests import language_model
 from tokenratio.training.cache_entry import ReferenceCache
-from tokenratio.training.config import TokenRatioConfig
+from tokenratio.training.config import PolicyObjective, TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
 from tokenratio.training.objective import PreferenceLosses
-from tokenratio.training.pair_config import Objective
 from tokenratio.types import PairBatch, StepBatch
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PreferenceObjective(Objective):
+class PreferenceObjective(PolicyObjective):
     """The mean over a step's pairs of the loss that `args.loss` names."""
 
     args: TokenRatioConfig
@@ -52,7 +51,7 @@ class PreferenceObjective(Objective):
         return self._equations.of_pairs(pairs, answer, baseline, 1.0).metrics.names
 
     def collators(
-        self, pad_token_id: int, models: list[nn.Module], cache: ReferenceCache | None = None
+        self, pad_token_id: int, models: list[Any], cache: ReferenceCache | None = None
     ) -> tuple[Any, Any]:
         """The collators for training and for evaluation, which covers whole responses.
 
@@ -72,7 +71,7 @@ class PreferenceObjective(Objective):
         if reason is None:
             head = language_model(models[0]).get_output_embeddings()
             hidden_size = head.weight.shape[1]
-            share = self.args.share_prompt
+            share: Any = self.args.share_prompt
             return replace(steps, share_prompt=share, hidden_size=hidden_size), whole
         if self.args.share_prompt == "always":
             raise TokenRatioError(f"share_prompt: always, but {reason}")

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
@@ -104,7 +105,7 @@ def reference_cache(
         # Twice on every process, also where its machine has the entry: else they would not meet.
         state.wait_for_everyone()
         if mine is not None and mine.work is not None:
-            finish_entry(mine.work, mine.folder, mine.ingredients)
+            finish_entry(mine.work, mine.folder, mine.ingredients or {})
         state.wait_for_everyone()
     except OSError as error:
         raise TokenRatioError(f"cannot write the reference cache: {error}") from None
@@ -165,7 +166,7 @@ class _Runner:
                     layout.write(file, side, row, part)
                 bar.update(len(rows))
 
-    def _order(self) -> np.ndarray:
+    def _order(self) -> NDArray[np.intp]:
         """Rows of like length side by side, the longest first: a lack of memory shows at once."""
         lengths = row_lengths(self.data.dataset, pruned=self.what == "hidden")
         return np.argsort(-lengths, kind="stable")
@@ -173,21 +174,22 @@ class _Runner:
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         was_training = self.model.training
-        self.model.to(self.device).eval()
-        is_adapted = isinstance(self.model, PeftModel)
+        self.model.to(self.device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+        self.model.eval()
+        adapted = self.model if isinstance(self.model, PeftModel) else None
         try:
             with (
                 torch.no_grad(),
                 torch.autocast(
                     self.device.type, dtype=self.autocast, enabled=self.autocast is not None
                 ),
-                self.model.disable_adapter() if is_adapted else contextlib.nullcontext(),
+                contextlib.nullcontext() if adapted is None else adapted.disable_adapter(),
             ):
                 yield
         finally:
             self.model.train(was_training)
 
-    def _ask(self, rows: Sequence[int]) -> Tensor:
+    def _ask(self, rows: Sequence[int] | NDArray[np.intp]) -> Tensor:
         """One value per response token of `rows`: all of the chosen side, then the rejected one."""
         examples = [self.data.dataset[int(row)] for row in rows]
         if self.what == "hidden":

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -20,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import mask_secrets, read_document, versions, write_run_file
 from tokenratio.training.model_card import own_settings, write_model_card
+from tokenratio.training.pair_config import PairConfig
 from tokenratio.training.same_run import MAY_DIFFER, check_same_run
 
 # Written last by transformers, so a checkpoint that has it whole is complete.
@@ -86,6 +89,9 @@ def _what_is_missing(checkpoint: Path) -> str | None:
 class ResumableTrainer(Trainer):
     """A trainer whose runs are resumed exactly, or refused with the reason."""
 
+    args: PairConfig
+    train_dataset: Dataset | None
+
     def run_identity(self) -> dict[str, Any]:
         """What `run.json` says of the run, and a checkpoint of it must share."""
         raise NotImplementedError
@@ -93,7 +99,9 @@ class ResumableTrainer(Trainer):
     def before_training(self, checkpoint: Path | None) -> None:
         """Called before the first step, after `checkpoint` was found to be of the same run."""
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]  # a Path too
+        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train, or resume from a folder, or with True from the newest complete checkpoint.
 
         Raises:
@@ -151,7 +159,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             self._write_card(folder)
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # the arguments have no order
         self,
         *,
         finetuned_from: str | None = None,
@@ -206,9 +214,9 @@ class _SettingsOfNow(TrainerCallback):
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
 
-    def on_train_begin(
+    def on_train_begin(  # type: ignore[override]  # the only settings there are
         self,
-        args: TrainingArguments,
+        args: PairConfig,
         state: TrainerState,
         control: TrainerControl,
         lr_scheduler: Any = None,
@@ -230,12 +238,12 @@ class _SettingsOfNow(TrainerCallback):
             _log.warning(
                 "the run now has %d steps instead of %d: its %s schedule is stretched, and the "
                 "learning rate goes from %.3g to %.3g after step %d",
-                *(state.max_steps, self.max_steps, args.lr_scheduler_type.value),
+                *(state.max_steps, self.max_steps, SchedulerType(args.lr_scheduler_type).value),
                 *(was, is_now, step),
             )
 
 
-def _schedule(args: TrainingArguments, steps: int) -> LambdaLR:
+def _schedule(args: PairConfig, steps: int) -> LambdaLR:
     """The learning-rate schedule of a run of so many steps."""
     return get_scheduler(
         args.lr_scheduler_type,

@@ -18,7 +18,7 @@ from tokenratio.data import PairCollator
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.reward_model import with_padding
-from tokenratio.models.token_requests import disable_dropout
+from tokenratio.models.token_requests import disable_dropout, language_model
 from tokenratio.settings import option
 from tokenratio.training.callbacks import MetricsWriter
 from tokenratio.training.constructors import explain_arguments, explain_settings
@@ -114,7 +114,7 @@ class RewardTrainer(PairTrainer):
 
     def model_identity(self) -> dict[str, Any]:
         """The model's name; a reward model has no reference."""
-        name = self._bare_model.config.name_or_path
+        name = language_model(self._bare_model).config.name_or_path
         return {"kind": "reward model", "model": name, "reference": None}
 
     def example_losses(

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 import huggingface_hub
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_available_reporting_integrations
+from transformers import EarlyStoppingCallback, SchedulerType, Trainer, get_scheduler
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
@@ -60,7 +61,7 @@ def check_settings(
     _check_schedule(args)
 
 
-def check_surroundings(args: TrainingArguments) -> None:
+def check_surroundings(args: PairConfig) -> None:
     """Refuse a run whose trackers, hub or output folder cannot be used from this machine.
 
     Raises:
@@ -156,7 +157,7 @@ def _check_metric(metric: str, measured: Iterable[str], eval_sets: list[str] | N
     """
     known = [
         name if part is None else f"{part}_{name}"
-        for part in eval_sets or [None]
+        for part in eval_sets or (None,)
         for name in measured
     ]
     name = metric.removeprefix("eval_")
@@ -173,8 +174,8 @@ def _check_metric(metric: str, measured: Iterable[str], eval_sets: list[str] | N
     )
 
 
-def _check_optimizer(args: TrainingArguments) -> None:
-    name, given = args.optim.value, str(args.optim_args or "").replace(" ", "")
+def _check_optimizer(args: PairConfig) -> None:
+    name, given = OptimizerNames(args.optim).value, str(args.optim_args or "").replace(" ", "")
     pairs = [pair.partition("=") for pair in given.split(",")] if given else []
     if not all(key and equals and value for key, equals, value in pairs):
         raise TokenRatioError(f"optim_args must be `name=value,name=value`, not {args.optim_args}")
@@ -193,7 +194,7 @@ def _check_optimizer(args: TrainingArguments) -> None:
             raise TokenRatioError(f"optim_args: {name} has no argument {key}")
 
 
-def _reads(args: TrainingArguments, key: str) -> bool:
+def _reads(args: PairConfig, key: str) -> bool:
     """Whether the optimizer takes an argument; transformers passes over what it does not know."""
     probed, bare = copy.copy(args), copy.copy(args)
     probed.optim_args, bare.optim_args = f"{key}=7", None
@@ -205,7 +206,7 @@ def _reads(args: TrainingArguments, key: str) -> bool:
         return True
 
 
-def _check_schedule(args: TrainingArguments) -> None:
+def _check_schedule(args: PairConfig) -> None:
     try:
         get_scheduler(
             args.lr_scheduler_type,
@@ -216,8 +217,8 @@ def _check_schedule(args: TrainingArguments) -> None:
         )
     except Exception as error:
         raise TokenRatioError(
-            f"lr_scheduler_type {args.lr_scheduler_type.value} with lr_scheduler_kwargs "
-            f"{args.lr_scheduler_kwargs}: {_line(error)}"
+            f"lr_scheduler_type {SchedulerType(args.lr_scheduler_type).value} with "
+            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {_line(error)}"
         ) from error
 
 

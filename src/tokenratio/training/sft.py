@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data import CompletionCollator, PreparedData, prepare_completions
 from tokenratio.losses import sft_loss
+from tokenratio.training.config import PolicyObjective
 from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
-from tokenratio.training.pair_config import Objective
 from tokenratio.types import CompletionBatch
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SftObjective(Objective):
+class SftObjective(PolicyObjective):
     """The mean over a step's response tokens, as in transformers."""
 
     rows_per_example: ClassVar[int] = 1
@@ -40,8 +40,8 @@ class SftObjective(Objective):
         batch = CompletionBatch(rows, rows, mask.expand(2, 3), torch.arange(2))
         return sft_losses(batch, {"log_probs": torch.zeros(4)}, 1.0).metrics.names
 
-    def collators(self, pad_token_id: int, *_: Any) -> tuple[Any, Any]:
-        """The collators for training and for evaluation."""
+    def collators(self, pad_token_id: int, models: Any, cache: Any = None) -> tuple[Any, Any]:
+        """One collator, for training and for evaluation."""
         collator = CompletionCollator(pad_token_id)
         return collator, collator
 

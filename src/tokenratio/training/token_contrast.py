@@ -297,12 +297,12 @@ def compute_contrast(
         raise TokenRatioError(
             f"the two models have {sizes[0]} and {sizes[1]} tokens: take two of one family"
         )
-    said = []
+    caches = []
     for side in sides:
         check_fits(side.model, side.data)
         answer_token_requests(language_model(side.model))
         disable_dropout(side.model)
-        said.append(
+        caches.append(
             reference_cache(
                 side.model,
                 side.data,
@@ -315,4 +315,4 @@ def compute_contrast(
                 progress=progress,
             )
         )
-    return TokenContrast.of(data, *said, ingredients)
+    return TokenContrast.of(data, caches[0], caches[1], ingredients)

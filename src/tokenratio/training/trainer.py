@@ -89,7 +89,7 @@ class TokenRatioTrainer(PairTrainer):
         args = TokenRatioConfig(output_dir="tokenratio_output") if args is None else args
         check_run(args, TokenRatioConfig, eval_dataset, callbacks)
         if processing_class is None:
-            processing_class = load_tokenizer(model, args.model_init_kwargs)
+            processing_class = load_tokenizer(model, args.init_kwargs)
         elif isinstance(processing_class, str | Path):
             processing_class = load_tokenizer(processing_class)
         tokenizer = with_chat_template(processing_class, args.chat_template)
@@ -138,7 +138,7 @@ class TokenRatioTrainer(PairTrainer):
         args = self.args
         assert self.reference is not None
         return reference_cache(
-            self.reference.model or self._bare_model,
+            self.reference.model or self._setup.policy,
             data,
             what=what,
             root=args.reference_cache_dir,
@@ -218,7 +218,9 @@ class TokenRatioTrainer(PairTrainer):
             load_baseline(self.baseline, checkpoint)
             load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]  # a Path too
+        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train, or resume: see `ResumableTrainer.train`."""
         output = super().train(resume_from_checkpoint, **kwargs)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
