@@ -26,8 +26,9 @@ class StateBaseline(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        last = nn.Linear(hidden_size, 1, bias=False)
-        self.layers = nn.Sequential(nn.Linear(input_size, hidden_size), nn.GELU(), last)
+        # In this order: each layer draws its first weights from the run's random numbers.
+        first, last = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, 1, bias=False)
+        self.layers = nn.Sequential(first, nn.GELU(), last)
         nn.init.zeros_(last.weight)
 
     def forward(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"]:
