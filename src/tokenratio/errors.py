@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right; the command line prints it as one line."""
+"""The exception for mistakes that a user can fix; the command line prints it as one line."""
 
 
 class TokenRatioError(ValueError):
@@ -6,6 +6,6 @@ class TokenRatioError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type."""
+    """The first line of an exception's message, or its type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

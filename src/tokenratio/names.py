@@ -11,7 +11,7 @@ _FEW = 5
 
 
 def near_names(name: object, known: Iterable[str]) -> list[str]:
-    """The known names that somebody who wrote `name` may have meant, the nearest first.
+    """The known names closest to `name`, the nearest first.
 
     >>> near_names("TBPO-A", ["tbpo_a", "tbpo"])
     ['tbpo_a']

@@ -42,7 +42,7 @@ class Field:
 
 
 def fields_of(*classes: type) -> dict[str, Field]:
-    """The settings that dataclasses have, by name; of two with one name the last one's."""
+    """The settings of dataclasses, by name; where names repeat, the last class wins."""
     fields = {}
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -61,12 +61,12 @@ def check_known(
     *,
     listed: str = "--help lists them",
 ) -> None:
-    """Refuse names that are not known, and say what is meant if it can be told.
+    """Refuse unknown names, suggesting the right one where possible.
 
     Args:
-        names: those that were given; a mapping of them to their values, if these may help.
-        what: what the names are, in words.
-        listed: where all known names can be found, if there are many.
+        names: the given names; or a mapping to their values, which can help the suggestion.
+        what: what the names are, for the message.
+        listed: where to find all known names, if there are many.
     Raises:
         TokenRatioError: the first unknown name.
     """
@@ -74,8 +74,8 @@ def check_known(
     for name in names:
         if name not in known:
             value = names[name] if isinstance(names, Mapping) else None
-            said = advice(str(name), known, value)
-            hint = f": {said}" if said else suggestion(name, known, listed=listed)
+            found = advice(str(name), known, value)
+            hint = f": {found}" if found else suggestion(name, known, listed=listed)
             raise TokenRatioError(f"unknown {what} {name!r}{hint}")
 
 
@@ -185,7 +185,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _in_words(options: Iterable[Any]) -> str:
-    """What a setting may be, for a message: no names of Python types."""
+    """The allowed types of a setting in words, without names of Python types."""
     origins = [_origin(option) for option in options]
     words = [_WORDS.get(origin, "text") for origin in origins]
     if float in origins:
@@ -194,7 +194,7 @@ def _in_words(options: Iterable[Any]) -> str:
 
 
 def _choices(options: Iterable[Any]) -> list[str]:
-    """The texts that enumerations and literals among the types admit."""
+    """The strings that enumerations and literals among the types allow."""
     choices: list[Any] = []
     for option in options:
         if _is_enum(option):

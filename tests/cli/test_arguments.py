@@ -115,7 +115,7 @@ def test_yaml_is_safe_and_a_mapping(tmp_path):
     for text, message in (
         ("- a\n", "key: value"),
         ("a: [", "is not YAML"),
-        ("a: 1\na: 2\n", "stands twice"),
+        ("a: 1\na: 2\n", "is given twice"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
     ):
         path.write_text(text)

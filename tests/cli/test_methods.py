@@ -110,7 +110,7 @@ def test_score_tokens_then_train(models, capsys):
     ("flags", "message"),
     [
         ([], "nothing tells p+ from p-"),
-        (["--negative_prompt", "worse"], "must hold {prompt} once"),
+        (["--negative_prompt", "worse"], "must contain {prompt} exactly once"),
         (["--negative_model", "."], "cannot load model"),
         (["--on_bad_row", "maybe"], "on_bad_row"),
     ],
@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(models, capsys, flags, message):
     [
         ("{dpo: {}}", "unknown loss in score_tokens"),
         ("{sepo: {positiv: dpo}}", "did you mean 'positive'"),
-        ("{sepo: {positive_prompt: none}}", "must hold {prompt} once"),
+        ("{sepo: {positive_prompt: none}}", "must contain {prompt} exactly once"),
         ("{sepo: {dpo: {learning_rat: 1}}}", "learning_rate"),
         ("{sepo: {dpo: 3}}", "`key: value` lines"),
         ("{sepo: {dpo: {loss: ipo}}}", "cannot have loss"),

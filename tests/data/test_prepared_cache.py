@@ -166,7 +166,7 @@ def test_a_damaged_entry_is_prepared_anew(tmp_path, source, chat_tokenizer, file
     damage(entry / file)
     second = prepare_pairs(source, chat_tokenizer, **LIMITS, cache_dir=cache)
     assert second.read_from is None
-    assert "prepared anew" in caplog.text
+    assert "will be prepared again" in caplog.text
     same(first, second)
     assert prepare_pairs(source, chat_tokenizer, **LIMITS, cache_dir=cache).read_from == entry
 
@@ -175,7 +175,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, source, chat_tokenizer
     (tmp_path / "cache").write_text("a file")
     data = prepare_pairs(source, chat_tokenizer, **LIMITS, cache_dir=tmp_path / "cache")
     assert data.report.rows_kept == 31
-    assert "cannot be kept" in caplog.text
+    assert "cannot cache prepared data" in caplog.text
 
 
 def test_bad_rows_stop_before_an_entry_is_made(tmp_path, source, chat_tokenizer):

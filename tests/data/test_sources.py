@@ -177,9 +177,9 @@ def test_datasets(tmp_path):
     with pytest.raises(TokenRatioError, match="no split 'dev'"):
         read_rows(splits, split="dev")
     for stream in (data.to_iterable_dataset(), datasets.IterableDatasetDict()):
-        with pytest.raises(TokenRatioError, match="stream"):
+        with pytest.raises(TokenRatioError, match="Streaming"):
             read_rows(stream)
-    with pytest.raises(TokenRatioError, match="int is not a source"):
+    with pytest.raises(TokenRatioError, match="int is not a data source"):
         read_rows(3)
 
 

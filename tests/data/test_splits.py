@@ -148,7 +148,7 @@ def test_the_only_split_needs_no_name(tmp_path):
     [
         ("uf@train_prfs", "no split 'train_prfs'; it has: test_prefs, train_prefs"),
         ("uf@train[:10]", "max_samples"),
-        ("uf/train_prefs.jsonl@train", "is one file and has no splits"),
+        ("uf/train_prefs.jsonl@train", "is a single file and has no splits"),
         ("gone@train", "gone: no such file or folder"),
     ],
 )
@@ -198,9 +198,9 @@ def test_hub_names_with_configuration_and_split(hub, tokenizer):
         ("org/two", "b", "train"),
         ("org/two", "a", "train"),
     ]
-    with pytest.raises(TokenRatioError, match="several configurations and none is named: a, b"):
+    with pytest.raises(TokenRatioError, match="has several configurations; available: a, b"):
         read_rows("org/two")
-    with pytest.raises(TokenRatioError, match="none is called 'c': a, b"):
+    with pytest.raises(TokenRatioError, match="no configuration 'c'; available: a, b"):
         read_rows("org/two:c")
     with pytest.raises(TokenRatioError, match="several splits: test_gen"):
         locate("org/uf", split=None)

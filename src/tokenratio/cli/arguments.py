@@ -1,7 +1,7 @@
 """One parser for all commands: recipe keys and flags are the fields of dataclasses.
 
-This is not argparse, which knows flags only: a key of a recipe and a flag go through one conversion
-(see `tokenratio.settings`).
+Not argparse, which handles flags only: recipe keys and flags go through the same conversion (see
+`tokenratio.settings`).
 """
 
 import textwrap
@@ -20,10 +20,11 @@ def read_flags(
 ) -> tuple[list[str], dict[str, str | bool]]:
     """Split a command line into positional arguments and flags.
 
-    `--name value`, `--name=value` and, for a bool, `--name` alone; dashes and underscores are one.
+    Accepts `--name value`, `--name=value` and, for a bool, `--name` alone; dashes and underscores
+    are equivalent.
 
     Raises:
-        TokenRatioError: a flag that no field has, or one without its value.
+        TokenRatioError: an unknown flag, or a flag without a value.
     """
     positional: list[str] = []
     flags: dict[str, str | bool] = {}
@@ -35,7 +36,7 @@ def read_flags(
             continue
         written, equals, value = word[2:].partition("=")
         name = written.replace("-", "_")
-        if name not in fields:  # its value may tell which setting is meant
+        if name not in fields:  # its value can help to suggest the right one
             check_known({name: value if equals else (rest or [None])[0]}, fields, "flag")
         if equals:
             flags[name] = value
@@ -76,7 +77,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice")
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice")
         return super().construct_mapping(node, deep=deep)
 
 

@@ -1,4 +1,4 @@
-"""What the command line says of an error that no command expected."""
+"""Messages for errors that no command expected."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _DISK_FULL = "the disk is full: free space, or keep fewer checkpoints (save_tota
 
 
 def shortage(error: BaseException) -> str | None:
-    """What to do where memory or disk ran out; None for another error."""
+    """Advice if memory or disk space ran out; None for other errors."""
     text = str(error)
     if isinstance(error, MemoryError) or _MEMORY.search(text):
         return _OUT_OF_MEMORY
@@ -24,15 +24,15 @@ def shortage(error: BaseException) -> str | None:
 
 
 def describe_failure(error: BaseException, command: str) -> str:
-    """One line: what went wrong, what is kept (the error's notes), and what to do."""
+    """One line: what went wrong, what was saved (the error's notes), and what to do."""
     kept = " ".join(getattr(error, "__notes__", []))
     found = shortage(error)
     if found is not None:
         return ". ".join(filter(None, (found, kept)))
     said = " ".join(str(error).split()) or "no message"
     report = (
-        f"set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not say what to put "
-        f"right, please report it with the traceback ({os.path.basename(_where(error))})"
+        f"set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not say what to "
+        f"fix, please report it with the traceback ({os.path.basename(_where(error))})"
     )
     return ". ".join(
         filter(None, (f"{command} stopped on an unexpected error: {said[:400]}", kept, report))

@@ -10,13 +10,13 @@ from tokenratio.settings import option
 
 USAGE = """usage: tokenratio inspect-data SOURCE [--flag value ...]
 
-SOURCE is a file, a folder, a hub name or a world. Without a tokenizer, lengths are in words.
+SOURCE is a file, a folder, a hub name or a world. Without --tokenizer, lengths are in words.
 """
 
 
 @dataclass
 class InspectOptions(TemplateOptions):
-    """What `inspect-data` can be told."""
+    """Options of `inspect-data`."""
 
     tokenizer: str | None = option(
         None, "A hub name or folder; with it, rows are shown as tokens with their masks."
@@ -24,7 +24,9 @@ class InspectOptions(TemplateOptions):
     num_rows: int = option(3, "Rows to print.")
     max_length: int | None = option(2048, "As in training.")
     max_prompt_length: int | None = option(None, "As in training.")
-    split: str | None = option(None, "Only this split of a folder or of a hub data set.")
+    split: str | None = option(
+        None, "Split of a folder or hub data set; default: the one that training reads."
+    )
 
     columns: dict[str, Any] | None = option(
         None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."

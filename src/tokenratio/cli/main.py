@@ -1,4 +1,4 @@
-"""`tokenratio COMMAND ...`: finds the command; a user's mistake is one line and exit code 2."""
+"""`tokenratio COMMAND ...`: runs the command; a user's mistake is one line and exit code 2."""
 
 import os
 import sys
@@ -8,24 +8,27 @@ from typing import NoReturn
 from tokenratio import __version__
 from tokenratio.errors import TokenRatioError
 
-# Each module has a COMMAND. Modules are imported when called for, and import
-# torch only after the command line has been checked.
+# Each module has a COMMAND. Modules are imported on demand, and
+# import torch only after the command line has been checked.
 COMMANDS = {
     "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
-    "merge": ("tokenratio.cli.merge", "join adapters and their base into a plain model"),
-    "train-reward": ("tokenratio.cli.train_reward", "train a reward model, to judge with"),
-    "generate": ("tokenratio.cli.generate", "sample responses from a model or an endpoint"),
-    "judge": ("tokenratio.cli.judge", "compare responses with a judge"),
+    "merge": ("tokenratio.cli.merge", "merge adapters into their base model"),
+    "train-reward": ("tokenratio.cli.train_reward", "train a reward model from preference pairs"),
+    "generate": ("tokenratio.cli.generate", "generate responses with a model or an endpoint"),
+    "judge": ("tokenratio.cli.judge", "compare two sets of responses with a judge"),
     "evaluate": ("tokenratio.cli.evaluate", "generate, judge and measure policies"),
-    "compare": ("tokenratio.cli.compare", "tell differences between policies from chance"),
-    "convert": ("tokenratio.cli.convert", "generations from and for AlpacaEval and MT-Bench"),
-    "inspect-data": ("tokenratio.cli.inspect_data", "show what training would see of a data set"),
-    "methods": ("tokenratio.cli.methods", "list the methods that train, their needs and costs"),
+    "compare": ("tokenratio.cli.compare", "test whether policies differ by more than chance"),
+    "convert": ("tokenratio.cli.convert", "convert responses from and to AlpacaEval and MT-Bench"),
+    "inspect-data": ("tokenratio.cli.inspect_data", "show a data set as training sees it"),
+    "methods": ("tokenratio.cli.methods", "list the training methods, what they need and cost"),
     "score-tokens": (
         "tokenratio.cli.score_tokens",
         "compute the token scores that tis_dpo, sepo and t_reg need",
     ),
-    "quickstart": ("tokenratio.cli.quickstart", "SFT, pairs and TBPO-A on the review world"),
+    "quickstart": (
+        "tokenratio.cli.quickstart",
+        "run SFT, TBPO-A and evaluation on the review world",
+    ),
 }
 
 USAGE = "\n".join(
@@ -43,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 when it succeeded, 2 for a mistake the user can put right, 1 for an error
-        that was not expected; each of these is one line on standard error.
+        The exit code: 0 for success, 2 for a mistake the user can fix, 1 for an unexpected error;
+        errors are one line on standard error.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -66,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _print_line(str(error))
         return 2
-    except BrokenPipeError:  # such as `| head`: what is left unsaid goes nowhere
+    except BrokenPipeError:  # such as `| head`: the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as interrupt:
@@ -82,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print_line(text: str) -> None:
-    """Print a message on standard error; a name in it cannot move the cursor."""
+    """Print a message on standard error, without characters that could move the cursor."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     print(f"tokenratio: {' '.join(printable.split())}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""How far a training run is: a bar on a terminal, lines elsewhere."""
+"""Training progress: a bar on a terminal, lines elsewhere."""
 
 import logging
 import sys
@@ -26,10 +26,10 @@ _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaini
 
 
 def use_terminal(trainer: Trainer, *, every: int = 1) -> None:
-    """Give a trainer our progress bar on a terminal and lines elsewhere.
+    """Report a trainer's progress with a bar on a terminal, with lines elsewhere.
 
     Args:
-        every: print every so many logged lines.
+        every: print one in this many logged lines.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -85,7 +85,7 @@ class Lines(TrainerCallback):
     """A line on standard output for each logged step and each evaluation while training.
 
     Args:
-        every: leave out all but every so many steps; the first and the last one are printed.
+        every: print one in this many logged steps; the first and the last are always printed.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -141,7 +141,7 @@ def describe_step(logs: Mapping[str, float], state: TrainerState, seconds: float
     """A logged step in a line.
 
     Args:
-        seconds: that the run will still take; None if that is not known yet.
+        seconds: estimated time left; None while unknown.
     """
     parts = [f"loss {logs['loss']:.4f}"]
     accuracy = accuracy_of(logs)
@@ -159,7 +159,7 @@ def describe_step(logs: Mapping[str, float], state: TrainerState, seconds: float
 
 
 def describe_briefly(logs: Mapping[str, float]) -> str:
-    """A logged step in what 80 columns leave beside a bar."""
+    """A logged step, short enough to fit beside a bar in 80 columns."""
     parts = [f"loss={logs['loss']:.3f}"]
     accuracy = accuracy_of(logs)
     if accuracy is not None:

@@ -28,7 +28,7 @@ _PLACE = "{prompt}"
 
 @dataclass
 class ScoreOptions(TemplateOptions):
-    """What `score-tokens` can be told."""
+    """Options of `score-tokens`."""
 
     output: str = option("token_scores", "Folder to write or add to.")
     positive_model: str = option("", "p+: a hub name or a folder.")

@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: progress there, silence elsewhere."""
+"""Terminal behaviour shared by the commands: progress bars, quiet libraries, one-line errors."""
 
 import sys
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from tokenratio.errors import TokenRatioError
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches: progress bars are drawn on standard error."""
+    """Whether standard error is a terminal, so that progress bars are drawn."""
     return sys.stderr.isatty()
 
 
 def quiet_libraries() -> None:
-    """Let libraries speak only when something is wrong, and draw no bars into a log file."""
+    """Silence libraries except for errors, and keep progress bars out of log files."""
     import datasets
 
     logging.set_verbosity_error()
@@ -28,10 +28,10 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def user_mistakes(doing: str) -> Iterator[None]:
-    """Turn what a library says of a user's settings into one line.
+    """Turn an error that a library raises about a user's settings into one line.
 
-    For set-up only, where an error is nearly always a setting that does not fit; a lack of memory
-    or disk stays what it is. TOKENRATIO_DEBUG=1 shows the traceback all the same.
+    For set-up only, where an error is nearly always an invalid setting; running out of memory or
+    disk space is passed on. TOKENRATIO_DEBUG=1 still shows the traceback.
 
     Raises:
         TokenRatioError: for any exception inside.
@@ -44,17 +44,17 @@ def user_mistakes(doing: str) -> Iterator[None]:
         if shortage(error) is not None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # What a KeyError says is only the key.
+        # The text of a KeyError is only the key.
         said = " ".join(lines[:3] if " " in str(error) else [type(error).__name__, *lines])
         raise TokenRatioError(f"{doing}: {said}") from error
 
 
 @contextmanager
 def training(trainer: Trainer) -> Iterator[None]:
-    """Tell the user of a run that ends early what is kept of it.
+    """Note in the error of a run that ends early which checkpoint was saved last.
 
     Optimizers, schedules and samplers are built when training begins, so an error before the first
-    step is a setting that does not fit.
+    step is an invalid setting.
 
     Raises:
         TokenRatioError: for any exception before the first step.

@@ -1,4 +1,4 @@
-"""The data room: sources → parsed and checked rows → token ids → pair-aligned batches."""
+"""Data: sources → parsed and checked rows → token ids → pair-aligned batches."""
 
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
 from tokenratio.data.defects import Defect, DefectKind, OnBadRow, WarningKind

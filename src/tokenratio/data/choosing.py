@@ -1,4 +1,4 @@
-"""Which layout a row has, by its columns."""
+"""Choosing the layout of a row by its columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which columns of a source are read, and as what: decided once, by all of its rows.
+"""Which columns of a source are read, and how: decided once per source, from all of its rows.
 
 A row alone cannot tell whether its text is JSON by accident, whether `label` is a verdict, or
 whether its neighbours hold a system prompt. The rows of a source can.
@@ -58,8 +58,8 @@ class Parts:
     Attributes:
         prompt: None where the responses hold it.
         responses: chosen and rejected, or the completion alone.
-        is_whole: the one response is a conversation of which the last turn is learnt.
-        is_text: all of a text is learnt; there is no prompt.
+        is_whole: the one response is a conversation whose last turn is trained on.
+        is_text: all of a text is trained on; there is no prompt.
         system, history: of their columns.
         layout: in words.
         unread: columns of the row that hold something and no part came from.
@@ -240,7 +240,7 @@ class SourceColumns:
         return bool(names - set(() if pair is None else pair.columns))
 
     def _label_column(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
-        """The column that says whether a completion is to be learnt, if its values can say it."""
+        """The column with a verdict on each completion, if nearly all its values are verdicts."""
         if self.use != "completion":
             return None
         for name in LABEL_COLUMNS:
@@ -257,7 +257,7 @@ class SourceColumns:
         if not verdict(value):
             raise RowDefectError(
                 DefectKind.LABELLED_BAD,
-                f"{self._label} is {json.dumps(value)}; only what is labelled good is learnt "
+                f"{self._label} is {json.dumps(value)}; only rows labelled good are trained on "
                 "(columns: {label: null} ignores the label)",
             )
 

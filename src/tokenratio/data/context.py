@@ -1,4 +1,4 @@
-"""What stands beside prompt and response in a row: system prompt, tools, options, a verdict."""
+"""The other parts of a row: system prompt, tools, template options, a verdict."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Contrastive prompts: the same responses after other words."""
+"""Contrastive prompts: the same responses after a different prompt."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,9 +24,9 @@ PLACE = "{prompt}"
 
 
 def check_prompt_template(template: str, name: str) -> None:
-    """Raise `TokenRatioError` unless the template says where the prompt goes, once."""
+    """Raise `TokenRatioError` unless the template contains `{prompt}` exactly once."""
     if template.count(PLACE) != 1:
-        raise TokenRatioError(f"{name} must hold {PLACE} once, where the prompt goes")
+        raise TokenRatioError(f"{name} must contain {PLACE} exactly once")
 
 
 def with_prompt_template(
@@ -61,7 +61,7 @@ def with_prompt_template(
     rendered = []
     for origin in data.dataset["origin"]:
         if origin not in examples:
-            raise TokenRatioError(f"{origin} is not in the source that its prompt is read from")
+            raise TokenRatioError(f"{origin} is not in this source, from which its prompt is read")
         try:
             example = _templated(examples[origin], template)
             rendered.append(render(example, tokenizer, settings, end))

@@ -1,4 +1,4 @@
-"""What can be wrong with a row of data, and the log that refuses or skips it: never in silence."""
+"""What can be wrong with a row of data, and the log that counts skipped rows."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,7 +31,7 @@ class DefectKind(StrEnum):
 
 
 class WarningKind(StrEnum):
-    """What is odd about a row that is kept all the same. A row may count under several."""
+    """What is unusual about a row that is kept. A row may count under several kinds."""
 
     DUPLICATE_ROW = "duplicate row"
     CONTRADICTORY_PAIR = "contradictory pair"
@@ -55,7 +55,7 @@ class Defect:
 
 
 class RowDefectError(Exception):
-    """One row cannot be used. Stays inside the data room: `DefectLog` makes a `Defect` of it."""
+    """A row that cannot be used. Internal: `DefectLog` records it as a `Defect`."""
 
     def __init__(self, kind: DefectKind, detail: str):
         super().__init__(detail)
@@ -63,7 +63,7 @@ class RowDefectError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["RowDefectError"], tuple[DefectKind, str]]:
-        return type(self), (self.kind, self.detail)  # it comes back from other processes
+        return type(self), (self.kind, self.detail)  # it must survive pickling between processes
 
 
 class DefectLog:
@@ -89,7 +89,7 @@ class DefectLog:
         self.defects.append(Defect(origin, error.kind, error.detail))
 
     def require_kept(self, rows_read: int, rows_kept: int) -> None:
-        """Raise unless a row is left: no usable row at all is an error under both policies."""
+        """Raise unless a row is left: no usable row at all is an error with either setting."""
         if rows_kept:
             return
         if not rows_read:

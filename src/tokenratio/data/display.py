@@ -1,4 +1,4 @@
-"""Text from data made safe for a terminal: control characters are shown, never sent."""
+"""Text from data made safe for a terminal: control characters are escaped."""
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Examples to token ids, batch by batch: rendered, tokenised, cut; or why they cannot be."""
+"""Examples to token ids, in batches: rendered, tokenised, truncated."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

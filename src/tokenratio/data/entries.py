@@ -1,4 +1,4 @@
-"""Entries of a cache on disk: folders named by a digest, there whole or not at all."""
+"""Cache entries on disk: folders named by a digest, each written completely or not at all."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ def begin_entry(folder: Path) -> Path:
 
 
 def finish_entry(work: Path, folder: Path, find_flaw: Callable[[Path], str | None]) -> None:
-    """Give an entry its name; where another process was quicker, the other's entry stands.
+    """Move an entry to its final name; if another process was faster, its entry is kept.
 
     Args:
         find_flaw: what is wrong with an entry, None if it is whole.

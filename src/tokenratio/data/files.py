@@ -24,10 +24,10 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row as it was found, before anything is believed about it.
+    """One row as found in a source, before validation.
 
     Attributes:
-        origin: where it stands, for messages: `train.jsonl:17` (line or record, from 1) or
+        origin: its location, for messages: `train.jsonl:17` (line or record, from 1) or
             `org/name[train]:16` (index, from 0).
         fields: its columns; empty when it could not be read.
         problem: why it could not be read as an object; None when it could.
@@ -161,7 +161,7 @@ def _csv_rows(data: bytes, name: str) -> Iterator[SourceRow]:
     try:
         header = next(reader, [])
         if len(set(header)) != len(header):
-            raise TokenRatioError(f"{name}: two columns of the header have one name: {header}.")
+            raise TokenRatioError(f"{name}: duplicate column names in the header: {header}.")
         start = reader.line_num + 1
         for record in reader:
             origin, start = f"{name}:{start}", reader.line_num + 1

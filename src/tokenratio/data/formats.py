@@ -42,7 +42,7 @@ class PreferenceExample:
 
 @dataclass(frozen=True)
 class CompletionExample:
-    """A prompt and the one response to learn; both strings or both lists of messages."""
+    """A prompt and the response to train on; both strings or both lists of messages."""
 
     origin: str
     prompt: Text
@@ -65,7 +65,7 @@ def parse_preference(row: SourceRow, columns: Columns | None = None) -> Preferen
 
 
 def parse_completion(row: SourceRow, columns: Columns | None = None) -> CompletionExample:
-    """Read a fine-tuning row by itself; of a preference row, chosen is learnt.
+    """Read a fine-tuning row by itself; for a preference row, on its chosen response.
 
     Raises:
         RowDefectError, TokenRatioError: as `parse_preference`.
@@ -330,7 +330,8 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
             if turn["role"] != "assistant":
                 raise RowDefectError(
                     DefectKind.BAD_CONVERSATION,
-                    f"a response holds a turn of {turn['role']!r}; only 'assistant' is learnt",
+                    f"a response holds a turn of {turn['role']!r}; only turns of 'assistant' are "
+                    "trained on",
                 )
 
 

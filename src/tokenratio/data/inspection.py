@@ -1,4 +1,4 @@
-"""What `tokenratio inspect-data` prints: rows as training sees them, then the source's account."""
+"""The output of `tokenratio inspect-data`: rows as training sees them, then the report."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -49,7 +49,7 @@ def inspect_source(
     columns: Columns | None = None,
     generation_ends: Sequence[int] | None = None,
 ) -> str:
-    """The body of `tokenratio inspect-data`: whatever the source holds, shown and counted.
+    """The body of `tokenratio inspect-data`: rows of the source and its report.
 
     Args:
         source: see `read_rows`.
@@ -107,7 +107,7 @@ def end_disagreement(
     tokenizer: "PreTrainedTokenizerBase",
     generation_ends: Sequence[int] | None,
 ) -> str | None:
-    """What to say where generation, as the model is configured, passes the template's end of turn.
+    """A warning if the model's generation settings do not stop at the template's end of turn.
 
     Args:
         generation_ends: the ids in `eos_token_id` of the model's generation_config; None where it
@@ -120,9 +120,9 @@ def end_disagreement(
     names = ", ".join(f"{tokenizer.convert_ids_to_tokens(id)!r} ({id})" for id in stops)
     where = "eos_token" if generation_ends is None else "eos_token_id of generation_config"
     return (
-        f"{where} is {names or 'empty'}: software that heeds it alone generates past the end of "
-        f"turn {tokenizer.convert_ids_to_tokens(end)!r}; add {end} to eos_token_id in the model's "
-        "generation_config.json (tokenratio stops there in any case)"
+        f"{where} is {names or 'empty'}: software that uses only this setting generates past the "
+        f"end of turn {tokenizer.convert_ids_to_tokens(end)!r}; add {end} to eos_token_id in the "
+        "model's generation_config.json (tokenratio stops there in any case)"
     )
 
 

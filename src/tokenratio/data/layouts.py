@@ -67,7 +67,7 @@ def first_fit(layouts: Sequence[Layout], columns: Iterable[str]) -> Layout | Non
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 HISTORY_COLUMN = "history"
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-# Whether a completion is to be learnt (KTO).
+# Whether a completion is to be trained on (KTO).
 LABEL_COLUMNS = ("label", "kto_tag")
 
 
@@ -246,29 +246,29 @@ COMPLETIONS: tuple[Layout, ...] = (
         ("messages",),
         "TRL, OpenAI, ms-swift",
         _from(messages="messages"),
-        note="the last turn is learnt",
+        note="the last turn is trained on",
     ),
-    Layout("completion", ("text",), "TRL", _from(text="text"), note="all of it is learnt"),
+    Layout("completion", ("text",), "TRL", _from(text="text"), note="all of it is trained on"),
     Layout(
         "completion",
         ("chosen",),
         "preference rows of any layout",
         _from(chosen="chosen"),
-        note="the chosen side is learnt",
+        note="the chosen side is trained on",
     ),
     Layout(
         "completion",
         ("conversations",),
         "ShareGPT, LLaMA-Factory",
         _from(messages="conversations"),
-        note="the last turn is learnt",
+        note="the last turn is trained on",
     ),
     Layout(
         "completion",
         ("conversation",),
         "lmsys, LDJnr/Capybara",
         _from(messages="conversation"),
-        note="the last turn is learnt",
+        note="the last turn is trained on",
     ),
     Layout("completion", ("output",), "Alpaca, LLaMA-Factory", _from(completion="output")),
     Layout("completion", ("response",), "ms-swift, OpenOrca", _from(completion="response")),

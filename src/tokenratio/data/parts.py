@@ -1,4 +1,4 @@
-"""A part of a data set that has been found: its rows, and a digest of what they hold."""
+"""A located part of a data set: its rows, and a digest of their content."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from tokenratio.data.files import SourceRow, read_file, row_of, without_filled_n
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One split of one source, found but not read yet.
+    """One split of one source, located but not read yet.
 
     Attributes:
         name: what messages call it.

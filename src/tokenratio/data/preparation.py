@@ -128,10 +128,10 @@ def prepare_pairs(
         split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
         selection: which rows are used.
         template: what the chat template is told besides the messages.
-        columns: where the source's layout is none that is known: our names to its columns, such as
+        columns: for an unknown layout: our names to the source's columns, such as
             `{"prompt": "ask"}`; see `SourceColumns`.
-        cache_dir: where prepared rows are kept, by the content of all they depend on; None to keep
-            none.
+        cache_dir: folder of the cache of prepared rows, keyed by the content of everything they
+            depend on; None for no cache.
         num_proc: processes that render and tokenise; the result is the same for any number.
     Raises:
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
@@ -167,8 +167,8 @@ def _kept(
     """Prepare rows, or read them from the cache.
 
     Args:
-        asked: every argument of the function that was called, so that the name of the entry
-            depends on one that is added later too.
+        asked: all arguments of the public function, so that the cache key covers arguments that
+            are added later.
     """
     arguments = dict(asked)
     source, split, tokenizer = (arguments.pop(name) for name in ("source", "split", "tokenizer"))
@@ -265,7 +265,7 @@ def _template_notes(
     template: TemplateSettings,
     end: TurnEnd | None,
 ) -> list[str]:
-    """What a reader has to know of how conversations are rendered."""
+    """Notes on how conversations are rendered."""
     notes = []
     if end is None:
         notes.append(

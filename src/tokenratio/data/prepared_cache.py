@@ -58,13 +58,13 @@ def kept_on_disk(
         try:
             return _read(folder, kind), folder
         except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-            _log.warning("%s is damaged and prepared anew: %s", folder, error)
+            _log.warning("%s is damaged and will be prepared again: %s", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
     prepared = prepare()
     try:
         _write(folder, prepared, text)
     except OSError as error:
-        _log.warning("prepared data cannot be kept in %s: %s", folder.parent, error)
+        _log.warning("cannot cache prepared data in %s: %s", folder.parent, error)
     return prepared, None
 
 

@@ -1,4 +1,4 @@
-"""A function mapped over batches by several processes."""
+"""Mapping a function over batches in several processes."""
 
 import multiprocessing
 import os
@@ -39,8 +39,8 @@ def map_in_processes(
             yield from pool.map(_call, batches)
         except BrokenProcessPool as error:
             raise TokenRatioError(
-                f"one of {num_proc} processes that prepare the data was killed, perhaps for lack "
-                "of memory: lower dataset_num_proc"
+                f"one of {num_proc} data-preparation processes was killed, possibly out of "
+                "memory: lower dataset_num_proc"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Prompts to generate from: the very ones that training on the same source uses."""
+"""Prompts to generate from: the same ones that training on the source uses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def read_prompts(
         for prompt in _prompts_of(part.rows(), columns)
     ]
     if not prompts:
-        raise TokenRatioError(f"{source_name(source)} holds no rows")
+        raise TokenRatioError(f"{source_name(source)} has no rows")
     return prompts
 
 

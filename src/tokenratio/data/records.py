@@ -1,4 +1,4 @@
-"""Dataclasses as JSON values and back, equal to what they were."""
+"""Dataclasses to JSON values and back, without loss."""
 
 import types
 import typing

@@ -1,4 +1,4 @@
-"""Which rows of a data set are used: its share by weight, a sample, training or held-out prompts.
+"""Which rows of a data set are used: by weight, by sampling, by training or held-out prompt.
 
 Every draw ranks rows by a hash of their content and the seed, not by their place: it is the same
 when the file is sorted anew, and hardly changes when rows are added.
@@ -143,7 +143,7 @@ def select_rows(
 
 
 def prompt_text(example: PreferenceExample | CompletionExample) -> str:
-    """What tells prompts apart: their words, system messages and whitespace left aside.
+    """The key by which prompts are compared: their words, without system messages and whitespace.
 
     A text without a prompt stands for itself.
     """

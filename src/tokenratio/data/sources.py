@@ -22,7 +22,7 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source with what is to be read of it; a list of these is read as one data set.
+    """A source and which part of it to read; a list of these is read as one data set.
 
     Attributes:
         path: what `read_rows` takes, lists of sources excepted.
@@ -55,7 +55,7 @@ _OPTIONAL = ", ".join(_SPEC_KEYS[1:])
 
 
 def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]:
-    """Read every row of a source, in its order, without judging it.
+    """Read every row of a source, in order, without validating it.
 
     Args:
         source: one of
@@ -82,7 +82,7 @@ def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]
 def locate(
     source: Source, *, split: str | None = "train", prefer: str = "prefs"
 ) -> list[SourcePart]:
-    """Find a source and decide which split is read, as `read_rows` does, without reading rows.
+    """Find a source and choose its split, as `read_rows` does, without reading rows.
 
     Args:
         prefer: see `choose_split`.
@@ -110,7 +110,7 @@ def describe_splits(source: Source, *, split: str | None = "train") -> list[str]
 
 
 def source_name(source: Source) -> str:
-    """What messages call a source."""
+    """The name of a source in messages."""
     several = _several(source)
     if several is not None:
         return ", ".join(map(source_name, several))
@@ -160,7 +160,7 @@ def _spec(source: Any) -> DataSource:
     if unknown or "path" not in source:
         reason = f"it has {unknown}" if unknown else "it has no path"
         raise TokenRatioError(
-            printable(f"A source given by keys needs path and may have {_OPTIONAL}; {reason}.")
+            printable(f"A source given as a mapping needs path and may have {_OPTIONAL}; {reason}.")
         )
     return DataSource(**source)
 
@@ -195,7 +195,7 @@ def _locate_named(
         text, _, named = text.rpartition("@")
         path = Path(text).expanduser()
         if spec.split not in (None, named):
-            raise TokenRatioError(f"{text}: two splits are named, {named} and {spec.split}.")
+            raise TokenRatioError(f"{text}: conflicting splits {named} and {spec.split}; name one.")
     wanted = named or split
     if path.exists() and spec.config is not None:
         raise TokenRatioError(f"{text}: config {spec.config!r} applies only to a Hub name.")
@@ -203,13 +203,13 @@ def _locate_named(
         return _locate_folder(path, text, wanted, prefer, spec.weight, alone=alone)
     if path.exists():
         if named is not None:
-            raise TokenRatioError(f"{text} is one file and has no splits; leave out {named!r}.")
+            raise TokenRatioError(f"{text} is a single file and has no splits; remove {named!r}.")
         return [SourcePart(text, None, (), spec.weight, ((path.name if alone else text, path),))]
     hub = _HUB_NAME.fullmatch(text)
     if hub is None or text.startswith(".") or text.endswith((*SUFFIXES, ".gz")):
         raise TokenRatioError(printable(f"{text}: no such file or folder."))
     if None not in (hub["config"], spec.config) and hub["config"] != spec.config:
-        raise TokenRatioError(f"{text}: another config is named beside it, {spec.config}.")
+        raise TokenRatioError(f"{text}: conflicting config {spec.config!r}; name one.")
     return _locate_hub(hub["name"], spec.config or hub["config"], wanted, prefer, spec.weight)
 
 
@@ -283,9 +283,9 @@ def _check_config(name: str, config: str | None) -> None:
     except Exception:
         return
     if config not in names and len(names) > 1:
-        said = "none is named" if config is None else f"none is called {config!r}"
+        fault = "several configurations" if config is None else f"no configuration {config!r}"
         raise TokenRatioError(
-            f"{name} has several configurations and {said}: {', '.join(names)}. Name one, for "
+            f"{name} has {fault}; available: {', '.join(names)}. Name one, for "
             f"example {name}:{names[0]}"
         )
 
@@ -297,8 +297,9 @@ def _locate_dataset(
 
     if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
         raise TokenRatioError(
-            "The dataset is a stream (IterableDataset); pairs are counted, shuffled and read again "
-            "each epoch. Give a Dataset, for example Dataset.from_list(list(stream.take(10_000)))."
+            "Streaming (IterableDataset) is not supported: pairs are counted, shuffled and read "
+            "again each epoch. Pass a Dataset, for example "
+            "Dataset.from_list(list(stream.take(10_000)))."
         )
     if isinstance(source, datasets.DatasetDict):
         names = [str(name) for name in source]
@@ -318,7 +319,7 @@ def _locate_dataset(
         ]
     if not isinstance(source, datasets.Dataset):
         raise TokenRatioError(
-            f"{type(source).__name__} is not a source of rows; give a path, a Hub name, a "
+            f"{type(source).__name__} is not a data source; pass a path, a Hub name, a "
             "datasets.Dataset or a list of dicts."
         )
     return [SourcePart(title, None, (), weight, ((title, source),))]

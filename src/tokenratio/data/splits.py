@@ -1,4 +1,4 @@
-"""Names of splits: which part of a data set a file belongs to, and which part is meant."""
+"""Split names: which split a file belongs to, and which split a name refers to."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -11,7 +11,7 @@ from tokenratio.data.collation import lay_out, require_prompts
 
 
 class StepCache(Protocol):
-    """What a reference said of the responses, kept from an earlier pass."""
+    """Reference hidden states of the responses, computed in an earlier pass."""
 
     def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
         """`ref_hidden` of the first `lengths` tokens of both responses, as in `StepBatch`."""

@@ -1,4 +1,4 @@
-"""What became of a source's rows: counts, examples, lengths; for people and for files."""
+"""Report on a source's rows: counts, examples and lengths, as text and as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ NUM_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Truncation:
-    """What was cut off one side: of how many rows, and how many tokens in all."""
+    """How many rows of one side were cut, and by how many tokens in total."""
 
     rows: int = 0
     tokens: int = 0

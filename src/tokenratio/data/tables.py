@@ -1,4 +1,4 @@
-"""Rows that are not training data: benchmark questions, judgements, leaderboards."""
+"""Tables that are not training data: benchmark questions, judgements, leaderboards."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ def read_table(path: str | Path) -> list[SourceRow]:
     """
     rows = read_file(Path(path), Path(path).name)
     if not rows:
-        raise TokenRatioError(f"{Path(path).name}: it holds no rows.")
+        raise TokenRatioError(f"{Path(path).name}: it has no rows.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The chat template: what a run tells it, the day it writes, and the token that ends a turn."""
+"""The chat template: its settings, the date it writes, and the token that ends a turn."""
 
 import copy
 import json
@@ -37,12 +37,12 @@ def _today() -> date:
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """What a run tells the chat template besides the messages. A row's own values win.
+    """Arguments of the chat template besides the messages. A row's own values take precedence.
 
     Attributes:
         kwargs: further arguments of the template, such as `enable_thinking`.
         tools: JSON schemas, for rows that have none.
-        day: what a template that writes today's date takes for today.
+        day: the date that a template writes as today's.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def parse_day(text: str) -> date:
     """An ISO date.
 
     Raises:
-        TokenRatioError: it is none.
+        TokenRatioError: it is not one.
     """
     try:
         return date.fromisoformat(str(text))
@@ -172,7 +172,7 @@ def apply_template(
 
 
 def depends_on_day(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> bool:
-    """Whether the template writes the day it is rendered on."""
+    """Whether the template writes the current date."""
     if tokenizer.chat_template is None or _CLOCK not in str(tokenizer.chat_template):
         return False
     user = {"role": "user", "content": _MARKS[0]}
@@ -244,7 +244,7 @@ def _last_token(
 
 @lru_cache(maxsize=16)
 def _with_day(template: str, day: date) -> str:
-    """The template with a clock that stands still.
+    """The template with its clock fixed to one day.
 
     transformers gives templates the real one, and turns a function among their arguments into
     text; so the clock is a macro, which replaces each directive of the format asked for.

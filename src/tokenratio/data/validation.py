@@ -1,4 +1,4 @@
-"""What parsed rows must hold, and what is odd about those that are kept."""
+"""Checks of parsed rows, and warnings about those that are kept."""
 
 import hashlib
 import itertools
@@ -67,7 +67,7 @@ def responses_of(example: PreferenceExample | CompletionExample) -> dict[str, Te
 
 
 def check_example(example: PreferenceExample | CompletionExample) -> None:
-    """Refuse what no tokenizer can mend.
+    """Refuse rows that cannot be used with any tokenizer.
 
     Raises:
         RowDefectError: a blank response, a pair of identical ones, or text that is not Unicode.
@@ -97,7 +97,7 @@ def plain_text(text: Text) -> str:
 
 
 def find_warnings(examples: Sequence[PreferenceExample | CompletionExample]) -> list[Defect]:
-    """Everything odd about the rows that are kept.
+    """All warnings about the rows that are kept.
 
     A row that repeats an earlier one counts as a duplicate. A row that is no duplicate counts as
     contradictory when its mirror image (same prompt, the roles swapped) is kept too: of a pair

@@ -1,4 +1,4 @@
-"""A tokenizer trained from the data, for policies that start from nothing."""
+"""A tokenizer trained from the data, for policies trained from scratch."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

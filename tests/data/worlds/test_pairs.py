@@ -81,7 +81,7 @@ def test_identical_and_blank_responses_are_drawn_again_and_counted():
 
 
 def test_a_sampler_that_never_differs_is_an_error():
-    with pytest.raises(TokenRatioError, match="1 of 1 prompts got no two different responses"):
+    with pytest.raises(TokenRatioError, match="1 of 1 prompts did not get two different responses"):
         preference_pairs(["x"], lambda prompts, _: [["a", "a"] for _ in prompts], len, seed=0)
 
 

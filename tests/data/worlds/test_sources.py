@@ -38,7 +38,7 @@ def test_a_sampler_supplies_the_responses():
         ("world:reviews?pairs=many", "pairs must be a whole number, not 'many'"),
         ("world:reviews?pairs=2&temperature=", "temperature must be a number, not ''"),
         ("world:reviews?pairs=0", "pairs must be at least 1"),
-        ("world:reviews?pairs=2&pairs=3", "given twice"),
+        ("world:reviews?pairs=2&pairs=3", "duplicate option"),
         ("world:reviews?pairs=2&corpus=3", "exactly one of pairs, corpus, prompts"),
         ("world:reviews", "exactly one of pairs, corpus, prompts"),
         ("world:reviews?pairs=2&split=tst", "no split 'tst'"),

@@ -1,4 +1,4 @@
-"""Synthetic worlds with known rewards, and their names on the command line.
+"""Synthetic worlds with known rewards, and data sources that name them.
 
 A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `corpus`, `prompts`:
 
@@ -88,12 +88,12 @@ def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
     given = parse_qsl(parts.query, keep_blank_values=True)
     values = dict(given)
     if len(values) < len(given):
-        raise TokenRatioError(f"{source}: an option is given twice")
+        raise TokenRatioError(f"{source}: duplicate option")
     kinds = [key for key in values if key in _OPTIONS]
     if len(kinds) != 1:
         for key in values:  # a misspelt kind is better reported as such
             _known(key, {*_OPTIONS, *_OPTIONS["pairs"]}, "option", source)
-        raise TokenRatioError(f"{source}: ask for exactly one of {', '.join(_OPTIONS)}")
+        raise TokenRatioError(f"{source}: needs exactly one of {', '.join(_OPTIONS)}")
     kind = kinds[0]
     readers: dict[str, Callable[[str], Any]] = {kind: int, **_OPTIONS[kind]}
     options: dict[str, Any] = {"seed": 0}

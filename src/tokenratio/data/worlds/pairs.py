@@ -76,8 +76,9 @@ def _draw(prompts: Sequence[str], sampler: Sampler) -> list[tuple[str, str, int]
     if len(pairs) < len(prompts):
         index = next(index for index in range(len(prompts)) if index not in pairs)
         raise TokenRatioError(
-            f"{len(prompts) - len(pairs)} of {len(prompts)} prompts got no two different responses "
-            f"in {MAX_DRAWS} draws, first {prompts[index]!r}: sample at a higher temperature"
+            f"{len(prompts) - len(pairs)} of {len(prompts)} prompts did not get two different "
+            f"responses in {MAX_DRAWS} draws, first {prompts[index]!r}: sample at a higher "
+            "temperature"
         )
     return [pairs[index] for index in range(len(prompts))]
 

@@ -1,4 +1,4 @@
-"""What reviews look like: the productions of the review world and their probabilities."""
+"""The grammar of the review world: its productions and their probabilities."""
 
 import itertools
 from collections.abc import Callable, Iterable
