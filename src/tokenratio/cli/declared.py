@@ -1,7 +1,7 @@
 """The settings that a dataclass declares, read from its source without importing it.
 
 transformers' `TrainingArguments` and all that subclasses it take seconds to import. `--help` and a
-misspelt flag need only names, types, defaults and help, which stand in the source as literals.
+misspelt flag need only names, types, defaults and help, which are literals in the source.
 """
 
 import ast
@@ -20,7 +20,7 @@ _HOMES = {
     ("transformers", "TrainingArguments"): ("transformers.training_args", "TrainingArguments"),
     ("transformers.utils", "PushToHubMixin"): ("transformers.utils.hub", "PushToHubMixin"),
 }
-# Modules that are quick to import, so that their classes speak for themselves.
+# Modules that are quick to import, so that their classes can be inspected directly.
 _LIGHT = ("tokenratio.training.method_settings",)
 _TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set)}
 _TYPES |= {"Any": Any, "ClassVar": typing.ClassVar, "Literal": typing.Literal}
@@ -32,7 +32,7 @@ class _NotLiteralError(ValueError):
 
 
 def declared_fields(module: str, name: str) -> dict[str, Field]:
-    """What `fields_of` says of a class, without importing its module if its source allows it.
+    """The same as `fields_of` a class, without importing its module if its source allows it.
 
     A type that the source imports counts as text: transformers' enumerations are given by name.
     """

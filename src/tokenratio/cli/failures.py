@@ -29,13 +29,13 @@ def describe_failure(error: BaseException, command: str) -> str:
     found = shortage(error)
     if found is not None:
         return ". ".join(filter(None, (found, kept)))
-    said = " ".join(str(error).split()) or "no message"
+    text = " ".join(str(error).split()) or "no message"
     report = (
         f"set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not say what to "
         f"fix, please report it with the traceback ({os.path.basename(_where(error))})"
     )
     return ". ".join(
-        filter(None, (f"{command} stopped on an unexpected error: {said[:400]}", kept, report))
+        filter(None, (f"{command} stopped on an unexpected error: {text[:400]}", kept, report))
     )
 
 

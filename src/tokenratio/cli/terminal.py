@@ -45,8 +45,8 @@ def user_mistakes(doing: str) -> Iterator[None]:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The text of a KeyError is only the key.
-        said = " ".join(lines[:3] if " " in str(error) else [type(error).__name__, *lines])
-        raise TokenRatioError(f"{doing}: {said}") from error
+        text = " ".join(lines[:3] if " " in str(error) else [type(error).__name__, *lines])
+        raise TokenRatioError(f"{doing}: {text}") from error
 
 
 @contextmanager

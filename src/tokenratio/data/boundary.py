@@ -25,7 +25,7 @@ _OPENINGS = re.compile(
     """,
     re.VERBOSE,
 )
-# Scripts that write no spaces between words: a boundary may stand between any two characters.
+# Scripts that write no spaces between words: a boundary may be between any two characters.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 )
@@ -72,7 +72,7 @@ def opening_end(text: str) -> int:
 
 
 def divides_word(text: str, index: int) -> bool:
-    """Whether a cut before `index` would stand inside a word.
+    """Whether a cut before `index` would be inside a word.
 
     >>> divides_word("blue sky", 3), divides_word("blue sky", 4), divides_word("don't", 3)
     (True, False, True)

@@ -19,7 +19,7 @@ _BAD = frozenset(
 
 
 def verdict(value: object) -> bool | None:
-    """What a label says of a completion: good, bad, or (None) nothing that is understood.
+    """The meaning of a completion's label: good (True), bad (False) or unknown (None).
 
     >>> verdict(True), verdict("False"), verdict("undesirable"), verdict("sports")
     (True, False, False, None)

@@ -54,7 +54,7 @@ class RowEncoder:
         return chain.from_iterable(map_in_processes(self.encode_batch, batches, num_proc))
 
     def encode_batch(self, examples: Sequence[Example]) -> list[EncodedRow | RowDefectError]:
-        """Likewise, at once."""
+        """As `encode`, for one batch."""
         rendered = [self._render(example) for example in examples]
         texts = [text for text in rendered if isinstance(text, RenderedExample)]
         ids = iter(tokenise(self.tokenizer, texts, self.special) if texts else [])

@@ -67,7 +67,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of one row, as int32 arrays: a list of Python's integers takes nine times the room.
+    """Token ids of one row, as int32 arrays: a list of Python integers takes nine times the memory.
 
     Attributes:
         prompt_ids: never empty; every response of the row follows these same ids.

@@ -51,7 +51,7 @@ def read_file(path: Path, name: str) -> list[SourceRow]:
 
     Raises:
         TokenRatioError: the file as a whole cannot be read (wrong format, broken JSON array, broken
-            CSV quoting, not UTF-8 where lines cannot be told apart).
+            CSV quoting, not UTF-8 in a format without separate lines).
     """
     suffix = data_suffix(path)
     if suffix is None:
@@ -88,8 +88,8 @@ def without_filled_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     """A row of an Arrow table without the keys that Arrow filled in, at every depth.
 
     In Arrow all objects of a column have the same keys: a tool's arguments get those of every other
-    tool, with null for a value. A null that was meant cannot be told from those and goes too; it
-    stays in a column that holds JSON as text. Columns themselves and items of lists stay.
+    tool, with null for a value. An intended null cannot be distinguished from those and is dropped
+    too; it is kept in a column that holds JSON as text. Columns themselves and items of lists stay.
 
     >>> without_filled_nulls({"a": None, "b": [{"c": None, "d": [None, {"e": None}]}]})
     {'a': None, 'b': [{'d': [None, {}]}]}

@@ -1,7 +1,7 @@
 """Preference and fine-tuning rows of every layout, brought to one form.
 
 The form is TRL's: prompt and responses, all of them texts or all of them lists of messages.
-`columns.py` says which columns they come from; here the parts are fitted together.
+`columns.py` says which columns they come from; this module fits the parts together.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ class PreferenceExample:
     """A pair: all three texts are strings, or all three are lists of messages.
 
     Attributes:
-        origin: where the row stands (`SourceRow.origin`).
+        origin: the row's place (`SourceRow.origin`).
         prompt: what both responses answer; may be the empty string.
         chosen, rejected: the responses alone, without the prompt.
         tools: JSON schemas given to the chat template.
@@ -58,7 +58,7 @@ def parse_preference(row: SourceRow, columns: Columns | None = None) -> Preferen
     """Read a preference row by itself; `DataParser` reads those of whole sources.
 
     Raises:
-        RowDefectError: the row has no layout that is known; says which column is why.
+        RowDefectError: the row has no known layout; names the column at fault.
         TokenRatioError: see `SourceColumns`.
     """
     return DataParser([[row]], PreferenceExample, columns).parse(row)
@@ -90,7 +90,7 @@ class DataParser(Generic[Example]):
         wanted: type[Example],
         columns: Columns | None = None,
     ) -> None:
-        # By the row itself: of two sources, rows may stand at the same place.
+        # Keyed by the row object: rows of two sources may have the same origin.
         self._parsers: dict[int, _SourceParser[Example]] = {}
         for rows in groups:
             parser = _SourceParser(rows, wanted, columns)
@@ -100,7 +100,7 @@ class DataParser(Generic[Example]):
         """The example of one of the rows.
 
         Raises:
-            RowDefectError: the row cannot be used; says why.
+            RowDefectError: the row cannot be used.
         """
         found, _ = self._parsers[id(row)].parsed(row)
         if isinstance(found, RowDefectError):
@@ -178,7 +178,7 @@ class _SourceParser(Generic[Example]):
             if parts.system or parts.history:
                 raise RowDefectError(
                     DefectKind.MIXED_FORMAT,
-                    "a system prompt or history stands beside texts that hold the whole dialogue",
+                    "a system prompt or history cannot be combined with texts of whole dialogues",
                 )
             return prompt, responses[: len(self._sides)]
         if isinstance(prompt, str) and not conversational:
@@ -292,7 +292,7 @@ def _check_pair(responses: list[Any]) -> None:
     if any(not response for response in responses):
         raise RowDefectError(DefectKind.BLANK_RESPONSE, "a response is empty")
     if responses[0] == responses[1]:
-        # Said here: where nothing differs, nothing tells the prompt from the responses.
+        # Checked here: without a difference the prompt has no end.
         raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
 
 
@@ -301,9 +301,9 @@ def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list
     if all(response[0]["role"] == "assistant" for response in responses if response):
         return [{"role": "user", "content": prompt}], responses
     turns, rest = _split_conversations(responses)
-    said = [turn.get("content", "").strip() for turn in turns if turn["role"] == "user"]
+    asked = [turn.get("content", "").strip() for turn in turns if turn["role"] == "user"]
     # One of the turns, or, as text, all of them.
-    if prompt.strip() not in said and not (said and all(text in prompt for text in said)):
+    if prompt.strip() not in asked and not (asked and all(text in prompt for text in asked)):
         raise RowDefectError(
             DefectKind.MIXED_FORMAT,
             "the prompt column is not what the user says in the conversations; where these hold "

@@ -57,7 +57,7 @@ def inspect_source(
         num_rows: how many rows to show.
         max_length, max_prompt_length: as in training; only with a tokenizer.
         split: None for what training reads, or else for the only split there is.
-        template: what the chat template is told besides the messages.
+        template: arguments of the chat template besides the messages.
         columns: as in training; see `SourceColumns`.
         generation_ends: the ids in `eos_token_id` of the model's generation_config, where it is
             known.
@@ -264,7 +264,7 @@ def _encoded_row(
 def _masks(
     row: dict[str, Any], sides: list[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[str]:
-    """Where the collator's own mask is True: shown from what training gets, not computed anew."""
+    """Where the collator's mask is True, taken from a batch as training gets it."""
     collator = PairCollator if len(sides) == 2 else CompletionCollator
     batch = collator(padding_id(tokenizer))([row])
     shown = []

@@ -2,8 +2,8 @@
 
 A layout names the columns it needs and turns a row's fields into the few that the rest of the
 library knows: `prompt`, `chosen`, `rejected`, `completion`, `messages`, `text`. The three tables
-are independent: any prompt may stand beside any pair or completion. The first layout of a table
-whose columns are all there is taken.
+are independent: any prompt can be combined with any pair or completion. The first layout of a
+table whose columns are all present is used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -63,7 +63,7 @@ def first_fit(layouts: Sequence[Layout], columns: Iterable[str]) -> Layout | Non
     return next((layout for layout in layouts if layout.fits(columns)), None)
 
 
-# Columns that may stand beside any layout and make a conversation of it.
+# Columns that any layout may have besides; they make a conversation of it.
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 HISTORY_COLUMN = "history"
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")

@@ -34,7 +34,7 @@ def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = Fals
         dataset: columns `prompt_ids` and one or two of response ids.
         pruned: of each pair, only the first T = min(|y^w|, |y^l|) response tokens are run
             (docs/method.md §5); otherwise the longer response counts.
-        shared: both responses stand behind one prompt, so that both count.
+        shared: both responses follow one prompt in a row, so that both count.
     """
     counts = token_counts(dataset)
     prompts = counts.pop("prompt_ids")
@@ -52,8 +52,8 @@ class LengthGroupedSampler(Sampler[int]):
     successive ones, those accumulated into one step included, are of any length: sorted batches, as
     transformers' sampler of this name yields them, would train from long to short over and over.
 
-    The order is a function of `seed` and the epoch alone, so a run resumed within an epoch goes on
-    in the same order. The epoch must be told by `set_epoch` before iterating; accelerate's data
+    The order is a function of `seed` and the epoch alone, so a run resumed in an epoch continues
+    in the same order. The epoch must be set with `set_epoch` before iterating; accelerate's data
     loaders do so, except one that skips batches on several processes, where the trainer must.
 
     Every row comes once an epoch. Only the last batch may be short; its rows are of like length

@@ -19,8 +19,8 @@ from tokenratio.data.validation import responses_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The keys of a message that hold what was said. Others, such as ids and names, most templates
-# leave out on purpose.
+# The keys of a message that hold its text. Most templates omit others, such as ids and names, on
+# purpose.
 _SPOKEN = ("reasoning_content", "reasoning", "thinking", "content")
 _SHOWN = 24
 
@@ -137,7 +137,7 @@ def _tool_texts(tools: Sequence[Any]) -> Iterator[str]:
 
 
 def _parsed(arguments: Any) -> Any:
-    """Arguments of a call: an object, or the JSON of one, which templates may write anew."""
+    """Arguments of a call: an object, or the JSON of one, which templates may reformat."""
     if isinstance(arguments, str):
         try:
             return json.loads(arguments)
@@ -150,7 +150,7 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        # Of a content block only the text is said; arguments are of all names.
+        # Only the text of a content block counts; arguments have any names.
         values = [value.get("text")] if value.get("type") == "text" else value.values()
         for each in values:
             yield from _strings(each)

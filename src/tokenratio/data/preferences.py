@@ -96,7 +96,7 @@ def by_winner(first: str, second: str) -> Callable[[Fields], dict[str, Any]]:
 def _picked(
     fields: Fields, columns: tuple[str, str], name: str, meaning: Mapping[Any, int]
 ) -> dict[str, Any]:
-    """The pair of two columns of which a third says which is better."""
+    """The pair in two columns, in the order that a third column gives."""
     value = fields[name]
     key = value.strip().lower() if isinstance(value, str) else value
     if isinstance(key, str) and key not in meaning:
@@ -126,7 +126,7 @@ def _number(value: object, sign: int = 1) -> float | None:
 
 
 def _extremes(scored: Sequence[tuple[float | None, Any]], name: str) -> dict[str, Any]:
-    """Best against worst; those without a score or text are passed over."""
+    """The best and the worst response; those without a score or text are skipped."""
     found = [(score, text) for score, text in scored if score is not None and text]
     if len(found) < 2:
         raise RowDefectError(

@@ -54,7 +54,7 @@ class PreparedData:
 
     Attributes:
         dataset: columns `prompt_ids`, then `chosen_ids` and `rejected_ids` (or `completion_ids`),
-            int32; `row`, the row's own index; `origin`, where it stands in the source. In memory,
+            int32; `row`, the row's own index; `origin`, its place in the source. In memory,
             no cache file.
         report: what was read, refused, truncated.
         digest: SHA-256 (hex) over the source rows and the encoded ids: a changed file, tokenizer,
@@ -127,7 +127,7 @@ def prepare_pairs(
         on_bad_row: `"skip"` refuses bad rows and counts them, `"error"` stops at the first.
         split: see `read_rows`; of several splits that fit, `SPLIT_prefs` is preferred.
         selection: which rows are used.
-        template: what the chat template is told besides the messages.
+        template: arguments of the chat template besides the messages.
         columns: for an unknown layout: our names to the source's columns, such as
             `{"prompt": "ask"}`; see `SourceColumns`.
         cache_dir: folder of the cache of prepared rows, keyed by the content of everything they
@@ -239,7 +239,7 @@ def _prepare(
         reading=parsed.reading,
         notes=_template_notes(tokenizer, special, template, end) if is_chat else (),
     )
-    # Judged once, used as often as their source's weight says.
+    # Checked once, used as often as the weight of their source says.
     times = [selected.times.get(origin, 1) for origin in origins]
     origins = [origin for origin, num in zip(origins, times, strict=True) for _ in range(num)]
     encoded = [row for row, num in zip(encoded, times, strict=True) for _ in range(num)]
@@ -288,7 +288,7 @@ def _inner_ends(
     encoded: Sequence[EncodedExample],
     ends: Mapping[int, str],
 ) -> list[Defect]:
-    """Rows with a response in which an end (id to text) stands before its last token."""
+    """Rows with a response that contains an end (id to text) before its last token."""
     odd = []
     for example, row in zip(kept, encoded, strict=True):
         inside = (id for response in row.response_ids for id in response[:-1] if int(id) in ends)

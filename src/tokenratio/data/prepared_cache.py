@@ -94,7 +94,7 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Left behind by the latest call; every call sets them anew.
+        # Set by the latest call; every call sets them again.
         backend |= {"padding": None, "truncation": None}
         digest.update(json.dumps(backend, sort_keys=True).encode())
     else:

@@ -70,7 +70,7 @@ def _trained(
         try:
             example = parser.parse(row)
         except RowDefectError:
-            continue  # it may have a prompt all the same
+            continue  # it may still have a prompt
         if example.prompt:  # `text` has none
             prompts[id(row)] = prompt_of(example.prompt, example.tools, example.template_kwargs)
     return prompts

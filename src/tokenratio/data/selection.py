@@ -1,7 +1,7 @@
 """Which rows of a data set are used: by weight, by sampling, by training or held-out prompt.
 
 Every draw ranks rows by a hash of their content and the seed, not by their place: it is the same
-when the file is sorted anew, and hardly changes when rows are added.
+when the file is sorted differently, and hardly changes when rows are added.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Selection:
         max_samples: at most so many rows, drawn by the seed; None for all.
         held_out_share: share of the prompts that are held out, between 0 and 1; None for none.
             Which prompts depends on their text and the seed alone, so no prompt is on both sides,
-            in whichever source it stands, and adding rows moves none to the other side.
+            whatever its source, and adding rows moves none to the other side.
         part: the rows of the other prompts, or those held out.
         seed: of all draws.
     Raises:
@@ -145,7 +145,7 @@ def select_rows(
 def prompt_text(example: PreferenceExample | CompletionExample) -> str:
     """The key by which prompts are compared: their words, without system messages and whitespace.
 
-    A text without a prompt stands for itself.
+    For a text without a prompt, the text itself.
     """
     prompt = example.prompt
     if not isinstance(prompt, str):

@@ -261,7 +261,7 @@ def _locate_hub(
     available: list[str] = []
     try:
         available = datasets.get_dataset_split_names(name, config)
-    except Exception:  # what is wrong, loading says below, unless a configuration is missing
+    except Exception:  # loading reports the error below, unless a configuration is missing
         _check_config(name, config)
     if available and wanted != ALL_SPLITS:
         split = choose_split(available, wanted, where=where, prefer=prefer)

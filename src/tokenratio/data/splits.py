@@ -51,10 +51,10 @@ def choose_split(
         available: names of the splits there are.
         wanted: a name; None for the only split there is.
         where: what the source is called.
-        prefer: what else the name of the preferred split says.
+        prefer: the other word in the name of the preferred split.
         named: whether `where` is a name that a user can write `@split` behind.
     Raises:
-        TokenRatioError: no split, or several, would fit; lists them and says how to choose.
+        TokenRatioError: no split, or several, would fit; the message lists them.
     """
     if wanted is None:
         found = list(available)

@@ -103,7 +103,7 @@ class DataReport:
             (docs/method.md §2); None without pairs.
         truncated: by side; empty where nothing was encoded.
         sources: what was read of each source.
-        selection: what was left out before rows were judged, in words; rows left out are not among
+        selection: what was left out before rows were checked, in words; such rows are not in
             `rows_read`.
         notes: what else a reader has to know, a sentence each.
         reading: which layout was taken, and which columns were not read.

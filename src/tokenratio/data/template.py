@@ -20,7 +20,10 @@ _CLOCK = "strftime_now"  # the one thing outside its arguments that a template c
 _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMpPrRsSTuUVwWxXyYzZ"
 # Two days that differ in year, month, day and weekday.
 _TWO_DAYS = (date(1999, 11, 28), date(2004, 5, 3))
-_MARKS = ("XfirstmarkX", "XsecondmarkX")  # stand for contents; no template changes such a word
+_MARKS = (
+    "XfirstmarkX",
+    "XsecondmarkX",
+)  # placeholders for contents; no template changes such a word
 _PROBE_TOOL = {
     "type": "function",
     "function": {
