@@ -117,7 +117,7 @@ def test_json_lines_named_json(tmp_path):
         ("a.json", "[{]", "not JSON"),
         ("a.csv", 'a,b\n"x"y,z\n', "broken CSV near line 2"),
         ("a.csv", 'a,b\nx,"y\n', "broken CSV near line"),
-        ("a.csv", "a,a\nx,y\n", "one name"),
+        ("a.csv", "a,a\nx,y\n", "duplicate column names"),
         ("a.parquet", "no parquet", "Parquet"),
         ("a.txt", "", "not one of"),
         ("a.jsonl.gz", "no gzip", "cannot be read"),
