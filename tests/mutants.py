@@ -1,9 +1,9 @@
 """Break the mathematics on purpose, one named fault at a time, and demand that the tests notice.
 
 `python tests/mutants.py [part of a name ...]` copies `src` and `tests` to a temporary folder, makes
-one edit there, and runs the test files that must fail, in as many processes as there are
-processors. Exit code 1 if a fault survives one of them,
-if the text it replaces is not there exactly once, or if the unmodified copy does not pass.
+one edit there, and runs the test files that must fail, each until its first failure; the faults are
+dealt out to one process per processor. Exit code 1 if a fault survives one of the files, if the
+text it replaces is not there exactly once, or if the unmodified copy does not pass.
 """
 
 import os
@@ -14,14 +14,17 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
-import transformers
 
 WRONG_PACKAGE = 99  # the exit code when the tests would import another tokenratio than the copy
+# What tests and library import, by modules that are loaded lazily otherwise.
+IMPORTED_ONCE = ("transformers.tokenization_utils_tokenizers", "transformers.trainer")
+IMPORTED_ONCE += ("datasets", "peft", "trl.trainer.dpo_trainer")
 NOT_PASSING = 255  # the exit code of a search that did not come to an end
 ROOT = Path(__file__).resolve().parents[1]
 BREGMAN, RATIOS, TYPES = "tests/test_bregman.py", "tests/test_ratios.py", "tests/test_types.py"
@@ -620,6 +623,21 @@ FAULTS = (
 )
 
 
+class FirstFailures:
+    """pytest plugin: a file that has failed runs no further test."""
+
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if item.location[0] in self.failed:
+            pytest.skip("another test of the file has failed")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.location[0])
+
+
 class Copy:
     """A private copy of sources and tests, and pytest on it."""
 
@@ -652,10 +670,10 @@ class Copy:
             import tokenratio
 
             if Path(str(tokenratio.__file__)).is_relative_to(self.folder):
-                options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=no"]
+                options = ["-q", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
                 # transformers has loaded a pytest plugin's package before pytest could rewrite it.
                 options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-                code = int(pytest.main([*options, *tests]))
+                code = int(pytest.main([*options, *tests], plugins=[FirstFailures()]))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -671,18 +689,15 @@ class Copy:
             times = text.count(fault.old)
             sys.exit(f"{fault.name}: {fault.old!r} is {times} times in {fault.file}, not once")
         path.write_text(text.replace(fault.old, fault.new))
-        unnoticed, first = [], ""
         try:
-            for test in fault.tests:
-                code, output = self.pytest(test)
-                failed = re.search(r"^FAILED \S+::(\S+)", output, re.M)
-                if code != 1 or failed is None:  # passed, or could not even be collected
-                    unnoticed.append(f"{test} (exit code {code})")
-                elif not first:
-                    first = failed[1]
+            code, output = self.pytest(*fault.tests)
         finally:
             path.write_text(text)
-        return unnoticed, first
+        failed = dict(re.findall(r"^FAILED ([^\s:]+)::(\S+)", output, re.M))
+        if code != 1:  # all passed, or a file could not even be collected
+            failed = {}
+        unnoticed = [f"{test} (exit code {code})" for test in fault.tests if test not in failed]
+        return unnoticed, next(iter(failed.values()), "")
 
 
 def search(faults: Sequence[Fault]) -> int:
@@ -722,7 +737,8 @@ def start_search(faults: Sequence[Fault]) -> int:
 
 def main(parts: list[str]) -> int:
     torch.set_num_threads(1)
-    assert transformers.PreTrainedTokenizerFast  # loads what tests/conftest.py needs, lazily
+    for name in IMPORTED_ONCE:
+        import_module(name)
     faults = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
     processes = min(len(os.sched_getaffinity(0)), len(faults))
     children = [start_search(faults[first::processes]) for first in range(processes)]
