@@ -254,12 +254,11 @@ def _with_day(template: str, day: date) -> str:
     """
     moment = datetime.combine(day, time())
     directives = [f"%{flag}{letter}" for letter in _DIRECTIVES for flag in ("", "-")]
-    replaced = "".join(
-        f" | replace({json.dumps(directive)}, {json.dumps(moment.strftime(directive))})"
-        for directive in directives
-    )
+    values = json.dumps({directive: moment.strftime(directive) for directive in directives})
     # Jinja drops the newline after a block, so the template still begins at the start of a line.
     return (
-        f"{{% macro {_CLOCK}(format) %}}{{{{ format{replaced} | replace('%%', '%') }}}}"
-        f"{{% endmacro %}}\n{template}"
+        f"{{% macro {_CLOCK}(format) %}}{{% set result = namespace(text=format) %}}"
+        f"{{% for directive, value in {values}.items() %}}"
+        "{% set result.text = result.text | replace(directive, value) %}{% endfor %}"
+        f"{{{{ result.text | replace('%%', '%') }}}}{{% endmacro %}}\n{template}"
     )
