@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tokenratio.cli.main import main
-from tokenratio.evaluation.comparison import PolicyValues, holm_p_values, paired_comparison
 from tokenratio.evaluation.measures import Measure, PolicyMeasures, measure_of
+from tokenratio.evaluation.paired_comparison import PolicyValues, holm_p_values, paired_comparison
 
 NUM = 30
 # By measure: unit and better direction.
@@ -201,7 +201,7 @@ def test_evaluations_that_differ(capsys):
     assert compare(capsys, "a", "b").startswith("note: the evaluations differ in prompts: ")
     argv = ["compare", "a", "b", "--require", "gold_reward"]
     assert main(argv) == 2
-    assert "--require needs evaluations made alike" in capsys.readouterr().err
+    assert "--require needs evaluations with the same settings" in capsys.readouterr().err
 
 
 def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
@@ -218,8 +218,8 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
     [
         ([], "needs two policies or more"),
         (["a"], "needs two policies or more"),
-        (["a", "a"], "two policies have one name"),
-        (["x=a", "x=b"], "two policies have one name"),
+        (["a", "a"], "two policies have the name"),
+        (["x=a", "x=b"], "two policies have the name"),
         (["a", "none"], "none cannot be read (No such file"),
         (["a", "notes"], "notes/measures.json is no file of measures"),
         (["a", "b", "--measures", "[golden]"], "values of 'golden'; all have: gold_reward, "),

@@ -133,7 +133,7 @@ def test_what_a_row_tells_its_template_is_kept_with_its_generations(capsys):
     assert (first.prompt.template_kwargs, first.prompt.tools) == (QUIET, [{"name": "clock"}])
     run(capsys, "generate", "base", *argv, "--output", "g.jsonl")  # the same prompts
     rows("rows.jsonl", 2)
-    assert "is now another" in run(capsys, "generate", "base", *argv, "--output", "g.jsonl", code=2)
+    assert "has changed" in run(capsys, "generate", "base", *argv, "--output", "g.jsonl", code=2)
 
 
 def test_an_endpoint_is_told_or_refuses(capsys):

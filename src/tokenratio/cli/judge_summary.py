@@ -8,7 +8,6 @@ from typing import Any
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.length_control import length_controlled_win_rate
-from tokenratio.evaluation.policy_measures import outcome_of
 from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.evaluation.win_rate import win_rate
 
@@ -49,7 +48,7 @@ def summarize(
         for unit in ("words", "characters")
     }
     try:
-        outcomes = [outcome_of(judgement) for judgement in judgements]
+        outcomes = [judgement.outcome for judgement in judgements]
         controlled = asdict(length_controlled_win_rate(outcomes, *lengths["characters"], prompts))
     except TokenRatioError as error:  # the raw figures stand all the same
         controlled = {"win_rate": None, "reason": str(error)}

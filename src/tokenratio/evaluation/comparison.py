@@ -1,324 +1,175 @@
-"""Two policies on the same prompts: which is better, by how much, and could they have told?"""
+"""Are the differences between evaluated policies more than chance?"""
 
-import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from itertools import combinations
+from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, Int
-from scipy import stats
-
+from tokenratio.data.worlds import is_world_source
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.measures import Measure, PolicyMeasures
+from tokenratio.evaluation.paired_comparison import (
+    PolicyComparison,
+    PolicyValues,
+    holm,
+    paired_comparison,
+)
 
-LEVEL = 0.05  # of tests; intervals hold 1 − LEVEL
-POWER = 0.8
-_CHUNK = 1 << 20  # numbers drawn at a time: resampling many prompts takes little memory
+_SOURCES = ("prompts", "pairs")
+# Of an evaluation's settings, those that change what its values mean.
+_SETTINGS = (
+    *(*_SOURCES, "split", "num_samples", "temperature", "top_p", "max_new_tokens"),
+    *("max_length", "beta", "reference", "against", "judges"),
+)
 
 
 @dataclass(frozen=True)
-class PolicyValues:
-    """What one policy's responses are worth, in any unit.
-
-    Attributes:
-        name: of the policy, for messages.
-        values: one for each response.
-        prompts: each response's prompt; a prompt's samples count as one draw.
-        seeds: each response's training or sampling run, paired by label with the other policy's;
-            None if there is one run only.
-    """
+class _Policy:
+    """A policy's measures from each of its training seeds."""
 
     name: str
-    values: Sequence[float]
-    prompts: Sequence[Hashable]
-    seeds: Sequence[Hashable] | None = None
+    runs: tuple[PolicyMeasures, ...]
 
-    def cells(self) -> dict[tuple[Hashable, Hashable], float]:
-        """The mean value of each (prompt, seed)."""
-        num = len(self.values)
-        seeds = [None] * num if self.seeds is None else self.seeds
-        if not len(self.prompts) == len(seeds) == num:
-            raise TokenRatioError(
-                f"{self.name}: {num} values, {len(self.prompts)} prompts and {len(seeds)} seeds; "
-                "there must be one of each for a response."
-            )
-        found: dict[tuple[Hashable, Hashable], list[float]] = {}
-        rows = zip(self.values, self.prompts, seeds, strict=True)
-        for row, (value, prompt, seed) in enumerate(rows):
-            if not math.isfinite(value):
-                raise TokenRatioError(
-                    f"{self.name}: value {row} (prompt {prompt!r}) is {value}; give every response "
-                    "a finite value, or leave the prompt out for both policies."
-                )
-            found.setdefault((prompt, seed), []).append(float(value))
-        return {cell: fmean(values) for cell, values in found.items()}
+    def has(self, measure: str) -> bool:
+        found = [run.named(measure) for run in self.runs]
+        return all(each is not None and each.values for each in found)
+
+    def values(self, measure: str) -> PolicyValues:
+        """From all seeds, distinguished by their place in the list."""
+        rows = [
+            (value, prompt, seed)
+            for seed, run in enumerate(self.runs)
+            for each in [run.named(measure)]
+            if each is not None
+            for prompt, _, value in each.values
+        ]
+        values, prompts, seeds = zip(*rows, strict=True)
+        return PolicyValues(self.name, values, prompts, seeds if len(self.runs) > 1 else None)
 
 
-@dataclass(frozen=True)
-class PolicyComparison:
-    """How policy A differs from policy B on the same prompts.
-
-    Attributes:
-        difference: A − B, in the values' unit: the mean over prompts and seeds of the difference
-            of the two policies' means.
-        prompt_variance: the part of its variance due to the prompts; falls as 1 / num_prompts.
-        seed_variance: the part due to the seeds; 0 with one seed, which says nothing about others.
-        half_width: of the 95 % interval, not corrected for further comparisons.
-        p_value: two-sided, of the hypothesis that the policies do not differ.
-        num_prompts: that both policies answered with every seed.
-        num_seeds: 1 if none were given.
-        num_unpaired: prompts left out because a policy has no response to them with some seed.
-        adjusted_p: after `holm` over `num_comparisons`; else `p_value`.
-    """
-
-    name_a: str
-    name_b: str
-    difference: float
-    prompt_variance: float
-    seed_variance: float
-    half_width: float
-    p_value: float
-    num_prompts: int
-    num_seeds: int
-    num_unpaired: int
-    adjusted_p: float
-    num_comparisons: int = 1
-
-    @property
-    def standard_error(self) -> float:
-        return math.sqrt(self.prompt_variance + self.seed_variance)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 %, around the difference."""
-        return self.difference - self.half_width, self.difference + self.half_width
-
-    @property
-    def significant(self) -> bool:
-        """Whether a difference is seen at 5 %, after the correction."""
-        return self.adjusted_p < LEVEL
-
-    def smallest_visible(self, num_prompts: int | None = None) -> float:
-        """The true difference that so many prompts would show in four cases of five.
-
-        At 5 % two-sided, one comparison alone, with the variances found here and the same seeds.
-        Degrees of freedom are Satterthwaite's. Below 6 prompts it is infinite: all their signs are
-        alike in one case of 2^(num_prompts − 1) where the policies do not differ.
-
-        Args:
-            num_prompts: those of this comparison if None.
-        """
-        num = self.num_prompts if num_prompts is None else num_prompts
-        if 2.0 ** (1 - num) >= LEVEL:
-            return math.inf
-        prompt_variance = self.prompt_variance * self.num_prompts / num
-        variance = prompt_variance + self.seed_variance
-        if variance == 0:
-            return 0.0
-        spread = prompt_variance**2 / (num - 1)
-        if self.num_seeds > 1:
-            spread += self.seed_variance**2 / (self.num_seeds - 1)
-        freedom = variance**2 / spread
-        quantiles = stats.t.ppf([1 - LEVEL / 2, POWER], freedom)
-        return float(quantiles.sum()) * math.sqrt(variance)
-
-    def line(
-        self, *, scale: float = 1.0, unit: str = "points", higher_is_better: bool = True
-    ) -> str:
-        """The finding in plain words; ± is one standard error.
-
-        Args:
-            scale: the values are multiplied by it (100 for shares told in points).
-            unit: of the values so scaled.
-        """
-        better = self.difference if higher_is_better else -self.difference
-        # The winner's difference is told as a gain; where none is seen, as A − B.
-        sign = math.copysign(1.0, self.difference) if self.significant else 1.0
-        error = self.standard_error * scale
-        digits = max(0, 1 - math.floor(math.log10(error))) if 0 < error < math.inf else 1
-        low, high = sorted(sign * scale * end for end in self.interval)
-        visible = self.smallest_visible() * scale
-        numbers = (sign * scale * self.difference, error, low, high, visible)
-        # `+ 0.0`: no "-0.0"
-        told, error_told, low_told, high_told, visible_told = (
-            f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers
-        )
-        if self.significant:
-            winner = self.name_a if better > 0 else self.name_b
-            head = f"{winner} wins by {told}"
-        else:
-            head = f"no difference seen between {self.name_a} and {self.name_b}: {told}"
-        p = "p < 0.001" if self.adjusted_p < 0.001 else f"p = {self.adjusted_p:.2g}"
-        if self.num_comparisons > 1:
-            p += f" after Holm over {self.num_comparisons} comparisons"
-        seeds = f" and {self.num_seeds} seeds" if self.num_seeds > 1 else ""
-        left_out = (
-            f"; {self.num_unpaired} prompts left out that only one policy answered in full"
-            if self.num_unpaired
-            else ""
-        )
-        power = (
-            f"would need ≥ {visible_told} to see (80 % power)"
-            if math.isfinite(visible)
-            else "are too few to see any"
-        )
-        return (
-            f"{head} ± {error_told} {unit} (95 % interval {low_told} to {high_told}), {p}; "
-            f"n = {self.num_prompts} prompts{seeds} {power}{left_out}"
-        )
+# What `tokenratio evaluate` found for a policy, or the folder it was written to.
+Run = PolicyMeasures | str | Path
 
 
-def paired_comparison(
-    a: PolicyValues, b: PolicyValues, *, num_resamples: int = 10_000, seed: int = 0
-) -> PolicyComparison:
-    """Compare two policies prompt by prompt; swapping them negates the difference and no more.
-
-    A prompt's samples are averaged for each seed, so that every prompt and every seed counts the
-    same. The variance is that of a two-way layout, prompts and seeds both drawn: the prompts' mean
-    differences give one part, the seeds' the other, less the noise that both contain.
-
-    The interval holds the difference ± the 95 % quantile of a bootstrap's absolute deviations.
-    Prompts and seeds are drawn with replacement, each part scaled to its unbiased variance and
-    divided by √(χ²/df): a t, not a normal, which matters for three seeds. In simulations with
-    between 2 and 5 seeds, 30 and 200 prompts, it holds the truth in 92 to 97 % of cases.
-
-    The p-value comes from flipping the sign of the prompts' differences at random, which is exact
-    for any number of prompts and any distribution where the policies do not differ; the bootstrap
-    is not, for few prompts or for wins and losses. Deviations of the seeds are added as above. At
-    the edge the interval and the p-value may disagree; the p-value decides.
+def compare(
+    policies: Mapping[str, Run | Sequence[Run]] | Sequence[Run],
+    *,
+    measures: Sequence[str] | None = None,
+    require: str | None = None,
+    all_pairs: bool = False,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> list[PolicyComparison]:
+    """Compare the first policy with each of the others, p-values corrected over all comparisons.
 
     Args:
-        num_resamples: of either kind; the smallest p-value is 1 / (num_resamples + 1).
-        seed: fixes the result.
+        policies: two or more, each a `PolicyMeasures` or a folder that `evaluate` wrote; as a
+            mapping from names, each may also be a list: the training seeds of one method.
+        measures: by name; all that every policy has and that have a better direction if None.
+        require: one more measure, which must have a better direction.
+        all_pairs: compare every two policies.
+        num_resamples, seed: of the bootstrap and of the sign-flip test.
+        report: is told in which settings the evaluations differ.
+    Returns:
+        For each measure, the comparisons of all pairs; `line()` puts one in words.
+    Raises:
+        TokenRatioError: fewer than two policies or two of one name, a measure that not all have,
+            evaluations on different prompts or with different seeds.
+    """
+    found = _policies(policies)
+    if len(found) < 2:
+        raise TokenRatioError(f"compare needs two policies or more, not {len(found)}")
+    if len({policy.name for policy in found}) < len(found):
+        raise TokenRatioError("two policies have one name: give names, as in a=FOLDER b=FOLDER")
+    chosen = _shared_measures(found, measures, require)
+    _check_contents(found)
+    for note in _setting_notes(found):
+        report(note)
+    pairs = list(combinations(found, 2)) if all_pairs else [(found[0], b) for b in found[1:]]
+    return holm(
+        [
+            replace(
+                paired_comparison(
+                    a.values(measure.name),
+                    b.values(measure.name),
+                    num_resamples=num_resamples,
+                    seed=seed,
+                ),
+                measure=measure.name,
+                unit=measure.unit,
+                better=measure.better,
+            )
+            for measure in chosen
+            for a, b in pairs
+        ]
+    )
+
+
+def _policies(policies: Mapping[str, Run | Sequence[Run]] | Sequence[Run]) -> list[_Policy]:
+    def loaded(runs: Run | Sequence[Run]) -> tuple[PolicyMeasures, ...]:
+        listed = [runs] if isinstance(runs, PolicyMeasures | str | Path) else runs
+        return tuple(
+            run if isinstance(run, PolicyMeasures) else PolicyMeasures.load(run) for run in listed
+        )
+
+    if isinstance(policies, Mapping):
+        return [_Policy(name, loaded(runs)) for name, runs in policies.items()]
+    alone = [loaded(run) for run in policies]
+    return [_Policy(runs[0].policy, runs) for runs in alone]
+
+
+def _shared_measures(
+    policies: Sequence[_Policy], measures: Sequence[str] | None, require: str | None
+) -> list[Measure]:
+    shared = [
+        measure
+        for measure in policies[0].runs[0].measures
+        if all(policy.has(measure.name) for policy in policies)
+    ]
+    names = [measure.name for measure in shared]
+    wanted = list(measures or [measure.name for measure in shared if measure.better is not None])
+    if require is not None and require not in wanted:
+        wanted.append(require)
+    for name in wanted:
+        if name not in names:
+            raise TokenRatioError(
+                f"not every policy has values of {name!r}; all have: {', '.join(names) or 'none'}"
+            )
+    if not wanted:
+        raise TokenRatioError("the policies share no measure that has values by prompt")
+    chosen = [measure for measure in shared if measure.name in wanted]
+    for measure in chosen:
+        if measure.name == require and measure.better is None:
+            raise TokenRatioError(f"{require} has no better direction: it cannot be required")
+    return chosen
+
+
+def _check_contents(policies: Sequence[_Policy]) -> None:
+    """Refuse to pair values of different prompts or pairs that have the same id."""
+    known: dict[str, str] = {}
+    for run in (run for policy in policies for run in policy.runs):
+        for id, digest in run.contents.items():
+            if known.setdefault(id, digest) != digest:
+                raise TokenRatioError(
+                    f"the policies were evaluated on different data: {id} is another in "
+                    f"{run.policy}"
+                )
+
+
+def _setting_notes(policies: Sequence[_Policy]) -> list[str]:
+    """Settings that differ between the evaluations, where that matters.
 
     Raises:
-        TokenRatioError: the seeds are not the same, or fewer than two prompts are common.
+        TokenRatioError: their prompts come from two worlds, whose ids are mere numbers.
     """
-    if num_resamples < 1:
-        raise TokenRatioError(f"num_resamples must be at least 1, not {num_resamples}.")
-    differences, num_unpaired = _differences(a, b)
-    num_prompts, num_seeds = differences.shape
-    by_prompt, mean = differences.mean(1), float(differences.mean())
-    prompt_variance = float(by_prompt.var(ddof=1)) / num_prompts
-    rng = np.random.default_rng(seed)
-    resampled = _resampled_means(by_prompt - mean, rng, num_resamples)
-    flips = _flipped_means(by_prompt, rng, num_resamples)
-    seed_variance = 0.0
-    if num_seeds > 1:
-        by_seed = differences.mean(0)
-        raw_variance = float(by_seed.var(ddof=1)) / num_seeds
-        residuals = differences - by_prompt[:, None] - by_seed + mean
-        noise = float((residuals**2).sum()) / ((num_prompts - 1) * (num_seeds - 1))
-        seed_variance = max(0.0, raw_variance - noise / differences.size)
-        if seed_variance > 0:
-            by_seeds = _resampled_means(by_seed - mean, rng, num_resamples)
-            by_seeds *= math.sqrt(seed_variance / raw_variance)
-            resampled, flips = resampled + by_seeds, flips + by_seeds
-    # Equal in exact arithmetic is equal: values are often 0 or 1.
-    reached = np.abs(flips) >= abs(mean) * (1 - 1e-9)
-    p_value = (1 + int(reached.sum())) / (num_resamples + 1)
-    return PolicyComparison(
-        name_a=a.name,
-        name_b=b.name,
-        difference=mean,
-        prompt_variance=prompt_variance,
-        seed_variance=seed_variance,
-        half_width=float(np.quantile(np.abs(resampled), 1 - LEVEL)),
-        p_value=p_value,
-        num_prompts=num_prompts,
-        num_seeds=num_seeds,
-        num_unpaired=num_unpaired,
-        adjusted_p=p_value,
-    )
-
-
-def holm(comparisons: Sequence[PolicyComparison]) -> list[PolicyComparison]:
-    """The same comparisons, their p-values corrected: the chance of any false "wins" is ≤ 5 %."""
-    adjusted = holm_p_values([comparison.p_value for comparison in comparisons])
-    return [
-        replace(comparison, adjusted_p=p, num_comparisons=len(comparisons))
-        for comparison, p in zip(comparisons, adjusted, strict=True)
-    ]
-
-
-def holm_p_values(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979).
-
-    >>> holm_p_values([0.02, 0.5, 0.01])
-    [0.04, 0.5, 0.03]
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def cluster_codes(clusters: Sequence[Hashable]) -> Int[np.ndarray, "rows"]:
-    """Each row's cluster as a number from 0, in the order of first appearance."""
-    codes = {cluster: code for code, cluster in enumerate(dict.fromkeys(clusters))}
-    return np.array([codes[cluster] for cluster in clusters], dtype=np.int64)
-
-
-def draws(
-    rng: np.random.Generator, num_clusters: int, num_resamples: int
-) -> Iterator[Int[np.ndarray, "resamples clusters"]]:
-    """Indices of clusters drawn with replacement, a row for each resample, a few rows at a time."""
-    for num in _chunks(num_clusters, num_resamples):
-        yield rng.integers(0, num_clusters, (num, num_clusters))
-
-
-def _chunks(num_clusters: int, num_resamples: int) -> Iterator[int]:
-    rows = max(1, _CHUNK // num_clusters)
-    for begin in range(0, num_resamples, rows):
-        yield min(rows, num_resamples - begin)
-
-
-def _differences(
-    a: PolicyValues, b: PolicyValues
-) -> tuple[Float[np.ndarray, "prompts seeds"], int]:
-    """A − B in each cell, and the number of prompts that lack a cell."""
-    cells_a, cells_b = a.cells(), b.cells()
-    # In an order that does not depend on which policy comes first.
-    seeds_a, seeds_b = ({seed for _, seed in cells} for cells in (cells_a, cells_b))
-    if seeds_a != seeds_b:
-        odd = sorted(map(repr, seeds_a ^ seeds_b))
-        raise TokenRatioError(
-            f"{a.name} and {b.name} were not run with the same seeds: only one has "
-            f"{', '.join(odd)}. Compare the seeds that both have."
-        )
-    seeds = sorted(seeds_a, key=repr)
-    prompts = sorted({prompt for prompt, _ in (*cells_a, *cells_b)}, key=repr)
-    paired = [
-        prompt
-        for prompt in prompts
-        if all((prompt, seed) in cells for seed in seeds for cells in (cells_a, cells_b))
-    ]
-    if len(paired) < 2:
-        raise TokenRatioError(
-            f"{a.name} and {b.name} have {len(paired)} prompts in common of {len(prompts)}; a "
-            "comparison needs two at least, better a hundred. Are the prompts' names the same?"
-        )
-    rows = [[cells_a[prompt, seed] - cells_b[prompt, seed] for seed in seeds] for prompt in paired]
-    return np.array(rows), len(prompts) - len(paired)
-
-
-def _resampled_means(
-    deviations: Float[np.ndarray, "clusters"], rng: np.random.Generator, num_resamples: int
-) -> Float[np.ndarray, "resamples"]:
-    """Means of clusters drawn with replacement, with the spread of a t of clusters − 1 degrees."""
-    num = len(deviations)
-    means = np.concatenate([deviations[rows].mean(1) for rows in draws(rng, num, num_resamples)])
-    # A resample's variance is (n − 1) / n of the unbiased one, so that n − 1 cancels.
-    return means * math.sqrt(num) / np.sqrt(rng.chisquare(num - 1, num_resamples))
-
-
-def _flipped_means(
-    values: Float[np.ndarray, "clusters"], rng: np.random.Generator, num_resamples: int
-) -> Float[np.ndarray, "resamples"]:
-    """Means of the values with random signs."""
-    signs = (
-        rng.integers(0, 2, (num, len(values)), dtype=np.int8) * np.int8(2) - np.int8(1)
-        for num in _chunks(len(values), num_resamples)
-    )
-    return np.concatenate([(each * values).mean(1) for each in signs])
+    notes = []
+    for name in _SETTINGS:
+        found = [run.settings.get(name) for policy in policies for run in policy.runs]
+        different = [value for i, value in enumerate(found) if value not in found[:i]]
+        listed = ", ".join(map(str, different))
+        if name in _SOURCES and sum(is_world_source(str(value)) for value in different) > 1:
+            raise TokenRatioError(f"the policies were evaluated on different {name}: {listed}")
+        if len(different) > 1:
+            notes.append(f"note: the evaluations differ in {name}: {listed}")
+    return notes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import Estimate, clustered_mean
@@ -122,7 +122,7 @@ def held_out_pairs(
 
 
 def _scores(margin: Array, longer: Array, clusters: Sequence[Hashable]) -> PairScores:
-    correct, longer_wins = _wins(margin), _wins(longer)
+    correct, longer_wins = shares_won(margin), shares_won(longer)
     better: Literal["longer", "shorter"] = "longer" if longer_wins.mean() >= 0.5 else "shorter"
     rule = longer_wins if better == "longer" else 1 - longer_wins
     # `clustered_mean` wants the pairs of a prompt side by side
@@ -147,9 +147,9 @@ def _scores(margin: Array, longer: Array, clusters: Sequence[Hashable]) -> PairS
     )
 
 
-def _wins(difference: Array) -> Array:
+def shares_won(differences: ArrayLike) -> Array:
     """1 where positive, 0 where negative, ½ where exactly 0."""
-    return (np.sign(difference) + 1) / 2
+    return (np.sign(np.asarray(differences, dtype=np.float64)) + 1) / 2
 
 
 def _checked(

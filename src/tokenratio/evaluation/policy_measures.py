@@ -20,7 +20,7 @@ from tokenratio.evaluation.diversity import (
     self_bleu,
     vendi_score,
 )
-from tokenratio.evaluation.held_out_pairs import held_out_pairs
+from tokenratio.evaluation.held_out_pairs import held_out_pairs, shares_won
 from tokenratio.evaluation.length_control import length_controlled_win_rate
 from tokenratio.evaluation.measures import Measure, Value, measure_of
 from tokenratio.evaluation.response_files import AnsweredPrompt
@@ -136,7 +136,7 @@ def measure_judgements(
     places = [(judgement.id, judgement.sample) for judgement in judgements]
     prompts = [judgement.id for judgement in judgements]
     wins: list[Value] = [
-        (*place, outcome_of(judgement)) for place, judgement in zip(places, judgements, strict=True)
+        (*place, judgement.outcome) for place, judgement in zip(places, judgements, strict=True)
     ]
     measures = [measure_of(f"win_rate/{judge}", wins, unit="share", better="higher")]
     outcomes = [outcome for _, _, outcome in measures[0].values]
@@ -206,7 +206,9 @@ def measure_pairs(
     report = held_out_pairs(chosen, rejected, *lengths, subsets=subsets, prompts=prompts)
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     places = _places(prompts, [row["origin"] for row in rows])
-    accuracy = [(*p, 0.5 + 0.5 * _sign(m)) for p, m in zip(places, margins, strict=True)]
+    accuracy = [
+        (*p, correct) for p, correct in zip(places, shares_won(margins).tolist(), strict=True)
+    ]
     margin = [(*p, m) for p, m in zip(places, margins, strict=True)]
     overall = report.overall
     measures = [
@@ -357,15 +359,3 @@ def _with_prompts(
             )
         samples.append([TokenRow(prompt_ids, tuple(s.token_ids or ())) for s in generation.samples])
     return samples
-
-
-def outcome_of(judgement: Judgement) -> float:
-    """1, 1/2 or 0: a win needs both orders, as in `win_rate`."""
-    if judgement.prob_a_first is None or judgement.prob_a_second is None:
-        return math.nan
-    orders = _sign(judgement.prob_a_first - 0.5) + _sign(judgement.prob_a_second - 0.5)
-    return 0.5 if abs(orders) < 2 else float(orders > 0)
-
-
-def _sign(value: float) -> float:
-    return float(value > 0) - float(value < 0)

@@ -21,6 +21,7 @@ from tokenratio.evaluation.judges.protocol import (
     digest_of,
 )
 from tokenratio.evaluation.response_files import AnsweredPrompt
+from tokenratio.evaluation.win_rule import flips, outcomes
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Judgement:
     words_b: int
     content: str
     settings: str
+
+    @property
+    def outcome(self) -> float:
+        """1, 1/2 or 0 by the rule of `outcomes`; nan without a verdict in both orders."""
+        return float(outcomes(self.prob_a_first, self.prob_a_second))
 
 
 def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) -> list[ResponsePair]:
@@ -274,7 +280,7 @@ def _judgement(comparison: ResponsePair, verdicts: Sequence[Verdict], digest: st
         prob_a_first=first,
         prob_a_second=second,
         probability=(first + second) / 2 if both else None,
-        flipped=(first - 0.5) * (second - 0.5) < 0 if both else None,
+        flipped=bool(flips(first, second)) if both else None,
         unparsed=sum(verdict.probability is None for verdict in verdicts),
         reasons=tuple(v.reason or "no reason given" for v in verdicts if v.probability is None),
         characters_a=len(comparison.response_a.text),

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.comparison import LEVEL, cluster_codes, draws
 from tokenratio.evaluation.estimates import clustered_mean
+from tokenratio.evaluation.resampling import LEVEL, cluster_codes, draws
+from tokenratio.evaluation.win_rule import flips, outcomes, preference
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def win_rate(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> WinRate:
-    """Count a judge's verdicts; with `swap_policies` of them, win and lose change places exactly.
+    """Count a judge's verdicts by the rule of `win_rule.outcomes`.
 
-    A win needs both orders, as in MT-Bench: a judge that always takes the first response ties.
+    With `swap_policies` of them, win and lose change places exactly.
 
     The interval is a percentile bootstrap over prompts. Where all comparisons end alike, resamples
     have no spread, and it is the exact binomial one of that many prompts.
@@ -86,27 +87,26 @@ def win_rate(
             f"none of {len(first)} comparisons has a verdict in both orders; look at what the "
             "judge replied."
         )
-    first, second = _preference(first[complete]), _preference(second[complete])
+    first, second = first[complete], second[complete]
     kept = [name for name, keep in zip(names, complete, strict=True) if keep]
     codes = cluster_codes(kept)
     # ±1/2 and 0: around zero, what holds for A holds for B with the other sign, to the last bit.
-    outcomes = (np.sign(first) + np.sign(second)) / 2
-    outcomes = np.where(np.abs(outcomes) == 1, outcomes / 2, 0.0)
+    centered = outcomes(first, second) - 0.5
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes)
-    estimate = clustered_mean(outcomes[order].tolist(), sizes.tolist())
-    wins, losses = int((outcomes > 0).sum()), int((outcomes < 0).sum())
-    num = len(outcomes)
+    estimate = clustered_mean(centered[order].tolist(), sizes.tolist())
+    wins, losses = int((centered > 0).sum()), int((centered < 0).sum())
+    num = len(centered)
     return WinRate(
         win=wins / num,
         tie=(num - wins - losses) / num,
         lose=losses / num,
         win_rate=_share(estimate.mean),
         standard_error=estimate.standard_error,
-        interval=_interval(outcomes, codes, sizes, num_resamples, seed),
+        interval=_interval(centered, codes, sizes, num_resamples, seed),
         # Summed pair by pair: the order of the two verdicts does not matter.
-        mean_probability=_share(float((first + second).sum()) / (2 * num)),
-        flip_rate=float((np.sign(first) * np.sign(second) < 0).mean()),
+        mean_probability=_share(float((preference(first) + preference(second)).sum()) / (2 * num)),
+        flip_rate=float(flips(first, second).mean()),
         num_comparisons=num,
         num_prompts=len(sizes),
         num_incomplete=int((~complete).sum()),
@@ -138,11 +138,6 @@ def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparison
     return array
 
 
-def _preference(prob: Float[np.ndarray, "comparisons"]) -> Float[np.ndarray, "comparisons"]:
-    """Probability less 1/2, such that that of 1 − p is the negative of p's in floating point."""
-    return 0.5 - (1.0 - prob)
-
-
 def _share(preference: float) -> float:
     """1/2 + preference, such that the shares of ±preference sum to 1 in floating point."""
     larger = 0.5 + abs(preference)
@@ -150,17 +145,17 @@ def _share(preference: float) -> float:
 
 
 def _interval(
-    outcomes: Float[np.ndarray, "comparisons"],
+    centered: Float[np.ndarray, "comparisons"],
     codes: Int[np.ndarray, "comparisons"],
     sizes: Int[np.ndarray, "prompts"],
     num_resamples: int,
     seed: int,
 ) -> tuple[float, float]:
-    if np.all(outcomes == outcomes[0]) and outcomes[0] != 0:
+    if np.all(centered == centered[0]) and centered[0] != 0:
         # Clopper and Pearson's, whose other end is the win rate itself.
         reach = (LEVEL / 2) ** (1 / len(sizes)) - 0.5
-        return (_share(reach), 1.0) if outcomes[0] > 0 else (0.0, _share(-reach))
-    sums = np.bincount(codes, weights=outcomes)
+        return (_share(reach), 1.0) if centered[0] > 0 else (0.0, _share(-reach))
+    sums = np.bincount(codes, weights=centered)
     rng = np.random.default_rng(seed)
     means = np.concatenate(
         [sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws(rng, len(sizes), num_resamples)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.comparison import (
+from tokenratio.evaluation.paired_comparison import (
     PolicyComparison,
     PolicyValues,
     holm,
@@ -214,22 +214,21 @@ FOUND = PolicyComparison(
     num_unpaired=0,
     adjusted_p=0.002,
     num_comparisons=3,
+    unit="share",
 )
 
 
 def test_the_line():
-    assert FOUND.line(scale=100) == (
+    assert FOUND.line() == (
         "tbpo wins by 4.1 ± 1.3 points (95 % interval 1.5 to 6.7), p = 0.002 after Holm over 3 "
         "comparisons; n = 200 prompts would need ≥ 3.7 to see (80 % power)"
     )
     loses = replace(FOUND, difference=-0.041)
-    assert loses.line(scale=100).startswith(
-        "dpo wins by 4.1 ± 1.3 points (95 % interval 1.5 to 6.7)"
-    )
-    lower = FOUND.line(unit="nats", higher_is_better=False)
+    assert loses.line().startswith("dpo wins by 4.1 ± 1.3 points (95 % interval 1.5 to 6.7)")
+    lower = replace(FOUND, unit="nats", better="lower").line()
     assert lower.startswith("dpo wins by 0.041 ± 0.013 nats (95 % interval 0.015 to 0.067)")
     unsure = replace(loses, adjusted_p=0.31, num_comparisons=1, num_unpaired=2, num_seeds=3)
-    assert unsure.line(scale=100) == (
+    assert unsure.line() == (
         "no difference seen between tbpo and dpo: -4.1 ± 1.3 points (95 % interval -6.7 to -1.5), "
         "p = 0.31; n = 200 prompts and 3 seeds would need ≥ 3.7 to see (80 % power); 2 prompts "
         "left out that only one policy answered in full"
