@@ -161,4 +161,5 @@ def _l1_fit(
         np.repeat([1, 0], len(wins)),
         sample_weight=np.concatenate([wins * weights, (1 - wins) * weights]),
     )
-    return model.coef_[0]
+    coefficients: Float[np.ndarray, features] = model.coef_[0]
+    return coefficients

@@ -115,9 +115,14 @@ def credit(
     if len(clusters) > 1 and num_bootstrap:
         draws = rng.integers(len(clusters), size=(num_bootstrap, len(clusters)))
         resampled = np.array([statistics(draw) for draw in draws])
-    correlations = [_correlation(*column) for column in zip(values, resampled.T, strict=True)]
+    spearman, kendall, spearman_within, kendall_within = (
+        _correlation(*column) for column in zip(values, resampled.T, strict=True)
+    )
     return Credit(
-        *correlations,
+        spearman,
+        kendall,
+        spearman_within,
+        kendall_within,
         num_tokens=num_tokens,
         num_responses=len(pairs),
         num_prompts=len(clusters),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from torch import Tensor, nn
 
@@ -233,7 +233,7 @@ def _tokens(sample: Text) -> Tokens:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Tokenizer13a:
-    return Tokenizer13a()
+    return Tokenizer13a()  # type: ignore[no-untyped-call]
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter[Tokens]:

@@ -227,7 +227,8 @@ def _is_below(hull: list[tuple[float, float]], kl: float, reward: float) -> bool
 
 
 def _height(hull: Sequence[tuple[float, float]], kl: float) -> float:
-    return float(np.interp(kl, *zip(*hull, strict=True)))
+    kls, rewards = zip(*hull, strict=True)
+    return float(np.interp(kl, kls, rewards))
 
 
 def _area(hull: Sequence[tuple[float, float]], base: float, budget: float, unit: float) -> float:
@@ -252,10 +253,10 @@ def _resamples(
         return
     prompts = list(known[0])
     for point, by_prompt in zip(policies, known, strict=True):
-        if others := by_prompt.keys() ^ set(prompts):
+        if unshared := by_prompt.keys() ^ set(prompts):
             raise TokenRatioError(
                 f"policy {point.label} and the reference do not answer the same prompts: "
-                f"{len(others)} have responses of one alone; evaluate both on the same"
+                f"{len(unshared)} have responses from only one; evaluate both on the same"
             )
     # [policies, prompts, (Σ KL, Σ reward, responses)]
     sums = np.array([[by_prompt[prompt] for prompt in prompts] for by_prompt in known])

@@ -310,9 +310,9 @@ class _Row:
     def has_text(self, name: str) -> bool:
         return isinstance(self.fields.get(name), str)
 
-    def known(self, names: Iterable[str]) -> dict[str, str | None]:
+    def known(self, names: Iterable[str]) -> dict[str, Any]:
         """Text fields by name."""
-        taken: dict[str, str | None] = {}
+        taken: dict[str, Any] = {}
         for name in names:
             plain = name.removesuffix("?")
             value = self.fields.pop(plain, None) if name != plain else self.take(plain)
@@ -331,7 +331,7 @@ class _Row:
         value = self.take(name)
         if not isinstance(value, int) or isinstance(value, bool):
             self.refuse(f"{name} must be a whole number, not {value!r:.80}")
-        return value
+        return int(value)
 
     def number(self, name: str, *, or_none: bool = False) -> float | None:
         value = self.fields.pop(name, None) if or_none else self.take(name)

@@ -210,12 +210,13 @@ def _fit(data: _Comparisons) -> Float[np.ndarray, "params"]:
     options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
     if data.num_prompts < len(data.prob):
         start, bounds = np.array([0.0, 0.0, 1.0]), [*free, (0.0, _MAX_PROMPT_SD)]
-        params = optimize.minimize(
+        params: Float[np.ndarray, params] = optimize.minimize(
             loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         ).x
         if params[2] > 1e-2:  # below, as good as none, and flat
             return params
-    return optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", options=options).x
+    params = optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", options=options).x
+    return params
 
 
 def _estimate(params: Float[np.ndarray, "params"], data: _Comparisons) -> tuple[float, float]:

@@ -42,7 +42,8 @@ class MetricsLog:
         """Steps and finite values of one metric, where it was logged."""
         logged = [(line["step"], line[name]) for line in self.lines if name in line]
         table = np.array(logged, dtype=np.float64).reshape(-1, 2)
-        return tuple(table[np.isfinite(table[:, 1])].T)  # type: ignore[return-value]
+        steps, values = table[np.isfinite(table[:, 1])].T
+        return steps, values
 
     def num_not_finite(self, name: str) -> int:
         """Lines in which a metric is nan or infinite."""

@@ -5,7 +5,7 @@ and its settings.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -252,20 +252,20 @@ def _ask(
         return
     times = 2 if judge.order_matters else 1
     asked = [c for each in comparisons for c in _orders(judge, each)]
-    with closing(iter(_strictly(judge(asked), len(asked)))) as verdicts:
+    with closing(_counted(judge(asked), len(asked))) as verdicts:
         for comparison in comparisons:
             yield comparison, [next(verdicts) for _ in range(times)]
         for _ in verdicts:
             pass
 
 
-def _strictly(verdicts: Iterable[Verdict], num: int) -> Iterator[Verdict]:
-    said = 0
+def _counted(verdicts: Iterable[Verdict], num: int) -> Generator[Verdict, None, None]:
+    given = 0
     for verdict in verdicts:
-        said += 1
+        given += 1
         yield verdict
-    if said != num:
-        raise ValueError(f"the judge gave {said} verdicts on {num} comparisons")
+    if given != num:
+        raise ValueError(f"the judge gave {given} verdicts on {num} comparisons")
 
 
 def _judgement(comparison: ResponsePair, verdicts: Sequence[Verdict], digest: str) -> Judgement:
@@ -273,14 +273,14 @@ def _judgement(comparison: ResponsePair, verdicts: Sequence[Verdict], digest: st
     second = first
     if len(verdicts) == 2:
         second = None if verdicts[1].probability is None else 1 - verdicts[1].probability
-    both = first is not None and second is not None
+    mean = None if first is None or second is None else (first + second) / 2
     return Judgement(
         id=comparison.id,
         sample=comparison.sample,
         prob_a_first=first,
         prob_a_second=second,
-        probability=(first + second) / 2 if both else None,
-        flipped=bool(flips(first, second)) if both else None,
+        probability=mean,
+        flipped=None if mean is None else bool(flips(first, second)),
         unparsed=sum(verdict.probability is None for verdict in verdicts),
         reasons=tuple(v.reason or "no reason given" for v in verdicts if v.probability is None),
         characters_a=len(comparison.response_a.text),

@@ -4,19 +4,26 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from tokenratio.data.chat import Conversation, Prompt, prompt_of, prompt_value, render_prompt
+from tokenratio.data.chat import (
+    Conversation,
+    Prompt,
+    prompt_of,
+    prompt_value,
+    render_prompt,
+)
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.display import quoted
 from tokenratio.data.encoding import begin, cut_left, special_tokens
+from tokenratio.data.messages import Message
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.response import Response
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What the functions here take for a prompt: bare messages too.
-AnyPrompt = Prompt | Sequence[Mapping[str, Any]]
+AnyPrompt = Prompt | Sequence[Message]
 
 
 def sample_responses(
@@ -173,12 +180,13 @@ def _generate(
 
     device = next(model.parameters()).device
     with torch.no_grad(), eval_mode(model), _generation_settings(model, settings):
-        generated = cast(Any, model).generate(
+        generated: Tensor = cast(Any, model).generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             logits_processor=LogitsProcessorList([] if sampler is None else [sampler]),
         )
-    return generated[:, input_ids.shape[1] :].tolist()
+    rows: list[list[int]] = generated[:, input_ids.shape[1] :].tolist()
+    return rows
 
 
 def policy_sampler(
@@ -236,7 +244,8 @@ def encode_prompts(
     """
     special, template = special_tokens(tokenizer), template or TemplateSettings()
     encoded = []
-    for prompt in map(prompt_of, cast(Any, prompts)):
+    for given in prompts:
+        prompt = prompt_of(given)
         try:
             text = render_prompt(prompt, tokenizer, template)
         except RowDefectError as error:
@@ -255,7 +264,7 @@ def _start_of(prompt: Prompt) -> str:
 
 
 @contextmanager
-def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
+def _generation_settings(model: Any, settings: dict[str, Any]) -> Iterator[None]:
     """Let the model generate by these settings alone.
 
     A config passed to `generate` would not do: transformers fills what it leaves unset from the
@@ -263,10 +272,9 @@ def _generation_settings(model: nn.Module, settings: dict[str, Any]) -> Iterator
     """
     from transformers import GenerationConfig
 
-    wrapper: Any = model
-    base = wrapper.get_base_model() if hasattr(model, "get_base_model") else wrapper
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = base.generation_config
-    base.generation_config = GenerationConfig(**settings)
+    base.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

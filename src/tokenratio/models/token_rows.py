@@ -128,4 +128,5 @@ def hidden_states(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "to
     The model must know `token_request` (`models.loading.check_model`).
     """
     inputs = model_inputs(batch, language_model(model))
-    return model(**inputs, token_request=TokenRequest(batch.states))["hidden"]
+    hidden: Tensor = model(**inputs, token_request=TokenRequest(batch.states))["hidden"]
+    return hidden

@@ -36,9 +36,11 @@ def bradley_terry(
 
 
 def _verdict(a: float | str, b: float | str) -> Verdict:
+    if isinstance(a, str):
+        return Verdict(None, f"response A: {a}")
+    if isinstance(b, str):
+        return Verdict(None, f"response B: {b}")
     for name, score in (("A", a), ("B", b)):
-        if isinstance(score, str):
-            return Verdict(None, f"response {name}: {score}")
         if not math.isfinite(score):
             return Verdict(None, f"response {name}: its score is {score}")
     margin = a - b
@@ -57,5 +59,5 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

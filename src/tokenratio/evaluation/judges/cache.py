@@ -43,9 +43,10 @@ class VerdictCache:
         """The answer's text and finish reason; None where there is no answer."""
         query = "SELECT text, finish_reason FROM answers WHERE key = ?"
         try:
-            return self._database.execute(query, (key,)).fetchone()
+            answer: tuple[str, str] | None = self._database.execute(query, (key,)).fetchone()
         except sqlite3.Error as error:
             raise self._unusable(error) from None
+        return answer
 
     def put(self, key: str, text: str, finish_reason: str) -> None:
         """Keep an answer; where another run was quicker, its answer stands."""
@@ -59,7 +60,7 @@ class VerdictCache:
             raise self._unusable(error) from None
 
     def __len__(self) -> int:
-        return self._database.execute("SELECT count(*) FROM answers").fetchone()[0]
+        return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
         self._database.close()

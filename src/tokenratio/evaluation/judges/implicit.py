@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,7 +74,8 @@ class ImplicitRewardJudge:
         for each in (model, ref_model):
             if each is not None:
                 check_model(each)
-        self._model, self._ref_model, self._tokenizer = model, ref_model, tokenizer
+        self._model: Any = model
+        self._ref_model, self._tokenizer = ref_model, tokenizer
         self._beta, self._batch_size = beta, batch_size
         config = language_model(model).config
         self._name = str(name or config.name_or_path)
@@ -159,7 +161,7 @@ class ImplicitRewardJudge:
         """Whether the ids are this tokenizer's, as far as that can be told."""
         if max(ids) >= len(self._tokenizer):
             return False
-        return self._tokenizer.decode(ids, skip_special_tokens=True) == text
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True) == text
 
     def _log_ratios(self, batch: CompletionBatch) -> list[float]:
         policy = _log_probs(self._model, batch)
@@ -169,11 +171,12 @@ class ImplicitRewardJudge:
         else:
             reference = _log_probs(self._ref_model, batch)
         log_ratio = policy.cpu().double() - reference.cpu().double()
-        return [
-            part.sum().item() for part in log_ratio.split(batch.completion_mask.sum(1).tolist())
-        ]
+        lengths = batch.completion_mask.sum(1).tolist()
+        return [part.sum().item() for part in torch.split(log_ratio, lengths)]
 
 
 def _log_probs(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "tokens"]:
     request = TokenRequest(batch.states, batch.labels)
-    return model(**model_inputs(batch, language_model(model)), token_request=request)["log_probs"]
+    inputs = model_inputs(batch, language_model(model))
+    log_probs: Tensor = model(**inputs, token_request=request)["log_probs"]
+    return log_probs

@@ -146,7 +146,8 @@ class RewardModelJudge:
         def run(batch: list[int]) -> list[float]:
             inputs = self._pad([encoded[fit[index]] for index in batch])
             logits = self._model(**{k: v.to(device) for k, v in inputs.items()}).logits
-            return logits[:, 0].double().tolist()
+            scores: list[float] = logits[:, 0].double().tolist()
+            return scores
 
         with torch.no_grad(), eval_mode(self._model):
             fitting = [lengths[index] for index in fit]
