@@ -100,7 +100,9 @@ def test_others_outputs_get_the_ids_of_the_prompts(capsys):
     }
     Path("eval.json").write_text(json.dumps(INSTRUCTIONS[:2]))
     argv += ["--output", "few.jsonl", "--questions", "eval.json"]
-    assert "theirs.json:3: eval.json has no such instruction" in convert(capsys, *argv, code=2)
+    assert "theirs.json:3: eval.json does not have this instruction" in convert(
+        capsys, *argv, code=2
+    )
     assert not Path("few.jsonl").exists()
 
 

@@ -269,7 +269,9 @@ def test_reward_models_are_loaded_from_a_folder(tmp_path):
     policy = tiny_model("llama")
     policy.save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
-    with pytest.raises(TokenRatioError, match=r"is no reward model: it has no weights for score"):
+    with pytest.raises(
+        TokenRatioError, match=r"is not a reward model: it has no weights for score"
+    ):
         RewardModelJudge.load(tmp_path / "policy", {"num_labels": 1})
     with pytest.raises(TokenRatioError, match="has 3 outputs"):
         RewardModelJudge(reward_model(num_labels=3), tokenizer)
@@ -797,7 +799,7 @@ def test_a_sheet_is_blind_and_read_back(tmp_path):
     for comparison, prob in zip(comparisons, verdicts, strict=True):
         a, b = len(comparison.response_a.text), len(comparison.response_b.text)
         assert prob == (0.5 if a == b else float(a > b))
-    with pytest.raises(TokenRatioError, match=r"sheet\.jsonl exists, and may be filled in"):
+    with pytest.raises(TokenRatioError, match=r"sheet\.jsonl already exists and may be filled in"):
         write_sheet(comparisons, path, seed=5)
     other = list(HumanJudge(path, seed=6)(comparisons))
     assert {verdict.reason for verdict in other} == {"not in sheet.jsonl"}

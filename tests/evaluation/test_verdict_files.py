@@ -204,7 +204,7 @@ def test_another_judging_is_refused_in_words(tmp_path):
     for judge, given, settings, said in (
         (Scripted({}, comparisons), comparisons, {"ours": "b"}, r"other settings \(ours 'a', now"),
         (GoldJudge(len, "length"), comparisons, {"ours": "a"}, "judge 'scripted', now 'gold'"),
-        (Scripted({}, comparisons), changed, {"ours": "a"}, "j.jsonl:3: sample 0 of c:2 is not"),
+        (Scripted({}, comparisons), changed, {"ours": "a"}, "j.jsonl:3: sample 0 of c:2 does not"),
         (Scripted({}, comparisons), comparisons[:2], {"ours": "a"}, "j.jsonl:3: sample 0 of c:2"),
         (Scripted({}, comparisons), [comparisons[0]] * 2, {"ours": "a"}, "two comparisons are"),
         (Scripted({}, comparisons), [], {"ours": "a"}, "nothing to compare"),

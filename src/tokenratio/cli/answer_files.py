@@ -1,4 +1,4 @@
-"""Files of answers, ours, AlpacaEval's and MT-Bench's, turned into each other."""
+"""Files of answers of tokenratio, AlpacaEval and MT-Bench, converted into each other."""
 
 import re
 from collections import deque
@@ -64,8 +64,8 @@ def convert(given: str, options: ConvertOptions) -> str:
     found = _READERS[kind](path, options)
     generator = options.generator or found.generator
     left_out = _WRITERS[options.to](output, found, generator, options)
-    said = f"{len(found.answers)} answers of {generator or 'a model without a name'} in {output}"
-    return "; ".join(part for part in (said, found.left_out, left_out) if part)
+    text = f"{len(found.answers)} answers of {generator or 'a model without a name'} in {output}"
+    return "; ".join(part for part in (text, found.left_out, left_out) if part)
 
 
 def _kind_of(path: Path) -> str:
@@ -78,7 +78,7 @@ def _kind_of(path: Path) -> str:
         if all(name in rows[0].fields for name in names):
             return kind
     kinds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in _FIELDS.items())
-    raise TokenRatioError(f"{rows[0].origin} is of no kind that is known here ({kinds})")
+    raise TokenRatioError(f"{rows[0].origin} is not of a supported format ({kinds})")
 
 
 def _check_output(output: Path, inputs: Sequence[Path], options: ConvertOptions) -> None:
@@ -104,7 +104,7 @@ def _read_responses(path: Path, options: ConvertOptions) -> _Answers:
 
 def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
     outputs = read_alpaca_outputs(path)
-    # An instruction may stand twice: its ids are then given in their order.
+    # An instruction may occur twice: its ids are then used in their order.
     ids: dict[Prompt, deque[str]] = {}
     for id, prompt in read_prompts(options.questions) if options.questions is not None else []:
         text = _single_turn(prompt)
@@ -117,7 +117,7 @@ def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
         if options.questions is not None:
             if not ids.get(each.instruction):
                 raise TokenRatioError(
-                    f"{path}:{number}: {options.questions} has no such instruction (any more): "
+                    f"{path}:{number}: {options.questions} does not have this instruction (again): "
                     f"{each.instruction!r:.80}"
                 )
             id = ids[each.instruction].popleft()
@@ -199,7 +199,7 @@ def _write_mt_bench(
     output: Path, found: _Answers, generator: str | None, options: ConvertOptions
 ) -> str:
     if generator is None:
-        raise TokenRatioError("MT-Bench's answers bear the model's name: give --generator")
+        raise TokenRatioError("MT-Bench's answers need a model's name: give --generator")
     numbers: dict[str, int] = {}
     if options.questions is not None:
         for question in read_mt_bench_questions(options.questions):
@@ -213,12 +213,12 @@ def _write_mt_bench(
             raise TokenRatioError(f"{taken[number]} and {id} both answer question {number}")
         taken[number] = id
         # A second turn's prompt holds what was answered to the first.
-        said = (
+        earlier = (
             []
             if isinstance(prompt, str)
             else [m for m in prompt.messages if m["role"] == "assistant"]
         )
-        before = tuple(str(message["content"]) for message in said)
+        before = tuple(str(message["content"]) for message in earlier)
         choices = tuple((*before, sample.text) for sample in samples)
         answers.append(MtBenchAnswer(number, generator, choices))
     write_mt_bench_answers(output, answers)
@@ -258,8 +258,8 @@ def _single_turn(prompt: Prompt) -> str | None:
 def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:
     """The one name that all records have."""
     if len(names) > 1 and options.generator is None:
-        said = ", ".join(sorted(map(str, names)))
-        raise TokenRatioError(f"{path} is of several models ({said}): give --generator")
+        listed = ", ".join(sorted(map(str, names)))
+        raise TokenRatioError(f"{path} has answers of several models ({listed}): give --generator")
     name = next(iter(names))
     return name if isinstance(name, str) else None
 

@@ -26,7 +26,7 @@ Exit code 0; with --require MEASURE 1 unless A is better than every other in it,
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What `compare` can be told."""
+    """The options of `compare`."""
 
     measures: list[str] | None = option(
         None, "Measures to compare; default: all that have a better direction."

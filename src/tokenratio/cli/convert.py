@@ -17,13 +17,13 @@ KINDS = ("generations", "alpaca-eval", "mt-bench")
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `convert` can be told."""
+    """The options of `convert`."""
 
     to: Literal["generations", "alpaca-eval", "mt-bench"] = option(
         "", f"One of {', '.join(KINDS)}."
     )
     output: str = option("", "Output file.")
-    generator: str | None = option(None, "The model's name; default: what FILE says, if it does.")
+    generator: str | None = option(None, "The model's name; default: the one in FILE, if any.")
     questions: str | None = option(
         None,
         "Where the prompts come from: AlpacaEval's instructions, MT-Bench's "

@@ -70,7 +70,7 @@ def compare(
         require: one more measure, which must have a better direction.
         all_pairs: compare every two policies.
         num_resamples, seed: of the bootstrap and of the sign-flip test.
-        report: is told in which settings the evaluations differ.
+        report: receives a note on each setting in which the evaluations differ.
     Returns:
         For each measure, the comparisons of all pairs; `line()` puts one in words.
     Raises:

@@ -72,7 +72,7 @@ def self_bleu(samples: Sequence[Sequence[Text]]) -> Diversity:
     def score(group: list[Tokens]) -> float:
         texts = [" ".join(tokens) for tokens in group]
         scores = [
-            # by hand, for sacrebleu's rounding says 100.00000000000004, and 0 of empty texts
+            # by hand: sacrebleu gives 100.00000000000004, and 0 for empty texts
             100.0 if one == other else min(100.0, bleu.sentence_score(one, [other]).score)
             for i, one in enumerate(texts)
             for j, other in enumerate(texts)
@@ -125,7 +125,7 @@ def distinct_in_corpus(samples: Sequence[Sequence[Text]], n: int) -> Estimate:
         for of_prompt in counts
         if of_prompt.total() < total
     ]
-    error = math.nan  # one prompt, or n-grams in one alone
+    error = math.nan  # one prompt, or n-grams in only one
     if len(without) == num > 1:
         error = math.sqrt((num - 1) * float(np.var(without)))
     return Estimate(len(holders) / total, error, num)

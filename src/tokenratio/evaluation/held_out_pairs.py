@@ -1,4 +1,4 @@
-"""Held-out pairs: how often a reward prefers the chosen response, and what length alone says."""
+"""Held-out pairs: how often a reward prefers the chosen response, and how often length does."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class PairScores:
             which flatters it a little.
         better_rule: which of the two that is.
         num_ties: pairs whose rewards are exactly equal.
-        num_equal_length: pairs that length cannot tell apart.
+        num_equal_length: pairs of equal length.
     """
 
     accuracy: Estimate

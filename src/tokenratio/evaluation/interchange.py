@@ -374,4 +374,4 @@ def _json(value: Any, path: str | Path, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except (TypeError, ValueError) as error:
-        raise TokenRatioError(f"{path}: not written, for JSON has no such value: {error}") from None
+        raise TokenRatioError(f"{path} is not written: JSON cannot hold a value: {error}") from None

@@ -75,7 +75,7 @@ class Journal(Generic[Key, R]):
         num: how many records it will have, for messages.
         check: refuses a record that is not wanted; called with it and where it stands.
         overwrite: begin anew.
-        report: is told what was kept and dropped.
+        report: receives lines on what was kept and dropped.
 
     Attributes:
         records: those that the file has, by key.
@@ -165,7 +165,7 @@ class Journal(Generic[Key, R]):
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Say in a `TokenRatioError` raised inside that what was done until then is kept."""
+        """Add to a `TokenRatioError` raised inside how much is kept, and that it can be resumed."""
         try:
             yield
         except TokenRatioError as error:

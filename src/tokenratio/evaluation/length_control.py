@@ -32,7 +32,7 @@ class LengthControlledWinRate:
         quality: Δθ, log odds of a win at equal length.
         length_effect: λ, added to the log odds per unit of tanh(Δlen/sd); positive if the judge
             likes length.
-        prompt_sd: the standard deviation of u_x in log odds; 0 where no prompt comes twice.
+        prompt_sd: the standard deviation of u_x in log odds; 0 where no prompt occurs twice.
         num_comparisons: with a verdict; all of the above is over these.
         num_prompts: among them.
         num_missing: comparisons without a verdict, left out.
@@ -64,7 +64,7 @@ def length_controlled_win_rate(
 
     u_x are normal, their standard deviation estimated, and integrated out: a prompt's own effect
     is its mean given the prompt's verdicts, shrunk as far as these are few. One verdict says
-    nothing about u_x, so where no prompt comes twice there is none; nor may there be one where
+    nothing about u_x, so where no prompt occurs twice there is none; nor may there be one where
     probabilities spread less than verdicts would. The figure is then σ(Δθ), of all prompts at once.
     Were all lengths equal it would, in either case, be the mean of `prob_a` up to the prior.
 
@@ -81,7 +81,7 @@ def length_controlled_win_rate(
         prompts: of each comparison; all differ if None. A comparison counts as in the raw rate.
 
     Raises:
-        TokenRatioError: a value is no probability or no length, nothing has a verdict, or A's
+        TokenRatioError: a value is not a probability or not a length, nothing has a verdict, or A's
             responses all differ from B's by the same length.
     """
     prob, lengths = probabilities("prob_a", prob_a), []
@@ -109,7 +109,7 @@ def length_controlled_win_rate(
     params = _fit(data)
     value, error = _estimate(params, data)
     center, reach = logit(value), math.nan
-    if data.num_prompts > 1:  # a t quantile: few prompts tell their own spread badly
+    if data.num_prompts > 1:  # a t quantile: the spread of few prompts is badly known
         quantile = stats.t.ppf(1 - LEVEL / 2, data.num_prompts - 1)
         reach = quantile * error / (value * (1 - value))
     return LengthControlledWinRate(
@@ -199,7 +199,7 @@ def _log_prior(
 
 
 def _fit(data: _Comparisons) -> Float[np.ndarray, "params"]:
-    """The likeliest parameters; τ is left out where no prompt comes twice, or where it is 0."""
+    """The likeliest parameters; τ is left out where no prompt occurs twice, or where it is 0."""
 
     def loss(params: Float[np.ndarray, "params"]) -> tuple[float, Float[np.ndarray, "params"]]:
         value, gradient, _ = data.evaluate(params)

@@ -1,4 +1,4 @@
-"""Two policies on the same prompts: which is better, by how much, and could they have told?"""
+"""Two policies on the same prompts: which is better, by how much, and could the data show it?"""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -62,7 +62,7 @@ class PolicyComparison:
         difference: A − B, in the values' unit: the mean over prompts and seeds of the difference
             of the two policies' means.
         prompt_variance: the part of its variance due to the prompts; falls as 1 / num_prompts.
-        seed_variance: the part due to the seeds; 0 with one seed, which says nothing about others.
+        seed_variance: the part due to the seeds; 0 with one seed, which tells nothing about others.
         half_width: of the 95 % interval, not corrected for further comparisons.
         p_value: two-sided, of the hypothesis that the policies do not differ.
         num_prompts: that both policies answered with every seed.

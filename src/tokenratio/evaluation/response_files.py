@@ -61,7 +61,7 @@ def write_responses(
         path: the file; what an interrupted run left of it is kept.
         settings: everything that decides what the responses are: model, prompts, sampling. JSON.
         overwrite: begin the file anew.
-        report: is told what was kept and dropped.
+        report: receives lines on what was kept and dropped.
 
     Raises:
         TokenRatioError: the file was made with other settings or from other prompts, another

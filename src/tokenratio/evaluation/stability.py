@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 SPIKE_MADS = 8.0
 # How many steps before it; a step with fewer than the second before it is not judged.
 SPIKE_WINDOW, SPIKE_HISTORY = 50, 20
-# A loss that hardly moves has a MAD near 0: rises below 8 × 0.1 % of it are no spikes.
+# A loss that hardly moves has a MAD near 0: rises below 8 × 0.1 % of it are not spikes.
 _SMALLEST_MAD = 1e-3
 
 
@@ -53,7 +53,7 @@ class MetricsLog:
 
 @dataclass(frozen=True)
 class Stability:
-    """What a run's log says about its stability.
+    """The stability of a run, from its log.
 
     Attributes:
         values: by name, flat; what was not logged is not there. `…/start` and `…/end` are means
@@ -73,7 +73,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
     out and counted; of several lines for a step the last one stands.
 
     Raises:
-        TokenRatioError: no such file, a line that is no metrics line, or no training line; names
+        TokenRatioError: no such file, a line that is not of metrics, or no training line; names
             file and line.
     """
     path = Path(path)
@@ -216,8 +216,8 @@ def _drift(log: MetricsLog, values: dict[str, float]) -> list[str]:
 def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
     """Chosen responses may become less likely although the margin grows (likelihood displacement).
 
-    The log-ratio tells best: it starts at 0, and is per token, while a batch's mean log-probability
-    depends on how long its responses are.
+    The log-ratio shows it best: it starts at 0 and is per token, while a batch's mean
+    log-probability depends on how long its responses are.
     """
     sentences, fell = [], None
     for name, words, unit in (
@@ -246,7 +246,7 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
     if alarm:
         sentences.append(
             "ALARM: the chosen responses became less likely while the margins rose: both responses "
-            "lose probability to others. Look at what the policy says before trusting the margin."
+            "lose probability to others. Read the policy's responses before trusting the margin."
         )
     return sentences
 
@@ -265,7 +265,7 @@ def _differs(low: Array, high: Array) -> bool:
 
 def _check(line: Any, origin: str) -> None:
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-        raise TokenRatioError(f"{origin}: no step number: this is no {METRICS_FILE}")
+        raise TokenRatioError(f"{origin}: no step number: this is not a {METRICS_FILE}")
     for name, value in line.items():
         if name in _READ and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise TokenRatioError(f"{origin}: {name} is {value!r}, not a number")

@@ -26,7 +26,7 @@ from tokenratio.evaluation.win_rule import flips, outcomes
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of a comparison, asked in both orders; a line of the file.
+    """A judge's verdicts on a pair of responses, one for each order; a line of the file.
 
     A judge for which the order cannot matter is asked once; both probabilities are then the same.
 
@@ -34,7 +34,7 @@ class Judgement:
         id, sample: which comparison.
         prob_a_first, prob_a_second: that response A is better, A shown first or second; None where
             there was no verdict.
-        probability: their mean; None unless both are there, for one alone has the position in it.
+        probability: their mean; None unless both exist, since one alone reflects the position.
         flipped: whether the preference followed the position: one order prefers A, the other B.
             An even verdict prefers neither. None unless both are there.
         unparsed: orders without a verdict.
@@ -76,12 +76,12 @@ def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) ->
         TokenRatioError: the prompts are not the same, or the numbers of samples do not match.
     """
     others = {generation.id: generation for generation in theirs}
-    lone = [g.id for g in ours if g.id not in others]
-    lone += sorted(others.keys() - {generation.id for generation in ours})
-    if lone:
+    unpaired = [g.id for g in ours if g.id not in others]
+    unpaired += sorted(others.keys() - {generation.id for generation in ours})
+    if unpaired:
         raise TokenRatioError(
-            f"{len(lone)} of the prompts are answered on one side only, first {lone[0]}: both "
-            "sides must come from the same prompts"
+            f"{len(unpaired)} of the prompts are answered on one side only, first {unpaired[0]}: "
+            "both sides must come from the same prompts"
         )
     comparisons = []
     for generation in ours:
@@ -95,7 +95,8 @@ def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) ->
             a = a * len(b)
         if len(a) != len(b):
             raise TokenRatioError(
-                f"{generation.id}: {len(a)} samples against {len(b)}; it must be as many, or one"
+                f"{generation.id}: {len(a)} samples against {len(b)}; both sides need the same "
+                "number, or one side a single sample"
             )
         for number, (first, second) in enumerate(zip(a, b, strict=True)):
             comparisons.append(
@@ -122,14 +123,14 @@ def judge_all(
         path: the file; what an interrupted run left of it is kept.
         settings: what else distinguishes the verdicts, such as the names of both sides. JSON.
         overwrite: begin the file anew.
-        report: is told what was kept and dropped, and how many verdicts are missing.
+        report: receives lines on what was kept and dropped, and on missing verdicts.
 
     Returns:
-        The judgements in the order of the comparisons, as they then stand in the file.
+        The judgements in the order of the comparisons, as the file then has them.
 
     Raises:
-        TokenRatioError: the file is of other comparisons or another judge, another process writes
-            it, or the judge gave up: what it said until then is in the file.
+        TokenRatioError: the file was made from other comparisons or by another judge, another
+            process writes it, or the judge gave up: its verdicts until then are in the file.
     """
     path, wanted = Path(path), _by_place(comparisons)
     settings = {**judge.identity(), **(settings or {})}
@@ -138,8 +139,8 @@ def judge_all(
         place = (judgement.id, judgement.sample)
         if place not in wanted or judgement.content != _content(wanted[place]):
             raise TokenRatioError(
-                f"{origin}: sample {judgement.sample} of {judgement.id} is not what is to be "
-                "compared now: delete the file, or choose another"
+                f"{origin}: sample {judgement.sample} of {judgement.id} does not match the "
+                "responses compared now: delete the file, or choose another"
             )
 
     with Journal(
@@ -190,20 +191,20 @@ def read_judgements(path: str | Path) -> list[Judgement]:
 
 
 def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> str:
-    """How the judging went, in words: verdicts that are missing and why, flips.
+    """A line on missing verdicts, the reasons for them, and flips.
 
     Args:
         order_matters: whether both orders were asked.
     """
     whole = [judgement for judgement in judgements if judgement.probability is not None]
-    said = f"{len(judgements)} comparisons, {len(judgements) - len(whole)} without a full verdict"
+    text = f"{len(judgements)} comparisons, {len(judgements) - len(whole)} without a full verdict"
     reasons = Counter(reason for judgement in judgements for reason in judgement.reasons)
     if reasons:
-        said += f" ({', '.join(f'{reason}: {num}' for reason, num in reasons.most_common())})"
+        text += f" ({', '.join(f'{reason}: {num}' for reason, num in reasons.most_common())})"
     if not order_matters:
-        return said
+        return text
     flips = sum(bool(judgement.flipped) for judgement in whole)
-    return f"{said}; the position decided {flips} of {len(whole)}"
+    return f"{text}; the position decided {flips} of {len(whole)}"
 
 
 def _by_place(comparisons: Sequence[ResponsePair]) -> dict[tuple[str, int], ResponsePair]:

@@ -15,7 +15,7 @@ from tokenratio.evaluation.win_rule import flips, outcomes, preference
 
 @dataclass(frozen=True)
 class WinRate:
-    """How policy A fares against policy B; shares lie in [0, 1].
+    """Policy A against policy B; shares lie in [0, 1].
 
     Attributes:
         win: A is preferred in both orders.
@@ -69,7 +69,7 @@ def win_rate(
         seed: fixes the interval.
 
     Raises:
-        TokenRatioError: a value is no probability, or no comparison has both verdicts.
+        TokenRatioError: a value is not a probability, or no comparison has both verdicts.
     """
     if num_resamples < 1:
         raise TokenRatioError(f"num_resamples must be at least 1, not {num_resamples}.")
@@ -116,7 +116,7 @@ def win_rate(
 def swap_policies(
     prob_a_first: ArrayLike, prob_a_second: ArrayLike
 ) -> tuple[Float[np.ndarray, "comparisons"], Float[np.ndarray, "comparisons"]]:
-    """The same verdicts told of policy B: where A stood first, B stood second."""
+    """The same verdicts from the view of policy B: where A was first, B was second."""
     return 1.0 - np.asarray(prob_a_second, float), 1.0 - np.asarray(prob_a_first, float)
 
 

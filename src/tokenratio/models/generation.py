@@ -55,8 +55,8 @@ def sample_responses(
 ) -> list[list[Response]]:
     """Sample responses to each prompt, in the order of the prompts.
 
-    The distribution is the model's own, tempered and cut as asked: what its `generation_config`
-    says of top-k, penalties and the like does not apply. Its EOS ids do, next to the tokenizer's
+    The distribution is the model's own, with `temperature` and `top_p`; top-k, penalties and the
+    like in its `generation_config` do not apply. Its EOS ids do, next to the tokenizer's
     and the chat template's end of turn.
 
     A response depends on the model, the prompt, `seed`, the prompt's key and the sample's number,
@@ -71,7 +71,7 @@ def sample_responses(
         max_prompt_length, template: see `encode_prompts`.
         batch_size: rows generated at once.
         seed: the same call gives the same samples; the global random state is left as it was.
-        keys: what tells the prompts apart, an id each; None for their content, and where prompts
+        keys: an id for each prompt, all different; None for their content, and where prompts
             are alike, which of them it is.
         progress: draw a bar, in responses.
 
@@ -237,7 +237,7 @@ def encode_prompts(
     its generation prompt.
 
     Args:
-        template: what the chat template is told besides; a prompt's own values win.
+        template: arguments of the chat template; a prompt's own values win.
         max_prompt_length: tokens of the longest; longer ones are cut on the left, as in training.
     Raises:
         TokenRatioError: there is no chat template, or it fails on a prompt.
@@ -265,7 +265,7 @@ def _start_of(prompt: Prompt) -> str:
 
 @contextmanager
 def _generation_settings(model: Any, settings: dict[str, Any]) -> Iterator[None]:
-    """Let the model generate by these settings alone.
+    """Make the model generate with these settings only.
 
     A config passed to `generate` would not do: transformers fills what it leaves unset from the
     model's own (a Qwen's top-k and repetition penalty, say). The model under an adapter has it.
@@ -298,7 +298,7 @@ def eos_ids(
 def _pad_left(
     rows: list[tuple[int, ...]], pad_id: int
 ) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
-    """Input ids and attention mask; on the left, since generation goes on from the last column."""
+    """Input ids and attention mask; on the left: generation continues from the last column."""
     length = max(map(len, rows))
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)

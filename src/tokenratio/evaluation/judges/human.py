@@ -15,16 +15,16 @@ _VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
 def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: int) -> None:
     """Write the sheet: JSON lines with `item`, `prompt`, `response_1`, `response_2`, `verdict`.
 
-    Which response is which is drawn for every comparison, and so is the order of the lines; nothing
-    in the sheet tells. Whoever fills it in sets `verdict` to "1", "2" or "tie". `HumanJudge` with
-    the same seed knows what stands for what.
+    The order of the two responses and that of the lines are random, and nothing in the sheet
+    reveals them. Whoever fills it in sets `verdict` to "1", "2" or "tie". `HumanJudge` with the
+    same seed restores the order.
 
     Raises:
         TokenRatioError: the file exists: somebody may have filled it in.
     """
     path = Path(path)
     if path.exists():
-        raise TokenRatioError(f"{path} exists, and may be filled in: choose another file")
+        raise TokenRatioError(f"{path} already exists and may be filled in: choose another file")
     lines = {}
     for comparison in comparisons:
         item, is_swapped = _item(comparison, seed)
@@ -45,12 +45,12 @@ class HumanJudge:
     Each pair was seen in one order, drawn by the seed; over many, the position cancels.
 
     Args:
-        path: the sheet; its lines may stand in any order.
+        path: the sheet; its lines may be in any order.
         seed: the one it was written with.
 
     Raises:
-        TokenRatioError: a verdict that is none of "1", "2", "tie" and null, or a line without or
-            with another's item.
+        TokenRatioError: a verdict other than "1", "2", "tie" or null, or a line without an
+            item or with that of another line.
     """
 
     order_matters = False
@@ -62,7 +62,7 @@ class HumanJudge:
             origin = f"{self._path}:{number}"
             item, verdict = line.get("item"), line.get("verdict")
             if not isinstance(item, str):
-                raise TokenRatioError(f"{origin}: no item: this is no sheet for judges")
+                raise TokenRatioError(f"{origin}: no item: this is not a sheet for judges")
             if item in self._verdicts:
                 raise TokenRatioError(f"{origin}: a second line for item {item}: keep one")
             text = None if verdict is None else str(verdict).strip().lower()
@@ -79,8 +79,8 @@ class HumanJudge:
             "verdicts": digest_of(sorted(self._verdicts.items()))[:16],
         }
 
-    def strangers(self, comparisons: Sequence[ResponsePair]) -> int:
-        """How many lines of the sheet are of none of these comparisons, and go unheard."""
+    def num_unmatched(self, comparisons: Sequence[ResponsePair]) -> int:
+        """Lines of the sheet that belong to none of these comparisons, and are ignored."""
         return len(self._verdicts.keys() - {_item(each, self._seed)[0] for each in comparisons})
 
     def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:

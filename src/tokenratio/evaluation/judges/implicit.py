@@ -40,7 +40,7 @@ class ImplicitRewardJudge:
         batch_size: rows in one forward pass.
         max_length: tokens of prompt and response; responses are cut on the right, as in training.
         max_prompt_length: of the prompt, cut on the left, likewise.
-        template: what the chat template was told in training besides the messages.
+        template: the arguments that the chat template had in training.
 
     Raises:
         TokenRatioError: no reference, or a model that the log-probabilities would be wrong for.
@@ -158,7 +158,7 @@ class ImplicitRewardJudge:
         return TokenRow(tuple(encoded.prompt_ids.tolist()), tuple(encoded.response_ids[0].tolist()))
 
     def _spells(self, ids: tuple[int, ...], text: str) -> bool:
-        """Whether the ids are this tokenizer's, as far as that can be told."""
+        """Whether the ids decode to the text with this tokenizer."""
         if max(ids) >= len(self._tokenizer):
             return False
         return self._tokenizer.decode(list(ids), skip_special_tokens=True) == text

@@ -1,4 +1,4 @@
-"""What a judge is asked, and what it says."""
+"""Pairs of responses, a judge's verdicts on them, and the interface of a judge."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class ResponsePair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a comparison.
+    """A judge's answer on a pair of responses.
 
     Attributes:
         probability: that response A is better, in [0, 1]; None where there is no verdict.

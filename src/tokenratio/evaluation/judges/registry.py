@@ -224,10 +224,10 @@ def _human(settings: HumanSettings, context: JudgeContext) -> "Judge | None":
     sheet = Path(settings.sheet) if settings.sheet else context.folder / "sheet.jsonl"
     if sheet.exists():
         judge = HumanJudge(sheet, seed=settings.seed)
-        strangers = judge.strangers(context.comparisons)
-        if strangers:
+        unmatched = judge.num_unmatched(context.comparisons)
+        if unmatched:
             context.report(
-                f"{sheet}: {strangers} lines are of other comparisons than these, and not counted"
+                f"{sheet}: {unmatched} lines belong to other comparisons and are ignored"
             )
         return judge
     sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ class RewardModelJudge:
         max_length: in tokens; a longer row has no reward, and its comparison no verdict. None for
             what the model has positions for.
         as_chat: False leaves the chat template aside.
-        template: what the chat template is told besides; a prompt's own values win.
+        template: arguments of the chat template; a prompt's own values win.
         as_trained: the model is one of `train-reward`.
 
     Raises:
@@ -82,7 +82,7 @@ class RewardModelJudge:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         **options: Any,
     ) -> "RewardModelJudge":
-        """By hub name or folder, in float32 unless `init_kwargs` says otherwise.
+        """Load one by hub name or folder, in float32 unless `init_kwargs` has another dtype.
 
         Args:
             init_kwargs: for `from_pretrained`.
@@ -101,11 +101,11 @@ class RewardModelJudge:
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
         except Exception as error:  # whatever is wrong with the files or the arguments
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise TokenRatioError(f"cannot load reward model {str(name)!r}: {said}") from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TokenRatioError(f"cannot load reward model {str(name)!r}: {reason}") from None
         if info["missing_keys"]:
             raise TokenRatioError(
-                f"{name} is no reward model: it has no weights for "
+                f"{name} is not a reward model: it has no weights for "
                 f"{', '.join(sorted(info['missing_keys'])[:3])}"
             )
         config = model.config.get_text_config()
