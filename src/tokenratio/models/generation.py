@@ -160,9 +160,7 @@ def _content_keys(prompts: Sequence[AnyPrompt]) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
-        content = json.dumps(
-            prompt_value(prompt_of(cast(Any, prompt))), sort_keys=True, default=str
-        )
+        content = json.dumps(prompt_value(prompt_of(prompt)), sort_keys=True, default=str)
         keys.append(f"{seen[content]} {content}")
         seen[content] += 1
     return keys
@@ -274,7 +272,7 @@ def _generation_settings(model: Any, settings: dict[str, Any]) -> Iterator[None]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = base.generation_config
-    base.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+    base.generation_config = GenerationConfig(**settings)
     try:
         yield
     finally:
