@@ -199,6 +199,8 @@ _OF_TRAINER = {
     "tokenizer": "processing_class",
     "peft": "peft_config",
 }
+# What the command `judge` called the settings of a recipe's judges.
+_RENAMED_IN_JUDGE = {"reward_model": "model", "endpoint": "base_url"}
 _OF_RECIPE = ("sft", "score_tokens", "model_config", "dry_run", "overwrite")
 
 
@@ -219,6 +221,8 @@ def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
     """
     if "target_modules" in known and "learning_rate" not in known:
         return f"use {_IN_PEFT[name]}" if name in _IN_PEFT else None
+    if name in _RENAMED_IN_JUDGE and "base_url" in known:
+        return f"use {_RENAMED_IN_JUDGE[name]}, as in a recipe"
     if name not in _ADVICE or "learning_rate" not in known:
         return None
     text = _ADVICE[name]

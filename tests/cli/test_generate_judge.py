@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from operator import eq, gt, lt
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import pytest
 
 from evaluation.loopback import KEY, Loopback, first_times
 from tiny import tiny_model, tiny_tokenizer, word_pairs
-from tokenratio.cli.endpoint_options import ENDPOINT_FLAGS
 from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
+from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import read_settings
 from tokenratio.evaluation.judges import TEMPLATES
-from tokenratio.evaluation.judges.registry import LLMSettings
+from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.verdict_files import read_judgements
 
@@ -207,8 +208,12 @@ def summary(path="judgements.summary.json"):
 
 
 def asks_llm(server, *more, **sides):
-    argv = ["--endpoint", server.url, "--model", "tiny", "--cache", "cache.sqlite", *QUICK, *more]
+    argv = ["--base_url", server.url, "--model", "tiny", "--cache", "cache.sqlite", *QUICK, *more]
     return judge("llm", *argv, **sides)
+
+
+def asks_nobody(*more):
+    return judge("llm", "--base_url", "http://x/v1", "--model", "x", *more)
 
 
 def prefers(words):
@@ -391,7 +396,7 @@ def test_implicit_and_reward_model(sides, policy, capsys):
     tiny_tokenizer().save_pretrained("reward")
     capsys.readouterr()
     implicit = ["--policy", policy, "--reference", "start", "--beta", "0.5"]
-    for name, flags in (("implicit", implicit), ("reward-model", ["--reward_model", "reward"])):
+    for name, flags in (("implicit", implicit), ("reward-model", ["--model", "reward"])):
         run(capsys, *judge(name, *flags, "--output", f"{name}.jsonl"))
         prob = [judgement.probability for judgement in read_judgements(f"{name}.jsonl")]
         assert len(set(prob)) == NUM
@@ -452,14 +457,17 @@ def test_inputs_are_never_written_over(sides, capsys):
         (["judge"], "needs one file of generations"),
         (["judge", "ours.jsonl"], "judge needs --against"),
         (["judge", "ours.jsonl", "--against", "theirs.jsonl"], "judge needs --judge"),
-        (judge("golden"), "no judge 'golden'; there are: gold, "),
-        (judge("gold"), "needs world"),
+        (judge("golden"), "unknown judge 'golden'; known: gold, "),
+        (judge("gold"), "judge gold needs world"),
         (judge("gold", "--world", "x"), "no world 'x'"),
-        (judge("implicit"), "judge implicit needs --policy"),
-        (judge("llm", "--model", "x"), "judge llm needs --endpoint"),
-        (judge("gold", "--model", "x"), "--model is of judge llm, not of gold"),
-        (judge("human", "--max_cost", "1"), "--max_cost is of judge llm, not of human"),
-        (judge("gold", "--batch_size", "2"), "of judge reward-model and implicit, not of gold"),
+        (judge("implicit"), "judge implicit needs policy"),
+        (judge("llm", "--model", "x"), "judge llm needs base_url"),
+        (judge("gold", "--model", "x"), "applies only to judge reward-model and llm, not to gold"),
+        (judge("human", "--max_cost", "1"), "--max_cost applies only to judge llm, not to human"),
+        (
+            judge("gold", "--batch_size", "2"),
+            "reward-model and implicit, not to gold",
+        ),
         (judge("gold", "--world", "reviews", "--split", "test"), "is a file of generations"),
         (judge("gold", "--world", "reviews", theirs="none.jsonl"), "none.jsonl"),
         (judge("gold", "--world", "reviews", ours="none.jsonl"), "none.jsonl"),
@@ -467,22 +475,24 @@ def test_inputs_are_never_written_over(sides, capsys):
         (judge("gold", "--world", "reviews", "--column", "x", theirs="pairs.jsonl"), "column x"),
         (judge("gold", "--world", "reviews", "--column", "x"), "column x"),
         (judge("gold", "--num_prompts", "0"), "num_prompts must be at least 1"),
-        (judge("llm", "--endpoint", "localhost", "--model", "x"), "base_url must be an http"),
-        (judge("llm", "--api_key_env", KEY), "not the key itself"),
-        (judge("llm", "--max_tokens_name", "x"), "max_tokens_name must be"),
-        (judge("llm", "--max_tokens", "0"), "max_tokens must be at least 1"),
+        (judge("llm", "--base_url", "localhost", "--model", "x"), "base_url must be an http"),
+        (asks_nobody("--api_key_env", KEY), "not the key itself"),
+        (asks_nobody("--max_tokens_name", "x"), "max_tokens_name must be"),
+        (asks_nobody("--max_tokens", "0"), "max_tokens must be at least 1"),
+        (asks_nobody("--template", "y"), "template must be one of mt-bench, "),
+        (judge("llm", "--endpoint", "http://x/v1"), "use base_url, as in a recipe"),
+        (judge("reward-model", "--reward_model", "x"), "use model, as in a recipe"),
+        (generate("x", "--max_cost", "1"), "--max_cost applies only to endpoints: give --endpoint"),
         (
-            judge("llm", "--endpoint", "http://x/v1", "--model", "x", "--template", "y"),
-            "no judge template 'y'",
+            generate("x", "--endpoint", "http://x", "--batch_size", "1"),
+            "only to local models",
         ),
-        (generate("x", "--max_cost", "1"), "--max_cost is of an endpoint: give --endpoint"),
-        (generate("x", "--endpoint", "http://x", "--batch_size", "1"), "--batch_size is of a"),
         (generate("x", "--endpoint", "http://x", "--max_cost", "1"), "max_cost needs price_in"),
         (
             generate("x", "--endpoint", "http://x", "--extra_body", "5"),
             "extra_body must be a mapping",
         ),
-        (generate("x", "--seed", "null"), "seed null is for endpoints"),
+        (generate("x", "--seed", "null"), "seed null applies only to endpoints"),
         (generate("./none"), "cannot load ./none: there is no such folder"),
     ],
 )
@@ -492,10 +502,17 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(argv, message, sides, ca
     assert files() == whole
 
 
-def test_the_endpoints_flags_are_the_judges_settings():
-    """A flag that one of the two lacks would be accepted and do nothing."""
-    own = {"base_url", "model", "template", "temperature", "max_tokens"}
-    assert set(LLMSettings.__dataclass_fields__) - own == set(ENDPOINT_FLAGS) - {"endpoint"}
+@pytest.mark.parametrize("kind", JUDGES)
+def test_a_judges_flags_are_the_settings_of_a_recipe(kind, capsys):
+    """One dataclass is read by both, and its settings are described in both helps."""
+    needed = dict.fromkeys(JUDGES[kind].required, "http://x/v1")
+    settings = judge_settings("own-name", {"judge": kind, **needed})
+    printed = run(capsys, "judge", "--help")
+    for field in fields(settings):
+        assert f"--{field.name}" in printed
+        assert field.metadata["help"]
+    with pytest.raises(TokenRatioError, match="unknown key in judge own-name 'spelt_wrong'"):
+        judge_settings("own-name", {"judge": kind, "spelt_wrong": 1})
 
 
 def test_help_lists_every_judge_and_template(capsys):

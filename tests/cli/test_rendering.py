@@ -264,10 +264,12 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
     from tokenratio.data import prepare_pairs
     from tokenratio.data.chat import Conversation
     from tokenratio.data.template import TemplateSettings
-    from tokenratio.evaluation.judges.registry import JudgeContext, make_judge
+    from tokenratio.evaluation.judges.protocol import JudgeContext
+    from tokenratio.evaluation.judges.registry import judge_settings
+    from tokenratio.evaluation.model_pool import ModelPool
 
-    context = JudgeContext(None, None, Path(), Path("cache"), [])
-    judge = make_judge("reward-model", {"model": "rm"}, context)
+    context = JudgeContext(None, None, Path(), Path("cache"), [], ModelPool().model)
+    judge = judge_settings("reward-model", {"model": "rm"}).make(context)
     row = json.loads(Path("rows.jsonl").read_text().splitlines()[0])
     trained = prepare_pairs(
         [row],
@@ -282,16 +284,20 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
 
 def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     from tokenratio.data.chat import Conversation
-    from tokenratio.evaluation.judges.registry import JudgeContext, make_judge
+    from tokenratio.evaluation.judges.protocol import JudgeContext
+    from tokenratio.evaluation.judges.registry import judge_settings
+    from tokenratio.evaluation.model_pool import ModelPool
     from tokenratio.models.response import Response
 
     tokenizer = model("policy", "qwen3")
     turns = [{"role": "user", "content": "word?"}]
-    context = JudgeContext(None, "policy", Path(), Path("cache"), [])
-    plain = make_judge("implicit", {"policy": "policy"}, context)
-    told = make_judge("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}, context)
+    context = JudgeContext(None, "policy", Path(), Path("cache"), [], ModelPool().model)
+    plain = judge_settings("implicit", {"policy": "policy"}).make(context)
+    told = judge_settings("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}).make(
+        context
+    )
     Path("policy/run.json").write_text(json.dumps({"config": {"chat_template_kwargs": QUIET}}))
-    trained = make_judge("implicit", {"policy": "policy"}, context)
+    trained = judge_settings("implicit", {"policy": "policy"}).make(context)
     ids = tuple(tokenizer("ash", add_special_tokens=False)["input_ids"])
     for sampled in (None, ids):
         for judge, prompt in (

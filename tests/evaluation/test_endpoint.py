@@ -372,8 +372,8 @@ def test_no_questions_say_nothing():
     ("overrides", "said"),
     [
         ({"base_url": "localhost:8000"}, "base_url"),
-        ({"base_url": "http://me:secret@host/v1"}, "no user, password or query"),
-        ({"base_url": "http://host/v1?key=1"}, "no user, password or query"),
+        ({"base_url": "http://me:secret@host/v1"}, "contain a user, password or query"),
+        ({"base_url": "http://host/v1?key=1"}, "contain a user, password or query"),
         ({"api": "responses"}, "api"),
         ({"concurrency": 0}, "concurrency"),
         ({"timeout": 0.0}, "timeout"),

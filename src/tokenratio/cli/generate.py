@@ -2,21 +2,17 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.command import Command
-from tokenratio.cli.endpoint_options import (
-    ENDPOINT_FLAGS,
-    EndpointOptions,
-    refuse_idle,
-    split_flags,
-)
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.budget import Budget
+from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.models.template_options import TemplateOptions, template_of
-from tokenratio.settings import build, fields_of, option
+from tokenratio.settings import Field, build, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
@@ -30,17 +26,17 @@ MODEL is a hub name or a folder (also of an adapter); with --endpoint, the model
 server. SOURCE is a file, a folder, a hub name or a world
 (world:reviews?prompts=100&split=test) with a column `prompt`.
 
-Responses are written as they arrive. Run the same command again to resume: nothing that the output
-already holds is generated twice. The cost of an endpoint is estimated before the first request.
+Responses are written as they arrive. Run the same command again to resume: nothing that is already
+in the output is generated twice. The cost of an endpoint is estimated before the first request.
 """
 
-# A server has its own chat template, and its own clock.
+# A server has its own chat template and clock.
 _LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 
 
 @dataclass
 class GenerateOptions(TemplateOptions):
-    """What `generate` can be told, the endpoint apart."""
+    """Settings of `generate`, apart from those that apply only to endpoints."""
 
     prompts: str = option("", "Source of the prompts.")
     output: str = option(
@@ -53,11 +49,14 @@ class GenerateOptions(TemplateOptions):
     top_p: float = option(1.0, "Probability mass to sample from.")
     max_new_tokens: int = option(256, "Most tokens in a response, EOS included.")
     batch_size: int = option(64, "Prompts generated at once.")
-    dtype: str = option("float32", "Precision the model is loaded in.")
+    dtype: str = option("float32", "Precision in which the model is loaded.")
     seed: int | None = option(0, "Seed of the samples; null sends none to an endpoint.")
     split: str | None = option(None, "Split of a folder or hub name.")
     columns: dict[str, Any] | None = option(
         None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
+    )
+    endpoint: str | None = option(
+        None, "Address of the server to ask, such as http://localhost:8000/v1."
     )
 
     def __post_init__(self) -> None:
@@ -70,15 +69,28 @@ class GenerateOptions(TemplateOptions):
             raise TokenRatioError(f"--output {output} is a folder or the prompts themselves")
 
 
-def generate(name: str, flags: dict[str, str | bool]) -> None:
-    """Write the responses of a model, loaded here or behind an endpoint, to the output file."""
-    own, remote = split_flags(flags)
-    options = build(GenerateOptions, own, "generate")
-    endpoint = build(EndpointOptions, remote, "generate")
-    if endpoint.endpoint is None:
-        refuse_idle(flags, ENDPOINT_FLAGS, "is of an endpoint: give --endpoint")
+def _endpoint_fields() -> dict[str, Field]:
+    """The settings of an endpoint and its budget, except its address and model."""
+    fields = fields_of(EndpointSettings, Budget)
+    return {name: field for name, field in fields.items() if name not in ("base_url", "model")}
+
+
+def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
+    """Sample responses from a model or an endpoint into a file."""
+    own = fields_of(GenerateOptions)
+    options = build(GenerateOptions, {k: v for k, v in flags.items() if k in own}, "generate")
+    endpoint_flags = {flag: value for flag, value in flags.items() if flag not in own}
+    endpoint = None
+    if options.endpoint is None:
+        for flag in endpoint_flags:
+            raise TokenRatioError(f"--{flag} applies only to endpoints: give --endpoint")
     else:
-        refuse_idle(flags, _LOCAL_FLAGS, "is of a model loaded here, not of an endpoint")
+        for flag in flags:
+            if flag in _LOCAL_FLAGS:
+                raise TokenRatioError(
+                    f"--{flag} applies only to local models; remove it when using --endpoint"
+                )
+        endpoint = _connect(name, options.endpoint, endpoint_flags)
     from tokenratio.cli.outputs import check_output
     from tokenratio.cli.recipe_models import say_splits
     from tokenratio.cli.terminal import quiet_libraries
@@ -100,16 +112,31 @@ def generate(name: str, flags: dict[str, str | bool]) -> None:
 
 COMMAND = Command(
     USAGE,
-    generate,
+    generate_responses,
     argument="one model",
-    fields=lambda: fields_of(GenerateOptions, EndpointOptions),
+    fields=lambda: fields_of(GenerateOptions) | _endpoint_fields(),
 )
 
 
+def _connect(model: str, address: str, flags: Mapping[str, str | bool]) -> Endpoint:
+    """The server, to be asked for this model within the budget.
+
+    Raises:
+        TokenRatioError: a setting is out of range.
+    """
+    from tokenratio.cli.terminal import is_terminal
+
+    limits = fields_of(Budget)
+    how = {flag: value for flag, value in flags.items() if flag not in limits}
+    settings = build(EndpointSettings, {"base_url": address, "model": model, **how}, "generate")
+    budget = build(Budget, {k: v for k, v in flags.items() if k in limits}, "generate")
+    return Endpoint(settings, budget=budget, progress=is_terminal())
+
+
 def _backend(
-    name: str, options: GenerateOptions, endpoint: EndpointOptions
+    name: str, options: GenerateOptions, endpoint: Endpoint | None
 ) -> tuple["TransformersBackend | EndpointBackend", dict[str, Any]]:
-    """What answers, and all that its answers depend on but the prompts."""
+    """What generates the responses, and all settings that they depend on except the prompts."""
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.template import TemplateSettings
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
@@ -119,13 +146,12 @@ def _backend(
 
     names = ("num_samples", "temperature", "top_p", "max_new_tokens")
     sampling: dict[str, Any] = {each: getattr(options, each) for each in names}
-    if endpoint.endpoint is not None:
-        told = TemplateSettings.of(options.chat_template_kwargs, options.tools)
-        connection = endpoint.connect(name)
-        server = EndpointBackend(connection, **sampling, seed=options.seed, template=told)
+    if endpoint is not None:
+        template = TemplateSettings.of(options.chat_template_kwargs, options.tools)
+        server = EndpointBackend(endpoint, **sampling, seed=options.seed, template=template)
         return server, server.settings()
     if options.seed is None:
-        raise TokenRatioError("seed null is for endpoints: a model loaded here needs a number")
+        raise TokenRatioError("seed null applies only to endpoints: give a whole number")
     from tokenratio.evaluation.response_files import date_of_responses
 
     model = load_model(name, {"dtype": options.dtype})
@@ -146,7 +172,7 @@ def _backend(
 
 
 class _Timed:
-    """A backend, and how many tokens it wrote in how many seconds, where it tells the tokens."""
+    """A backend, and the rate at which it wrote tokens, if it returns their ids."""
 
     def __init__(self, backend: "Backend") -> None:
         self._backend = backend
@@ -162,7 +188,7 @@ class _Timed:
             yield id, samples
 
     def rate(self) -> str:
-        """In words; empty where nothing was written, or only the server knows how much."""
+        """In words; empty if nothing was written or the number of tokens is unknown."""
         if not self._num_tokens:
             return ""
         rate = self._num_tokens / max(self._seconds, 1e-9)
@@ -171,8 +197,8 @@ class _Timed:
 
 def _describe(generations: "Sequence[AnsweredPrompt]", path: Path) -> str:
     ends = Counter(s.finish_reason for generation in generations for s in generation.samples)
-    said = f"{ends.total()} responses to {len(generations)} prompts in {path}; "
-    said += f"{ends.pop('length', 0)} cut at max_new_tokens"
+    line = f"{ends.total()} responses to {len(generations)} prompts in {path}; "
+    line += f"{ends.pop('length', 0)} cut at max_new_tokens"
     ends.pop("eos", None)
     others = [f", {num} ended by {reason}" for reason, num in ends.most_common()]
-    return said + "".join(others)
+    return line + "".join(others)

@@ -2,28 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.command import Command
-from tokenratio.cli.endpoint_options import (
-    ENDPOINT_FLAGS,
-    EndpointOptions,
-    refuse_idle,
-    split_flags,
-)
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.registry import (
-    JUDGES,
-    ImplicitSettings,
-    JudgeContext,
-    LLMSettings,
-    RewardModelSettings,
-    make_judge,
-)
-from tokenratio.models.template_options import TEMPLATE_FLAGS, TemplateOptions
-from tokenratio.settings import build, fields_of, option
+from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
+from tokenratio.settings import Field, build, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.evaluation.response_files import AnsweredPrompt
@@ -31,51 +17,19 @@ if TYPE_CHECKING:
 USAGE = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
 OURS is a file of generations. THEIRS is another of the same prompts, or the source that the prompts
-came from, whose --column then holds the opponent's responses. Each judge has its own flags:
+came from, whose --column then holds the opponent's responses. The judges, and the settings that
+each needs; a recipe of `evaluate` takes the same:
 
-  gold          --world WORLD: its true reward
-  reward-model  --reward_model MODEL: a sequence classifier with one output, hub name or folder
-  implicit      --policy MODEL --reference MODEL --beta NUMBER: β times the policy's log-ratio
-  llm           --endpoint URL --model NAME --template NAME: a model behind an endpoint, both orders
-                asked; the cost is estimated before the first request
-  human         --sheet FILE: written to be filled in; run the same command again to read it
+{judges}
 
-Writes a line per comparison to --output and all figures to the .summary.json beside it. The same
-command resumes an interrupted one; nothing is asked, or paid for, twice.
+Writes a line per comparison to --output and all figures to the .summary.json beside it. Run the
+same command again to resume: nothing is asked, or paid for, twice.
 """
 
-# The flags that only some judges heed, each with what it is called among that judge's settings.
-_SETTINGS: dict[str, dict[str, str]] = {
-    "gold": {"world": "world"},
-    "reward-model": {
-        "reward_model": "model",
-        "batch_size": "batch_size",
-        "max_length": "max_length",
-        **{name: name for name in TEMPLATE_FLAGS},
-    },
-    "implicit": {
-        name: name for name in ("policy", "reference", "beta", "batch_size", *TEMPLATE_FLAGS)
-    },
-    "llm": {
-        **{name: name for name in ("model", "template", "temperature", "max_tokens")},
-        **{name: name for name in ENDPOINT_FLAGS},
-        "endpoint": "base_url",
-    },
-    "human": {"sheet": "sheet"},
-}
-# The names of `TEMPLATES`, of evaluation.judges, which imports torch.
-_TEMPLATES = ("mt-bench", "hh-helpful", "hh-harmless", "tldr")
-_NEEDED = {
-    "reward-model": ("reward_model",),
-    "implicit": ("policy", "reference"),
-    "llm": ("endpoint", "model"),
-    "human": ("sheet",),
-}
 
-
-@dataclass
-class JudgeOptions(TemplateOptions):
-    """What `judge` can be told, the endpoint apart."""
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Settings of `judge`, apart from those of the judge itself."""
 
     against: str = option("", "The other side: a file or a data source.")
     judge: str = option("", f"One of {', '.join(JUDGES)}.")
@@ -92,64 +46,57 @@ class JudgeOptions(TemplateOptions):
     )
     num_prompts: int | None = option(None, "Use only the first N prompts of both sides.")
     seed: int = option(0, "Seed of the interval, and of the order on a human judge's sheet.")
-    world: str | None = option(
-        None, "gold: the world, such as reviews; default: that of --against."
-    )
-    reward_model: str | None = option(None, "reward-model: hub name or folder.")
-    policy: str | None = option(None, "implicit: hub name or folder.")
-    reference: str | None = option(None, "implicit: hub name or folder.")
-    beta: float = option(
-        ImplicitSettings.beta,
-        "implicit: scale of the reward; which response wins does not depend on it.",
-    )
-    batch_size: int = option(
-        RewardModelSettings.batch_size, "Rows at once; applies only to local models."
-    )
-    max_length: int | None = option(
-        None, "reward-model: rows with more tokens than this get no verdict."
-    )
-    model: str | None = option(None, "llm: the model's name on the server.")
-    template: str = option(
-        LLMSettings.template, f"llm: the question asked, one of {', '.join(_TEMPLATES)}."
-    )
-    temperature: float | None = option(
-        LLMSettings.temperature, "llm: sampling temperature; null leaves it to the server."
-    )
-    max_tokens: int | None = option(
-        LLMSettings.max_tokens,
-        "llm: most tokens in an answer; default: the template's. Judges that reason need more.",
-    )
-    cache: str = option(
-        "~/.cache/tokenratio/verdicts.sqlite", "llm: database of answers, shared by all runs."
-    )
-    sheet: str | None = option(None, "human: the file to fill in.")
 
     def __post_init__(self) -> None:
         for name in ("against", "judge"):
             if not getattr(self, name):
                 raise TokenRatioError(f"judge needs --{name}")
         if self.judge not in JUDGES:
-            raise TokenRatioError(f"no judge {self.judge!r}; there are: {', '.join(JUDGES)}")
-        for name in ("num_prompts", "batch_size", "max_length", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TokenRatioError(f"{name} must be at least 1, not {value}")
+            raise TokenRatioError(f"unknown judge {self.judge!r}; known: {', '.join(JUDGES)}")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
         if self.seed < 0:
             raise TokenRatioError(f"seed must be at least 0, not {self.seed}")
 
 
-def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
-    """Compare two files of generations with a judge; write its judgements and their summary."""
-    own, remote = split_flags(flags)
-    options = build(JudgeOptions, own, "judge")
-    build(EndpointOptions, remote, "judge")  # refuses what the judge's settings would let pass
-    _check_flags(options.judge, flags)
+# Every setting of a judge, and which kinds have it.
+_KINDS: dict[str, list[str]] = {}
+for _kind, _settings in JUDGES.items():
+    for _name in fields_of(_settings):
+        _KINDS.setdefault(_name, []).append(_kind)
+
+
+def _fields() -> dict[str, Field]:
+    """The command's flags, then the settings of the judges, each with the kinds that have it."""
+    own = fields_of(JudgeOptions)
+    return own | {name: _field(name, kinds) for name, kinds in _KINDS.items() if name not in own}
+
+
+def _field(name: str, kinds: list[str]) -> Field:
+    helps: dict[str, list[str]] = {}
+    for kind in kinds:
+        helps.setdefault(fields_of(JUDGES[kind])[name].help, []).append(kind)
+    text = " ".join(f"{', '.join(of)}: {help}" for help, of in helps.items())
+    return replace(fields_of(JUDGES[kinds[0]])[name], help=text)
+
+
+def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
+    """Judge one file of generations against another, and print and write the figures."""
+    own = fields_of(JudgeOptions)
+    options = build(JudgeOptions, {k: v for k, v in flags.items() if k in own}, "judge")
+    kind = options.judge
+    for flag in flags:
+        if flag not in own and kind not in _KINDS[flag]:
+            applies = " and ".join(_KINDS[flag])
+            raise TokenRatioError(f"--{flag} applies only to judge {applies}, not to {kind}")
+    judge_fields = fields_of(JUDGES[kind])
+    settings = judge_settings(kind, {k: v for k, v in flags.items() if k in judge_fields})
     from tokenratio.cli.judge_summary import describe, summarize
     from tokenratio.cli.outputs import check_output
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
-    from tokenratio.data.worlds import is_world_source
     from tokenratio.evaluation.journal import read_settings
-    from tokenratio.evaluation.judges.protocol import digest_of
+    from tokenratio.evaluation.judges.protocol import JudgeContext, digest_of
+    from tokenratio.evaluation.model_pool import ModelPool
     from tokenratio.evaluation.response_files import (
         date_of_responses,
         read_responses,
@@ -159,26 +106,24 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
 
     quiet_libraries()
     path = Path(options.output)
-    given = (ours_path, options.against, options.sheet)
+    given = (ours_path, options.against, getattr(settings, "sheet", None))
     check_output(path, [Path(name) for name in given if name is not None])
     ours = read_responses(ours_path)[: options.num_prompts]
     theirs, opponent = _read_theirs(options)
     comparisons = pair_up(ours, theirs)
-    names = _SETTINGS[options.judge]
-    settings = {names[flag]: value for flag, value in flags.items() if flag in names}
-    if options.judge == "human":
-        settings["seed"] = str(options.seed)
-    context = JudgeContext(
-        world=options.against if is_world_source(options.against) else None,
-        reference=None,
-        folder=path.parent,
-        cache=Path(options.cache).expanduser(),
-        comparisons=comparisons,
-        day=date_of_responses(Path(ours_path)),
-        progress=is_terminal(),
+    judge = settings.make(
+        JudgeContext(
+            world=options.against,
+            reference=None,
+            folder=path.parent,
+            cache=Path("~/.cache/tokenratio/verdicts.sqlite").expanduser(),
+            comparisons=comparisons,
+            load_model=ModelPool().model,
+            day=date_of_responses(Path(ours_path)),
+            progress=is_terminal(),
+        )
     )
-    judge = make_judge(options.judge, settings, context)
-    if judge is None:  # people are asked; their sheet is written
+    if judge is None:  # people have a sheet to fill in
         return
     # By the settings' digests rather than paths: a file may be moved, and texts are checked anyway.
     sides = {"ours": _made_by(ours), "theirs": opponent or _made_by(theirs)}
@@ -187,7 +132,7 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
         "ours": ours_path,
         "theirs": options.against,
         **({} if opponent is None else {"column": opponent["column"]}),
-        "judge": options.judge,
+        "judge": kind,
         "settings": next(iter(read_settings(path).values())),
         **summarize(
             judgements,
@@ -204,38 +149,38 @@ def judge_file(ours_path: str, flags: dict[str, str | bool]) -> None:
 
 
 COMMAND = Command(
-    USAGE,
-    judge_file,
+    USAGE.format(
+        judges="\n".join(
+            f"  {kind:14}{settings.__doc__}"
+            + (
+                f" Needs {', '.join(f'--{name}' for name in settings.required)}."
+                if settings.required
+                else ""
+            )
+            for kind, settings in JUDGES.items()
+        )
+    ),
+    judge_files,
     argument="one file of generations",
-    fields=lambda: fields_of(JudgeOptions, EndpointOptions),
+    fields=_fields,
 )
 
 
-def _check_flags(judge: str, flags: Mapping[str, str | bool]) -> None:
-    """Refuse flags that this judge would not heed, and the lack of those that it needs."""
-    for flag in flags:
-        heeding = [name for name, settings in _SETTINGS.items() if flag in settings]
-        heeding += ["llm"] if flag == "cache" else []
-        if heeding and judge not in heeding:
-            refuse_idle([flag], [flag], f"is of judge {' and '.join(heeding)}, not of {judge}")
-    missing = [name for name in _NEEDED.get(judge, ()) if name not in flags]
-    if missing:
-        raise TokenRatioError(f"judge {judge} needs --{missing[0]}")
-
-
 def _read_theirs(options: JudgeOptions) -> "tuple[list[AnsweredPrompt], dict[str, Any] | None]":
-    """The opponent's responses; what is said of a data source, None for a file of generations."""
+    """The opponent's responses, and what describes them if they come from a data source."""
     from tokenratio.evaluation.response_files import dataset_responses, read_responses
 
     name = options.against
     if options.column is None and _holds_generations(Path(name)):
         if options.split is not None:
-            raise TokenRatioError(f"--split is of a data source; {name} is a file of generations")
+            raise TokenRatioError(
+                f"--split applies only to data sources; {name} is a file of generations"
+            )
         return read_responses(name)[: options.num_prompts], None
     column = options.column or "chosen"
     theirs = dataset_responses(name, column=column, split=options.split)
-    said = {"source": name, "split": options.split, "column": column}
-    return theirs[: options.num_prompts], said
+    source = {"source": name, "split": options.split, "column": column}
+    return theirs[: options.num_prompts], source
 
 
 def _holds_generations(path: Path) -> bool:

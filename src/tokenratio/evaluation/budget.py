@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.replies import Answer
+from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
@@ -22,18 +23,16 @@ class BudgetError(TokenRatioError):
 
 @dataclass(frozen=True)
 class Budget:
-    """Where to stop, and the prices that costs are counted with.
+    """Where to stop, and the prices that costs are counted with."""
 
-    Attributes:
-        max_requests: sent, retries included; None for no limit.
-        max_cost: in the currency of the prices; None for no limit.
-        price_in, price_out: per million tokens read and written.
-    """
-
-    max_requests: int | None = None
-    max_cost: float | None = None
-    price_in: float | None = None
-    price_out: float | None = None
+    max_requests: int | None = option(None, "Stop after this many requests, retries included.")
+    max_cost: float | None = option(
+        None, "Stop before the cost exceeds this, in the currency of the prices."
+    )
+    price_in: float | None = option(
+        None, "Price of a million input tokens; also used for the estimate."
+    )
+    price_out: float | None = option(None, "Price of a million output tokens.")
 
     def __post_init__(self) -> None:
         for name in ("max_requests", "max_cost", "price_in", "price_out"):

@@ -13,8 +13,8 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
@@ -31,6 +31,8 @@ from tokenratio.evaluation.replies import (
     retry_after,
 )
 from tokenratio.models.response import Response
+from tokenratio.names import require_choice
+from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -40,57 +42,61 @@ _SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this m
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Where to ask, and how.
+    """Which server to ask, and how."""
 
-    Attributes:
-        base_url: with the version, as in `https://api.openai.com/v1` or `http://localhost:8000/v1`.
-        model: the name the server knows it by.
-        api: "chat" sends conversations, a text as one user turn; "completions" sends a text as it
-            is, to be resumed.
-        api_key_env: the environment variable that holds the key. Unset, none is sent.
-        max_tokens_name: "max_completion_tokens" for models that refuse the older name.
-        extra_body: further fields of every request, such as `{"top_k": 20}`.
-        concurrency: requests under way at once.
-        timeout: seconds for one request, from sending it to the last byte.
-        max_retries: attempts beyond the first, after 408, 409, 429, 5xx, a timeout, a broken
-            connection or an answer that is none.
-        backoff: seconds before the first retry; doubles with each, at most `max_backoff`; up to
-            half of it is left off at random. A longer Retry-After is heeded.
-        max_failures: requests that may fail for good, one after another, before giving up.
-    """
-
-    base_url: str
-    model: str
-    api: Literal["chat", "completions"] = "chat"
-    api_key_env: str = "OPENAI_API_KEY"
-    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    concurrency: int = 8
-    timeout: float = 120.0
-    max_retries: int = 6
-    backoff: float = 1.0
-    max_backoff: float = 60.0
-    max_failures: int = 10
+    base_url: str = option(
+        "", "Address of the server, version included, such as http://localhost:8000/v1."
+    )
+    model: str = option("", "The model's name on the server.")
+    api: Literal["chat", "completions"] = option(
+        "chat",
+        "chat sends conversations, and a text as one user turn; completions sends text as it is.",
+    )
+    api_key_env: str = option(
+        "OPENAI_API_KEY", "Environment variable that holds the key; if it is unset, no key is sent."
+    )
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = option(
+        "max_tokens", "Use max_completion_tokens for models that refuse max_tokens."
+    )
+    extra_body: dict[str, Any] = option(
+        {}, "Additional fields of every request, such as '{top_k: 20}'."
+    )
+    concurrency: int = option(8, "Requests in flight at once.")
+    timeout: float = option(120.0, "Timeout of a request, in seconds.")
+    max_retries: int = option(
+        6, "Retries of each request after 408, 409, 429, 5xx, a timeout or a broken connection."
+    )
+    backoff: float = option(
+        1.0,
+        "Seconds before the first retry; doubles with each, less up to half of it at random. A "
+        "longer Retry-After is respected.",
+    )
+    max_backoff: float = option(60.0, "Longest wait between retries, in seconds.")
+    max_failures: int = option(
+        10, "Give up after this many requests in a row have failed for good."
+    )
 
     def __post_init__(self) -> None:
+        for name, choices in (
+            ("api", ("chat", "completions")),
+            ("max_tokens_name", ("max_tokens", "max_completion_tokens")),
+        ):
+            require_choice(name, getattr(self, name), choices)
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):  # not repeated: perhaps a key
+            raise TokenRatioError(
+                "api_key_env must be the name of an environment variable, in capitals, not the "
+                "key itself"
+            )
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise TokenRatioError(f"base_url must be an http or https address: {self.base_url!r}")
+            raise TokenRatioError(
+                f"base_url must be an http or https address, not {self.base_url!r}"
+            )
         if parts.username or parts.password or parts.query:
             # These settings are written to files.
             raise TokenRatioError(
-                "base_url must hold no user, password or query: keys come from the environment"
-            )
-        if self.api not in ("chat", "completions"):
-            raise TokenRatioError(f"api must be chat or completions, not {self.api!r}")
-        if self.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
-            raise TokenRatioError(
-                f"max_tokens_name must be max_tokens or max_completion_tokens, not "
-                f"{self.max_tokens_name!r}"
-            )
-        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):  # not repeated: perhaps a key
-            raise TokenRatioError(
-                "api_key_env must be the name of an environment variable, in capitals"
+                "base_url must not contain a user, password or query: keys come from the "
+                "environment"
             )
         for name, least in (("concurrency", 1), ("max_retries", 0), ("max_failures", 1)):
             if getattr(self, name) < least:
@@ -99,7 +105,7 @@ class EndpointSettings:
             raise TokenRatioError("timeout must be positive, backoff and max_backoff at least 0")
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on, for digests; no key, no matter of speed."""
+        """The settings that the answers depend on; neither the key nor what only affects speed."""
         names = ("base_url", "model", "api")
         extra = {"extra_body": dict(self.extra_body)} if self.extra_body else {}
         return {name: getattr(self, name) for name in names} | extra

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenratio.evaluation.judges.protocol import Judge
-from tokenratio.evaluation.judges.registry import JudgeContext, kind_of, make_judge
+from tokenratio.evaluation.judges.human import HumanSettings
+from tokenratio.evaluation.judges.protocol import Judge, JudgeContext
 from tokenratio.evaluation.measures import Measure
+from tokenratio.evaluation.model_pool import ModelPool
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_judgements
 from tokenratio.evaluation.response_files import AnsweredPrompt
@@ -27,16 +28,15 @@ class JudgingStage:
         options: EvaluateOptions,
         *,
         reference: str | None,
+        models: ModelPool,
         day: str | None,
-        is_world: bool,
         report: Callable[[str], None],
         progress: bool,
     ) -> None:
         self._options, self._report = options, report
-        self._reference, self._day, self._progress = reference, day, progress
-        default = {"gold": {}} if is_world else {}
-        given = default if options.judges is None else options.judges
-        self._settings = {name: settings or {} for name, settings in given.items()}
+        self._reference, self._models = reference, models
+        self._day, self._progress = day, progress
+        self._settings = options.judge_settings()
         self._judges: dict[str, Judge] = {}
 
     def measure(
@@ -62,14 +62,15 @@ class JudgingStage:
                 folder=folder / name,
                 cache=folder / "verdicts.sqlite",
                 comparisons=comparisons,
+                load_model=self._models.model,
                 day=self._day,
                 report=self._report,
                 progress=self._progress,
             )
-            judge = self._judges.get(judge_name) or make_judge(judge_name, settings, context)
+            judge = self._judges.get(judge_name) or settings.make(context)
             if judge is None:
                 continue
-            is_human = kind_of(judge_name, settings) == "human"
+            is_human = isinstance(settings, HumanSettings)
             if not is_human:  # people have a sheet for each policy
                 self._judges[judge_name] = judge
             path = folder / name / f"judgements-{judge_name}.jsonl"

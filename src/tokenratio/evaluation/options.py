@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.judges.protocol import JudgeSettings
 from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
 from tokenratio.evaluation.subjects import REFERENCE
 from tokenratio.models.template_options import TemplateOptions
@@ -60,8 +61,6 @@ class EvaluateOptions(TemplateOptions):
     )
 
     def __post_init__(self) -> None:
-        from tokenratio.data.worlds import is_world_source
-
         if not (self.prompts or self.pairs or self.suite):
             raise TokenRatioError("evaluate needs --prompts, --pairs or --suite")
         at_least_one = ("num_samples", "max_new_tokens", "batch_size", "max_prompt_length")
@@ -79,13 +78,24 @@ class EvaluateOptions(TemplateOptions):
         first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not first.is_dir():
             raise TokenRatioError(f"output_dir {folder}: {first} is a file")
-        for name, settings in (self.judges or {}).items():
-            judge_settings(name, settings or {})
+        self.judge_settings()
         if self.judges and self.prompts is None:
             raise TokenRatioError("judges compare responses: give --prompts")
-        is_judged = self.judges or (self.judges is None and is_world_source(self.prompts or ""))
-        if self.against != REFERENCE and not is_judged:
+        if self.against != REFERENCE and not self.judge_settings():
             raise TokenRatioError(f"--against {self.against} has no effect without --judges")
+
+    def judge_settings(self) -> dict[str, JudgeSettings]:
+        """The settings of each judge by its name, the default judge included.
+
+        Raises:
+            TokenRatioError: see `registry.judge_settings`.
+        """
+        from tokenratio.data.worlds import is_world_source
+
+        judges = self.judges
+        if judges is None:
+            judges = {"gold": {}} if is_world_source(self.prompts or "") else {}
+        return {name: judge_settings(name, values) for name, values in judges.items()}
 
     def check_policies(self, names: Sequence[str]) -> None:
         """Check, before anything is computed, that these policies have what the settings need.

@@ -9,6 +9,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.frontier import frontier_lines
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
+from tokenratio.evaluation.judges.model_settings import ImplicitSettings
 from tokenratio.evaluation.judging_stage import JudgingStage
 from tokenratio.evaluation.measures import Measure, PolicyMeasures, table
 from tokenratio.evaluation.model_pool import ModelPool
@@ -82,12 +83,16 @@ class _Evaluation:
                 report(line)
         self._prompts = read_prompt_set(options, report)
         self._templates = PolicyTemplates(subjects, options, report)
-        self._models = ModelPool([] if self._reference is None else [self._reference])
+        kept = [self._reference]
+        for judge in options.judge_settings().values():
+            if isinstance(judge, ImplicitSettings):
+                kept += [judge.policy, judge.reference]
+        self._models = ModelPool(filter(None, kept))
         self._judges = JudgingStage(
             options,
             reference=self._reference,
+            models=self._models,
             day=self._templates.day,
-            is_world=self._prompts.world is not None,
             report=report,
             progress=progress,
         )

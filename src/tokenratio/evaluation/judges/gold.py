@@ -1,12 +1,30 @@
-"""The judge that knows: a reward that is given, as a world's is."""
+"""The judge with the true reward, as a synthetic world has one."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
+from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict
+from tokenratio.settings import option
+
+
+@dataclass(frozen=True)
+class GoldSettings:
+    """The true reward of a synthetic world."""
+
+    required: ClassVar[tuple[str, ...]] = ()
+
+    world: str | None = option(None, "The world, such as reviews. Default: that of the prompts.")
+
+    def make(self, context: JudgeContext) -> "GoldJudge":
+        from tokenratio.data.worlds import is_world_source
+
+        world = self.world or context.world
+        if world is None or (self.world is None and not is_world_source(world)):
+            raise TokenRatioError("judge gold needs world: the prompts are not a world's")
+        return GoldJudge.of_world(world)
 
 
 class GoldJudge:
@@ -14,7 +32,7 @@ class GoldJudge:
 
     Args:
         reward_fn: of a response's text.
-        name: what the reward is called, for digests.
+        name: of the reward, for digests.
     """
 
     order_matters = False
@@ -24,14 +42,15 @@ class GoldJudge:
 
     @classmethod
     def of_world(cls, name: str) -> "GoldJudge":
-        """The gold reward of a synthetic world.
+        """The gold reward of a synthetic world, by its name or by a data source of it.
 
         Raises:
             TokenRatioError: there is no such world.
         """
-        if name not in WORLDS:
-            raise TokenRatioError(f"no world {name!r}; there are: {', '.join(sorted(WORLDS))}")
-        return cls(WORLDS[name].gold_reward, f"world:{name}")
+        from tokenratio.data.worlds import world_of
+
+        source = name if name.startswith("world:") else f"world:{name}"
+        return cls(world_of(source).gold_reward, source.partition("?")[0])
 
     def identity(self) -> dict[str, Any]:
         return {"judge": "gold", "reward": self._name}

@@ -2,14 +2,45 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import read_whole, replace_durably, to_line
-from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict, digest_of
+from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
+from tokenratio.settings import option
 
 _VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True)
+class HumanSettings:
+    """People, who fill in a sheet: the first call writes it, a later one reads it."""
+
+    required: ClassVar[tuple[str, ...]] = ()
+
+    sheet: str | None = option(
+        None, "The file to fill in. Default: sheet.jsonl beside the judgements."
+    )
+    seed: int = option(0, "Seed of the order on the sheet.")
+
+    def make(self, context: JudgeContext) -> "HumanJudge | None":
+        sheet = Path(self.sheet) if self.sheet else context.folder / "sheet.jsonl"
+        if not sheet.exists():
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            write_sheet(context.comparisons, sheet, seed=self.seed)
+            context.report(
+                f'{sheet}: set each verdict to "1", "2" or "tie", then run the same command again'
+            )
+            return None
+        judge = HumanJudge(sheet, seed=self.seed)
+        unmatched = judge.num_unmatched(context.comparisons)
+        if unmatched:
+            context.report(
+                f"{sheet}: {unmatched} lines belong to other comparisons and are ignored"
+            )
+        return judge
 
 
 def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: int) -> None:
@@ -20,7 +51,7 @@ def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: 
     same seed restores the order.
 
     Raises:
-        TokenRatioError: the file exists: somebody may have filled it in.
+        TokenRatioError: the file exists; somebody may have filled it in.
     """
     path = Path(path)
     if path.exists():
@@ -40,9 +71,9 @@ def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: 
 
 
 class HumanJudge:
-    """Reads a sheet that somebody filled in.
+    """Reads a sheet that people have filled in.
 
-    Each pair was seen in one order, drawn by the seed; over many, the position cancels.
+    Each pair was shown in one order, drawn from the seed; over many pairs the position cancels.
 
     Args:
         path: the sheet; its lines may be in any order.
@@ -64,11 +95,11 @@ class HumanJudge:
             if not isinstance(item, str):
                 raise TokenRatioError(f"{origin}: no item: this is not a sheet for judges")
             if item in self._verdicts:
-                raise TokenRatioError(f"{origin}: a second line for item {item}: keep one")
+                raise TokenRatioError(f"{origin}: a second line for item {item}: remove one")
             text = None if verdict is None else str(verdict).strip().lower()
             if text and text not in _VERDICTS:
                 raise TokenRatioError(
-                    f'{origin}: verdict {verdict!r}: it must be "1", "2", "tie", or null for none'
+                    f'{origin}: verdict must be "1", "2", "tie" or null, not {verdict!r}'
                 )
             self._verdicts[item] = text or None
 
@@ -96,7 +127,7 @@ class HumanJudge:
 
 
 def _item(comparison: ResponsePair, seed: int) -> tuple[str, bool]:
-    """What the sheet calls a comparison, and whether its second response is shown first."""
+    """A comparison's name in the sheet, and whether its second response is shown first."""
     about = [seed, comparison.id, comparison.sample, comparison.content()]
     digest = hashlib.sha256(digest_of(about).encode()).digest()
     return digest[:8].hex(), bool(digest[-1] & 1)

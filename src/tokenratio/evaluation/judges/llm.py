@@ -2,33 +2,86 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
-from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.asking import Request
-from tokenratio.evaluation.endpoint import Endpoint, Failure
+from tokenratio.evaluation.budget import Budget
+from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.cache import VerdictCache
-from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict, digest_of
+from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
 from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
+from tokenratio.names import require_choice
+from tokenratio.settings import option
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class LLMSettings(EndpointSettings, Budget):
+    """A language model behind an OpenAI-compatible endpoint, asked in both orders."""
+
+    required: ClassVar[tuple[str, ...]] = ("base_url", "model")
+
+    template: str = option("mt-bench", f"The question asked: {', '.join(TEMPLATES)}.")
+    temperature: float | None = option(0.0, "Sampling temperature; null leaves it to the server.")
+    max_tokens: int | None = option(
+        None,
+        "Most tokens in an answer, reasoning included. Default: the template's; judges that "
+        "reason need more.",
+    )
+    cache: str | None = option(
+        None,
+        "Database of answers, which any number of runs can share. Default: verdicts.sqlite in the "
+        "output folder of evaluate, ~/.cache/tokenratio/verdicts.sqlite for judge.",
+    )
+
+    def __post_init__(self) -> None:
+        EndpointSettings.__post_init__(self)
+        Budget.__post_init__(self)
+        require_choice("template", self.template, TEMPLATES)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise TokenRatioError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+    def make(self, context: JudgeContext) -> "LLMJudge":
+        endpoint = Endpoint(
+            self._part(EndpointSettings),
+            budget=self._part(Budget),
+            report=context.report,
+            progress=context.progress,
+        )
+        cache = context.cache if self.cache is None else Path(self.cache).expanduser()
+        return LLMJudge(
+            endpoint,
+            self.template,
+            VerdictCache(cache),
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+        )
+
+    def _part(self, of: type[Part]) -> Part:
+        names = [field.name for field in fields(of)]  # type: ignore[arg-type]  # a dataclass
+        return of(**{name: getattr(self, name) for name in names})
 
 
 class LLMJudge:
-    """Asks which of two responses is better and reads the verdict off the answer.
+    """Asks which of two responses is better and reads the verdict from the answer.
 
-    Every answer is in the cache before the next request is sent, the unparsable ones too: they were
-    paid for, and at temperature 0 would come again.
+    Every answer is in the cache before the next request is sent, also one that cannot be parsed: it
+    was paid for, and at temperature 0 would be the same again.
 
     Args:
         endpoint: its `settings.api` must be "chat".
-        template: one of `TEMPLATES` by name, or another.
-        cache: what was answered before, by this run or any other.
-        temperature: None leaves it to the server, for models that take none.
-        max_tokens: longest answer; None for the template's.
+        template: a name in `TEMPLATES`, or a template of your own.
+        cache: answers of this run and of any other.
+        temperature: None leaves it to the server, for models that do not support it.
+        max_tokens: most tokens in an answer; None for the template's.
 
     Raises:
-        TokenRatioError: no such template, or an endpoint that goes on with texts.
+        TokenRatioError: there is no such template, or the endpoint's api is not "chat".
     """
 
     order_matters = True
@@ -43,13 +96,10 @@ class LLMJudge:
         max_tokens: int | None = None,
     ) -> None:
         if isinstance(template, str):
-            if template not in TEMPLATES:
-                raise TokenRatioError(
-                    f"no judge template {template!r}; there are: {', '.join(TEMPLATES)}"
-                )
+            require_choice("template", template, TEMPLATES)
             template = TEMPLATES[template]
         if endpoint.settings.api != "chat":
-            raise TokenRatioError("a judge is asked in a conversation: use api=chat")
+            raise TokenRatioError("an LLM judge needs api: chat")
         self._endpoint, self._template, self._cache = endpoint, template, cache
         self._temperature = temperature
         self._max_tokens = max_tokens or template.max_tokens
@@ -101,6 +151,8 @@ class LLMJudge:
         return digest_of([self.identity(), comparison.content()])
 
     def _request(self, key: str, comparison: ResponsePair) -> Request:
+        from tokenratio.data.chat import Conversation
+
         messages = self._template.messages(
             comparison.prompt, comparison.response_a.text, comparison.response_b.text
         )

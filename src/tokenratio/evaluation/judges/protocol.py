@@ -2,12 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.models.response import Response
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tokenratio.data.chat import Prompt
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class ResponsePair:
 
     id: str
     sample: int
-    prompt: Prompt
+    prompt: "Prompt"
     response_a: Response
     response_b: Response
 
@@ -31,6 +36,8 @@ class ResponsePair:
 
     def content(self) -> list[Any]:
         """What a verdict is about, the order included; for digests."""
+        from tokenratio.data.chat import prompt_value
+
         return [prompt_value(self.prompt), self.response_a.text, self.response_b.text]
 
 
@@ -76,6 +83,52 @@ class KeepsAnswers(Protocol):
 
     def recall(self, comparison: ResponsePair) -> Verdict | None:
         """The verdict in a kept answer, as it is read today; None where none is kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeContext:
+    """What a judge may be made from besides its settings.
+
+    Attributes:
+        world: the prompts' source, if it is a world's.
+        reference: of implicit rewards, unless the judge's settings name one.
+        folder: where a sheet to fill in goes.
+        cache: the file of paid answers, unless the judge's settings name one.
+        comparisons: what will be asked.
+        load_model: loads a policy by hub name or folder, or shares one that is loaded.
+        day: what templates that write today's date take for today, if it is fixed.
+        report: receives what the user has to know or do.
+        progress: draw progress bars.
+    """
+
+    world: str | None
+    reference: str | None
+    folder: Path
+    cache: Path
+    comparisons: Sequence[ResponsePair]
+    load_model: "Callable[[str], PreTrainedModel]"
+    day: str | None = None
+    report: Callable[[str], None] = print
+    progress: bool = False
+
+
+class JudgeSettings(Protocol):
+    """The settings of one kind of judge: a dataclass whose fields are options.
+
+    Attributes:
+        required: the fields that must be given.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    required: ClassVar[tuple[str, ...]]
+
+    def make(self, context: JudgeContext) -> Judge | None:
+        """The judge; None if it cannot judge yet, because people have a sheet to fill in.
+
+        Raises:
+            TokenRatioError: what the judge cannot be made from.
+        """
         ...
 
 

@@ -1,13 +1,16 @@
-"""What a language model is asked when it judges. The wording is this library's own."""
+"""The questions that LLM judges are asked; the wording is this library's own."""
 
 import hashlib
 import json
 import re
 import string
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tokenratio.data.chat import Prompt
 from tokenratio.errors import TokenRatioError
+
+if TYPE_CHECKING:
+    from tokenratio.data.chat import Prompt
 
 _MARK = re.compile(r"\[\[[^\[\]]+\]\]")
 _FIELDS = {"prompt", "response_a", "response_b", "fence"}
@@ -19,12 +22,12 @@ class JudgeTemplate:
 
     Attributes:
         system: the first message.
-        user: the second, a `str.format` string with `{prompt}`, `{response_a}`, `{response_b}` and,
-            to set them apart from what surrounds them, `{fence}`: digits made from their content,
-            which no response can know of itself and so close its own quotation with.
-        verdicts: what the answer's last line may be, each in double brackets, and the probability
+        user: the second, a `str.format` string with `{prompt}`, `{response_a}`, `{response_b}` and
+            optionally `{fence}`, a hash of the three that delimits them: a response cannot contain
+            its own hash, so it cannot end its quotation early.
+        verdicts: the allowed last lines, each in double brackets, and for each the probability
             that A is better.
-        max_tokens: longest answer.
+        max_tokens: most tokens in an answer.
     """
 
     name: str
@@ -37,17 +40,17 @@ class JudgeTemplate:
         fields = {field for _, field, _, _ in string.Formatter().parse(self.user) if field}
         if not {"prompt", "response_a", "response_b"} <= fields <= _FIELDS:
             raise TokenRatioError(
-                f"template {self.name}: it has the places {sorted(fields)}; it needs prompt, "
+                f"template {self.name}: it has the fields {sorted(fields)}; it needs prompt, "
                 "response_a and response_b, and may have fence"
             )
         for mark, _ in self.verdicts:
             if not _MARK.fullmatch(mark):
                 raise TokenRatioError(
-                    f"template {self.name}: the verdict {mark!r} cannot be told from other text; "
-                    "write it in double brackets, as [[A]]"
+                    f"template {self.name}: the verdict {mark!r} must be in double brackets, as in "
+                    "[[A]]"
                 )
 
-    def messages(self, prompt: Prompt, response_a: str, response_b: str) -> list[dict[str, str]]:
+    def messages(self, prompt: "Prompt", response_a: str, response_b: str) -> list[dict[str, str]]:
         """The conversation to send."""
         text = prompt_text(prompt)
         content = "\0".join((text, response_a, response_b)).encode("utf-8", "surrogatepass")
@@ -60,15 +63,15 @@ class JudgeTemplate:
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def identity(self) -> dict[str, str]:
-        """Its name and a digest of all that is in it."""
+        """Its name and a digest of its contents."""
         content = repr((self.system, self.user, self.verdicts)).encode("utf-8", "surrogatepass")
         return {"template": self.name, "template_sha256": hashlib.sha256(content).hexdigest()[:16]}
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a judge reads it: a text as it is, a conversation with its speakers named.
+def prompt_text(prompt: "Prompt") -> str:
+    """A prompt as a judge reads it: a text as it is, a conversation with its roles.
 
-    Tools that the conversation has, and calls of them, are shown as JSON.
+    Tools and tool calls are shown as JSON.
     """
     if isinstance(prompt, str):
         return prompt
