@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
+from tokenratio.data.worlds import WORLDS
+from tokenratio.evaluation import PolicyMeasures
 from tokenratio.models.loading import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -29,16 +33,41 @@ def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys)
     assert Path("runs/mine/checkpoint-2/adapter_model.safetensors").is_file()
 
 
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_policy_is_evaluated_from_python(tmp_path, monkeypatch, capsys):
+    """By default on the quickstart's run, whose reference is found in its record."""
+    world = WORLDS["reviews"]
+    monkeypatch.chdir(tmp_path)
+    run, start = Path("runs/quickstart/tbpo_a"), Path("runs/quickstart/sft")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    for seed, folder in enumerate((run, start)):
+        torch.manual_seed(seed)
+        config = world.policy_config(**sizes, num_attention_heads=2)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        world.build_tokenizer().save_pretrained(folder)
+    (run / "run.json").write_text(json.dumps({"config": {}, "model": str(start)}))
+    capsys.readouterr()
+    win_rate = example("evaluate_policy").main(num=3)
+    printed = capsys.readouterr()
+    assert 0 <= win_rate <= 1
+    assert "kl_policy_ref: " in printed.out
+    assert "win_rate/gold: " in printed.out
+    assert PolicyMeasures.load("evaluation/quickstart-tbpo_a").named("gold_reward").num == 6
+
+
 @pytest.mark.slow
 def test_lora_chat(data_folder, tmp_path):
     source = data_folder / "llamafactory_dpo_en_demo" / "all.jsonl"
     lines = source.read_text(encoding="utf-8").split("\n")[:20]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("lora_chat", EXAMPLES / "lora_chat.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    metrics = module.main(str(pairs), str(tmp_path / "run"))
+    metrics = example("lora_chat").main(str(pairs), str(tmp_path / "run"))
     assert 0 <= metrics["eval_rewards/accuracies"] <= 1
     reloaded = load_model(tmp_path / "run" / "tbpo_a")
     assert any("lora_" in name for name, _ in reloaded.named_parameters())

@@ -23,6 +23,7 @@ from tokenratio.evaluation.judges import GoldJudge, LLMJudge
 from tokenratio.evaluation.measures import PolicyMeasures
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.subjects import subjects_of
+from tokenratio.models import device
 from tokenratio.models.loading import load_model
 
 WORLD = WORLDS["reviews"]
@@ -386,6 +387,54 @@ def test_judges_of_models(house, capsys):
     assert "(beta 0.5, now 1.0)" in evaluate(capsys, *argv, code=2)
 
 
+def test_every_model_is_loaded_once(house, pairs, capsys, monkeypatch):
+    """The runs, their reference and an implicit judge's policy, whatever each is used for."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda name, *args, **kwargs: loaded.append(Path(name).name) or load(name, *args, **kwargs),
+    )
+    judges = {"implicit": {"policy": "runs/dpo"}, "other": {"judge": "implicit", "policy": "free"}}
+    argv = ["free", "runs/dpo", "runs/tbpo_q", "--reference", "base", "--prompts", PROMPTS]
+    argv += ["--pairs", pairs, "--judges", json.dumps(judges), *QUICK]
+    evaluate(capsys, *argv)
+    assert sorted(loaded) == ["base", "dpo", "free", "tbpo_q"]
+    assert "win_rate/implicit" in {measure.name for measure in measures("free").measures}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_bf16", "expected"),
+    [("cuda", True, torch.bfloat16), ("cuda", False, torch.float32), ("cpu", True, torch.float32)],
+)
+def test_dtype_is_bfloat16_only_where_the_hardware_has_it(
+    accelerator, has_bf16, expected, monkeypatch
+):
+    monkeypatch.setattr(device, "default_device", lambda: torch.device(accelerator))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    assert device.default_dtype() == expected
+
+
+def test_dtype_is_that_of_the_policies_and_no_false_alarm(house, pairs, capsys, monkeypatch):
+    """The reference is compared in the precision of training, whatever it is evaluated in."""
+    dtypes = []
+    draw = TransformersBackend.__call__
+
+    def spy(self, prompts):
+        dtypes.append(self.model.dtype)
+        return draw(self, prompts)
+
+    monkeypatch.setattr(TransformersBackend, "__call__", spy)
+    argv = ["runs/dpo", "--prompts", PROMPTS, "--pairs", pairs, *QUICK, "--dtype", "bfloat16"]
+    evaluate(capsys, *argv)
+    assert dtypes == [torch.bfloat16] * 2
+    assert not any("another reference" in note for note in measures("runs-dpo").notes)
+    assert measures("runs-dpo").named("kl_policy_ref").mean > 0
+
+
 def test_people_judge_by_a_sheet(house, capsys):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("ours.jsonl", [text + " good" for text in chosen])
@@ -561,12 +610,18 @@ def test_suite(capsys, monkeypatch):
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     Path("task.yaml").write_text(yaml.safe_dump(task))
+    loads = []
+    load = load_model
+    monkeypatch.setattr(
+        "tokenratio.evaluation.suite.load_model", lambda *args: loads.append(args) or load(*args)
+    )
     said = evaluate(capsys, "tiny", "--suite", "task.yaml")
     score = json.loads(Path("evaluation/tiny/suite.json").read_text())["scores"][0]
     found = measures("tiny").named("suite/word_choice (0-shot acc)")
     assert (found.mean, found.standard_error) == (score["value"], score["stderr"])
     assert (found.num, found.better) == (12, "higher")
     assert measures("tiny").named("suite/mean").mean == found.mean
+    assert loads == []  # the evaluation's own model is asked
     assert f"| suite/mean ↑ | {found.text} |" in said
 
 
@@ -584,6 +639,7 @@ def test_suite(capsys, monkeypatch):
         (["free", "--prompts", "world:revews?prompts=3"], "no world 'revews'"),
         (["free", "--prompts", PROMPTS, "--num_samples", "0"], "num_samples must be at least 1"),
         (["free", "--prompts", PROMPTS, "--num_prompts", "0"], "num_prompts must be at least 1"),
+        (["free", "--prompts", PROMPTS, "--dtype", "int8"], "dtype must be one of auto, float32"),
         (["free", "--prompts", PROMPTS, "--top_p", "0"], "top_p must be above 0"),
         (["free", "--prompts", PROMPTS, "--temperature", "-1"], "temperature must be 0 or"),
         (["free", "--prompts", PROMPTS, "--beta", "0"], "beta must be positive"),

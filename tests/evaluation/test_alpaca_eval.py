@@ -213,7 +213,7 @@ def test_broken_files_are_named(small, tmp_path):
     with pytest.raises(TokenRatioError, match="bad: 4 judgements"):
         alpaca_eval_leaderboard(few, eval_set)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(TokenRatioError, match=r"empty.jsonl: it holds no rows"):
+    with pytest.raises(TokenRatioError, match=r"empty.jsonl: it has no rows"):
         alpaca_eval_leaderboard(few, tmp_path / "empty.jsonl")
 
 

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tokenratio.data import prepare_pairs
+from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import token_credit
 from tokenratio.evaluation.diversity import self_bleu, vendi_score
@@ -319,7 +320,7 @@ def test_credit_by_its_state_terms(policies, tokenizer, data):
     baseline = StateBaseline(32, 4)
     torch.manual_seed(0)
     torch.nn.init.normal_(baseline.layers[-1].weight)
-    common = {"beta": 0.1, "batch_size": 8}
+    common = {"world": WORLDS["reviews"], "beta": 0.1, "batch_size": 8}
     measures = measure_credit(
         *policies,
         tokenizer,
@@ -350,7 +351,12 @@ def test_credit_by_its_state_terms(policies, tokenizer, data):
         assert measures[index].mean == expected.spearman_within.value
     assert {m.better for m in measures} == {"higher"}
     (doubled, *_) = measure_credit(
-        *policies, tokenizer, data, beta=0.2, batch_size=3, state_terms=["none"], baseline=None
+        *policies,
+        tokenizer,
+        data,
+        **common | {"beta": 0.2, "batch_size": 3},
+        state_terms=["none"],
+        baseline=None,
     )
     assert doubled.mean == pytest.approx(measures[0].mean, abs=1e-4)
 

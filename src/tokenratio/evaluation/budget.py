@@ -101,10 +101,10 @@ class Ledger:
         if limit is not None and self.num_requests >= limit:
             raise BudgetError(f"stopped at max_requests: {limit} requests were sent")
         cost = self.budget.cost(demand.tokens_in, demand.tokens_out)
-        limit = self.budget.max_cost
-        if limit is not None and self.cost + self._reserved + cost > limit:
+        most = self.budget.max_cost
+        if most is not None and self.cost + self._reserved + cost > most:
             raise BudgetError(
-                f"stopped before max_cost {limit:g}: about {self.cost:.4g} is spent, and the next "
+                f"stopped before max_cost {most:g}: about {self.cost:.4g} is spent, and the next "
                 f"request may cost {cost:.4g}"
             )
         self.num_requests += 1

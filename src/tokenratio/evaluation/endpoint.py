@@ -301,7 +301,7 @@ class Endpoint:
         resource = client.chat.completions if self.settings.api == "chat" else client.completions
         async with asyncio.timeout(self.settings.timeout):
             raw = await resource.with_raw_response.create(**arguments)
-            return raw.http_response.text
+            return str(raw.http_response.text)
 
     def _judge_error(self, error: Exception) -> tuple[str, float]:
         """What to say of an error worth another attempt, and seconds that the server asks to wait.

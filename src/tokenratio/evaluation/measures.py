@@ -1,4 +1,4 @@
-"""What evaluation says of a policy: named figures with their uncertainty, and the values behind."""
+"""The measures of a policy: named figures with standard errors and the values behind them."""
 
 import html
 import json
@@ -29,8 +29,8 @@ class Measure:
         standard_error: prompts taken as the independent draws; nan where there is none.
         num: values.
         unit: of mean and values; a "share" is shown in percent.
-        better: which way is; None where neither is.
-        values: what the mean is of, by prompt; empty where the figure is not a mean over prompts.
+        better: which direction is better; None if neither is.
+        values: those that the mean is of, by prompt; empty if the figure is not such a mean.
     """
 
     name: str
@@ -62,7 +62,7 @@ def measure_of(
     unit: str = "",
     better: Literal["higher", "lower"] | None = None,
 ) -> Measure:
-    """The mean of values that come by prompt; those that are nan are left out."""
+    """The mean of values that are grouped by prompt, without those that are nan."""
     kept = [value for value in values if not math.isnan(value[2])]
     if not kept:
         return Measure(name, math.nan, math.nan, 0, unit, better)
@@ -78,15 +78,15 @@ def measure_of(
 
 @dataclass(frozen=True)
 class PolicyMeasures:
-    """All that was measured of one policy.
+    """All measures of one policy.
 
     Attributes:
         policy: its name.
-        group: what it is a case of, such as the loss it was trained with; for frontiers.
+        group: policies that frontiers put together, such as the loss it was trained with.
         settings: how it was measured.
-        notes: what a reader has to know, alarms first.
-        contents: of every prompt and pair, by `prompt ID` and `pair ID`, a digest: ids of two
-            evaluations may be alike where what they stand for is not.
+        notes: what a reader has to know.
+        contents: a digest of every prompt and pair by `prompt ID` and `pair ID`, because the same
+            ids in two evaluations may name different texts.
     """
 
     policy: str
@@ -108,10 +108,10 @@ class PolicyMeasures:
 
     @classmethod
     def load(cls, path: str | Path) -> "PolicyMeasures":
-        """Read a file that `save` wrote, or the folder it lies in.
+        """Read `measures.json`, given as the file or its folder.
 
         Raises:
-            TokenRatioError: there is none, or it is not one.
+            TokenRatioError: it is missing or not such a file.
         """
         path = Path(path)
         path = path / MEASURES_FILE if path.is_dir() else path
@@ -120,9 +120,10 @@ class PolicyMeasures:
             if document["format"] != _FORMAT:
                 raise ValueError(f"format {document['format']}, not {_FORMAT}")
             measures = tuple(map(_measure, document["measures"]))
-            names = ("policy", "group", "settings")
             return cls(
-                *(document[name] for name in names),
+                document["policy"],
+                document["group"],
+                document["settings"],
                 measures,
                 tuple(document["notes"]),
                 dict(document["contents"]),
@@ -133,7 +134,7 @@ class PolicyMeasures:
                 "evaluate` wrote"
             ) from None
         except (ValueError, LookupError, TypeError) as error:
-            raise TokenRatioError(f"{path} is no file of measures: {error}") from None
+            raise TokenRatioError(f"{path} is not a file of measures: {error}") from None
 
 
 def table(policies: Sequence[PolicyMeasures]) -> str:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenratio.data import PreparedData, prepare_pairs, read_rows
 from tokenratio.data.template import TemplateSettings
-from tokenratio.data.worlds import is_world_source
+from tokenratio.data.worlds import is_world_source, world_of
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.credit import StateTerm
 from tokenratio.evaluation.measures import Measure
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import (
@@ -80,14 +82,18 @@ def measure_model(
             baseline = read_baseline(Path(subject.path))
             if baseline is not None:
                 baseline.to(model.device)
+            terms: list[StateTerm] = ["none", "kl"]
+            if baseline is not None:
+                terms.append("baseline")
             try:
                 measures += measure_credit(
                     model,
                     ref_model,
                     tokenizer,
                     data,
+                    world=world_of(options.pairs),
                     beta=beta,
-                    state_terms=["none", "kl"] + ["baseline"] * (baseline is not None),
+                    state_terms=terms,
                     baseline=baseline,
                     batch_size=options.batch_size,
                 )
@@ -97,6 +103,7 @@ def measure_model(
         measures += measure_suite(
             subject.path,
             options.suite,
+            policy=model,
             output=Path(options.output_dir) / subject.name / "suite.json",
             batch_size=options.batch_size,
         )
@@ -135,11 +142,14 @@ def _reference_note(subject: Subject, path: str, ref_model: PreTrainedModel) -> 
     trained_against = subject.record.get("reference")
     if not isinstance(trained_against, Mapping) or "sha256" not in trained_against:
         return []
-    init_kwargs = subject.config.get("model_init_kwargs")
-    if isinstance(init_kwargs, Mapping):  # the digest depends on its dtype too
-        ref_model = load_model(path, dict(init_kwargs))
     if trained_against["sha256"] == model_digest(ref_model):
         return []
+    init_kwargs = subject.config.get("model_init_kwargs")
+    if isinstance(init_kwargs, Mapping) or ref_model.dtype != torch.float32:
+        # The digest depends on the dtype, so compare in that of the training run.
+        as_trained = load_model(path, dict(init_kwargs or {}))
+        if trained_against["sha256"] == model_digest(as_trained):
+            return []
     return [
         "ALARM: it was trained against another reference than the one here "
         f"({describe_reference(trained_against)}); KL and implicit rewards are not those of "

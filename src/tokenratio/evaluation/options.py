@@ -11,6 +11,7 @@ from tokenratio.evaluation.judges.protocol import JudgeSettings
 from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
 from tokenratio.evaluation.subjects import REFERENCE
 from tokenratio.models.template_options import TemplateOptions
+from tokenratio.names import require_choice
 from tokenratio.settings import check_known, option
 
 
@@ -37,6 +38,11 @@ class EvaluateOptions(TemplateOptions):
     max_new_tokens: int = option(128, "Most tokens in a response, EOS included.")
     seed: int = option(0, "Seed of the samples.")
     batch_size: int = option(16, "Rows run at once.")
+    dtype: str = option(
+        "auto",
+        "Precision of the policies: float32, bfloat16 or float16; auto is bfloat16 on a GPU that "
+        "multiplies it in hardware, else float32.",
+    )
     pairs: str | None = option(None, "Held-out pairs, for the implicit reward's accuracy.")
     subset_column: str | None = option(None, "Column of the pairs that names their subset.")
     max_length: int | None = option(2048, "Longest row of a pair, in tokens.")
@@ -61,6 +67,7 @@ class EvaluateOptions(TemplateOptions):
     )
 
     def __post_init__(self) -> None:
+        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         if not (self.prompts or self.pairs or self.suite):
             raise TokenRatioError("evaluate needs --prompts, --pairs or --suite")
         at_least_one = ("num_samples", "max_new_tokens", "batch_size", "max_prompt_length")

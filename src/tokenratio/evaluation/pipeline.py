@@ -87,7 +87,7 @@ class _Evaluation:
         for judge in options.judge_settings().values():
             if isinstance(judge, ImplicitSettings):
                 kept += [judge.policy, judge.reference]
-        self._models = ModelPool(filter(None, kept))
+        self._models = ModelPool(filter(None, kept), dtype=options.dtype)
         self._judges = JudgingStage(
             options,
             reference=self._reference,

@@ -32,9 +32,9 @@ from tokenratio.models.response import Response
 from tokenratio.models.token_rows import TokenRow
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tokenratio.data.worlds import World
+    from tokenratio.data.worlds import ResponseMeasure, World
 
 
 def measure_responses(generations: Sequence[AnsweredPrompt]) -> list[Measure]:
@@ -72,17 +72,19 @@ def measure_world(generations: Sequence[AnsweredPrompt], world: "World") -> list
             "gold_reward", generations, lambda s: world.gold_reward(s.text), better="higher"
         )
     ]
-    for measure in world.response_measures():
-        measures.append(
-            _per_response(
-                measure.name,
-                generations,
-                lambda s, of=measure.of: of(s.text),
-                unit=measure.unit,
-                better=measure.better,
-            )
-        )
-    return measures
+    return measures + [
+        _world_measure(measure, generations) for measure in world.response_measures()
+    ]
+
+
+def _world_measure(measure: "ResponseMeasure", generations: Sequence[AnsweredPrompt]) -> Measure:
+    return _per_response(
+        measure.name,
+        generations,
+        lambda sample: measure.of(sample.text),
+        unit=measure.unit,
+        better=measure.better,
+    )
 
 
 def measure_policy(
@@ -231,12 +233,13 @@ def measure_credit(
     tokenizer: "PreTrainedTokenizerBase",
     data: PreparedData,
     *,
+    world: "World",
     beta: float,
     state_terms: Iterable[StateTerm],
     baseline: Callable[..., Any] | None,
     batch_size: int,
 ) -> list[Measure]:
-    """Rank correlation of β·log-ratio (+ state term) with the review world's true advantage."""
+    """Rank correlation of β·log-ratio (+ state term) with the world's true advantage."""
     measures = []
     for term in state_terms:
         found = token_credit(
@@ -244,6 +247,7 @@ def measure_credit(
             ref_model,
             tokenizer,
             data.dataset,
+            world=world,
             beta=beta,
             state_term=term,
             baseline=baseline if term == "baseline" else None,
@@ -254,9 +258,11 @@ def measure_credit(
     return measures
 
 
-def measure_suite(model: str, suite: str, *, output: Path, batch_size: int) -> list[Measure]:
+def measure_suite(
+    model: str, suite: str, *, policy: "PreTrainedModel", output: Path, batch_size: int
+) -> list[Measure]:
     """General ability, by EleutherAI's harness; see `run_suite`."""
-    found = run_suite(model, suite, output=output, batch_size=batch_size)
+    found = run_suite(model, suite, policy=policy, output=output, batch_size=batch_size)
     figures = [
         (f"{s.task} ({s.shots}-shot {s.metric})", s.value, s.stderr, s.n) for s in found.scores
     ]

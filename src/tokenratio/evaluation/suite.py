@@ -21,6 +21,8 @@ from tokenratio.run_folder import package_version, replace_text, versions
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from transformers import PreTrainedModel
+
 
 _LIBRARY_FILES = ("json", "csv", "parquet", "text")
 # Of resampled standard errors; means, as all of the suites' are, have one in closed form.
@@ -102,6 +104,7 @@ def run_suite(
     model: str | Path,
     suite: str | Path = "open-llm-v1",
     *,
+    policy: "PreTrainedModel | None" = None,
     output: str | Path | None = None,
     peft: str | Path | None = None,
     init_kwargs: Mapping[str, Any] | None = None,
@@ -115,7 +118,8 @@ def run_suite(
     the harness cuts on the left, and warns of it.
 
     Args:
-        model: a hub name or folder, an adapter's too. Code that comes with a model is never run.
+        model: a hub name or folder, also of an adapter. Code that comes with a model is never run.
+        policy: the model itself, if it is loaded already; it is used as it is.
         suite: a name of `SUITES`, or one YAML task file of the harness; its `data_files` are
             relative to it, its first metric and filter count. It may not hold `!function`, nor ask
             for code to be run; its templates are Jinja's, not sandboxed: use files you trust.
@@ -133,7 +137,7 @@ def run_suite(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise TokenRatioError(f"batch_size and limit must be at least 1: {batch_size}, {limit}")
     tasks = _load_tasks(suite)
-    lm, weights = _load_lm(model, peft, dict(init_kwargs or {}), device, batch_size)
+    lm, weights = _load_lm(model, policy, peft, dict(init_kwargs or {}), device, batch_size)
     settings = {
         "suite": str(suite),
         "tasks": [asdict(spec) for spec, _ in tasks],
@@ -274,6 +278,7 @@ def _beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_lm(
     model: str | Path,
+    policy: "PreTrainedModel | None",
     peft: str | Path | None,
     init_kwargs: dict[str, Any],
     device: str | None,
@@ -286,11 +291,12 @@ def _load_lm(
 
     if init_kwargs.get("trust_remote_code"):
         raise TokenRatioError("trust_remote_code is not supported: a model must be data alone")
-    policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
     tokenizer = load_tokenizer(model, init_kwargs)
-    if peft is not None:
-        policy = load_adapter(policy, absolute(peft), {})
-    policy.to(device or default_device())
+    if policy is None:
+        policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
+        if peft is not None:
+            policy = load_adapter(policy, absolute(peft), {})
+        policy.to(device or default_device())  # type: ignore[arg-type]  # transformers wraps it
     lm = HFLM(
         pretrained=policy,
         tokenizer=tokenizer,

@@ -12,6 +12,13 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def default_dtype() -> torch.dtype:
+    """bfloat16 on a GPU that multiplies it in hardware, and so faster; else float32."""
+    if default_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
 def can_pin_memory() -> bool:
     """Whether pinned host memory speeds up copies to `default_device`; elsewhere torch warns."""
     return default_device().type not in ("cpu", "mps")

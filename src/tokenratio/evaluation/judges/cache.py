@@ -49,9 +49,9 @@ class VerdictCache:
         return answer
 
     def put(self, key: str, text: str, finish_reason: str) -> None:
-        """Keep an answer; where another run was quicker, its answer stands."""
+        """Keep an answer, unless another run has already stored one."""
         try:
-            # UTF-8 has no half surrogate pairs, which a server's escapes can hold
+            # A server's escapes can hold lone surrogates, which UTF-8 does not have.
             text = text.encode("utf-8", "replace").decode()
             self._database.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, text, finish_reason)
