@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tokenratio.cli.main import main
-from tokenratio.evaluation.measures import Measure, PolicyMeasures, measure_of
 from tokenratio.evaluation.paired_comparison import PolicyValues, holm_p_values, paired_comparison
+from tokenratio.evaluation.results import Measure, PolicyMeasures, measure_of
 
 NUM = 30
 # By measure: unit and better direction.

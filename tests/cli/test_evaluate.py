@@ -20,8 +20,8 @@ from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.judges import GoldJudge, LLMJudge
-from tokenratio.evaluation.measures import PolicyMeasures
 from tokenratio.evaluation.response_files import read_responses
+from tokenratio.evaluation.results import PolicyMeasures
 from tokenratio.evaluation.subjects import subjects_of
 from tokenratio.models import device
 from tokenratio.models.loading import load_model

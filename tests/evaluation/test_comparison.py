@@ -6,8 +6,8 @@ import pytest
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.comparison import compare
-from tokenratio.evaluation.measures import PolicyMeasures, measure_of
 from tokenratio.evaluation.paired_comparison import PolicyValues, holm, paired_comparison
+from tokenratio.evaluation.results import PolicyMeasures, measure_of
 
 NUM = 20
 

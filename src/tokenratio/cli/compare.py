@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.measures import PolicyMeasures
+from tokenratio.evaluation.results import PolicyMeasures
 from tokenratio.run_folder import replace_text
 from tokenratio.settings import option
 

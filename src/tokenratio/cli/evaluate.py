@@ -28,7 +28,7 @@ def print_evaluation(runs: list[str], flags: dict[str, Any]) -> None:
         raise TokenRatioError(f"evaluate needs {_ARGUMENT}: {USAGE.splitlines()[0]}")
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.evaluation import evaluate
-    from tokenratio.evaluation.measures import table
+    from tokenratio.evaluation.results import table
 
     quiet_libraries()
     policies = evaluate(runs, options, progress=is_terminal())

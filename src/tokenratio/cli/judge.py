@@ -91,7 +91,6 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
             raise TokenRatioError(f"--{flag} applies only to judge {applies}, not to {kind}")
     judge_fields = fields_of(JUDGES[kind])
     settings = judge_settings(kind, {k: v for k, v in flags.items() if k in judge_fields})
-    from tokenratio.cli.judge_summary import describe, summarize
     from tokenratio.cli.outputs import check_output
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.evaluation.journal import read_settings
@@ -102,6 +101,7 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
         read_responses,
     )
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
+    from tokenratio.evaluation.win_report import describe, summarize
     from tokenratio.run_folder import replace_text
 
     quiet_libraries()

@@ -13,7 +13,7 @@ from tokenratio.settings import check_known, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tokenratio.evaluation.measures import PolicyMeasures
+    from tokenratio.evaluation.results import PolicyMeasures
     from tokenratio.training.config import TokenRatioConfig
     from tokenratio.training.trainer import TokenRatioTrainer
 
@@ -76,8 +76,8 @@ def quickstart(options: QuickstartOptions) -> "dict[str, PolicyMeasures]":
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.worlds import WORLDS
     from tokenratio.evaluation import evaluate
-    from tokenratio.evaluation.measures import table
     from tokenratio.evaluation.options import EvaluateOptions
+    from tokenratio.evaluation.results import table
     from tokenratio.models.generation import policy_sampler
     from tokenratio.run_folder import replace_text
     from tokenratio.training.config import TokenRatioConfig

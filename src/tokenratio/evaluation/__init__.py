@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenratio.evaluation.measures import Measure, PolicyMeasures
     from tokenratio.evaluation.options import EvaluateOptions
     from tokenratio.evaluation.pipeline import evaluate
+    from tokenratio.evaluation.results import Measure, PolicyMeasures
 
 _HOMES = {
     "EvaluateOptions": "options",
-    "Measure": "measures",
-    "PolicyMeasures": "measures",
+    "Measure": "results",
+    "PolicyMeasures": "results",
     "evaluate": "pipeline",
 }
 __all__ = ["EvaluateOptions", "Measure", "PolicyMeasures", "evaluate"]

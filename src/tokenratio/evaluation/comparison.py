@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tokenratio.data.worlds import is_world_source
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.measures import Measure, PolicyMeasures
 from tokenratio.evaluation.paired_comparison import (
     PolicyComparison,
     PolicyValues,
     holm,
     paired_comparison,
 )
+from tokenratio.evaluation.results import Measure, PolicyMeasures
 
 _SOURCES = ("prompts", "pairs")
 # Of an evaluation's settings, those that change what its values mean.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.measures import PolicyMeasures
+from tokenratio.evaluation.results import PolicyMeasures
 
 
 @dataclass(frozen=True)

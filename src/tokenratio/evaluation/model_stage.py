@@ -11,7 +11,6 @@ from tokenratio.data.template import TemplateSettings
 from tokenratio.data.worlds import is_world_source, world_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import StateTerm
-from tokenratio.evaluation.measures import Measure
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import (
     measure_credit,
@@ -20,6 +19,7 @@ from tokenratio.evaluation.policy_measures import (
     measure_suite,
 )
 from tokenratio.evaluation.response_files import AnsweredPrompt
+from tokenratio.evaluation.results import Measure
 from tokenratio.evaluation.subjects import Subject
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import describe_reference, model_digest

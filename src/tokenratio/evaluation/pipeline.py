@@ -10,16 +10,16 @@ from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.frontier import frontier_lines
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.model_settings import ImplicitSettings
-from tokenratio.evaluation.judging_stage import JudgingStage
-from tokenratio.evaluation.measures import Measure, PolicyMeasures, table
 from tokenratio.evaluation.model_pool import ModelPool
 from tokenratio.evaluation.model_stage import measure_model
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
+from tokenratio.evaluation.policy_templates import PolicyTemplates
 from tokenratio.evaluation.prompt_set import content_digests, read_prompt_set
-from tokenratio.evaluation.rendering import PolicyTemplates
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
+from tokenratio.evaluation.results import Measure, PolicyMeasures, table
 from tokenratio.evaluation.subjects import REFERENCE, Subject, subjects_of
+from tokenratio.evaluation.verdict_stage import VerdictStage
 from tokenratio.models.loading import load_tokenizer
 from tokenratio.run_folder import METRICS_FILE, replace_text
 
@@ -88,7 +88,7 @@ class _Evaluation:
             if isinstance(judge, ImplicitSettings):
                 kept += [judge.policy, judge.reference]
         self._models = ModelPool(filter(None, kept), dtype=options.dtype)
-        self._judges = JudgingStage(
+        self._judges = VerdictStage(
             options,
             reference=self._reference,
             models=self._models,

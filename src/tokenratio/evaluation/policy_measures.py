@@ -22,8 +22,8 @@ from tokenratio.evaluation.diversity import (
 )
 from tokenratio.evaluation.held_out_pairs import held_out_pairs, shares_won
 from tokenratio.evaluation.length_control import length_controlled_win_rate
-from tokenratio.evaluation.measures import Measure, Value, measure_of
 from tokenratio.evaluation.response_files import AnsweredPrompt
+from tokenratio.evaluation.results import Measure, Value, measure_of
 from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.suite import run_suite
 from tokenratio.evaluation.verdict_files import Judgement

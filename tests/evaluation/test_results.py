@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.measures import Measure, PolicyMeasures, measure_of, table
+from tokenratio.evaluation.results import Measure, PolicyMeasures, measure_of, table
 
 VALUES = (("a", 0, 1.0), ("b", 0, 4.0), ("a", 1, 2.0))
 

@@ -1,19 +1,19 @@
-"""The judging stage: each policy's responses against the opponent's, with every judge."""
+"""The stage that judges: each policy's responses against the opponent's, with every judge."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from tokenratio.evaluation.judges.human import HumanSettings
 from tokenratio.evaluation.judges.protocol import Judge, JudgeContext
-from tokenratio.evaluation.measures import Measure
 from tokenratio.evaluation.model_pool import ModelPool
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_judgements
 from tokenratio.evaluation.response_files import AnsweredPrompt
+from tokenratio.evaluation.results import Measure
 from tokenratio.evaluation.verdict_files import judge_all, pair_up
 
 
-class JudgingStage:
+class VerdictStage:
     """The judges of an evaluation; each is made once, so that a budget covers all policies.
 
     Args:

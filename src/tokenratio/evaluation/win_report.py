@@ -49,7 +49,8 @@ def summarize(
     }
     try:
         outcomes = [judgement.outcome for judgement in judgements]
-        controlled = asdict(length_controlled_win_rate(outcomes, *lengths["characters"], prompts))
+        ours, theirs = lengths["characters"]
+        controlled = asdict(length_controlled_win_rate(outcomes, ours, theirs, prompts))
     except TokenRatioError as error:  # the raw figures stand all the same
         controlled = {"win_rate": None, "reason": str(error)}
     reasons = Counter(reason for judgement in judgements for reason in judgement.reasons)
@@ -66,7 +67,8 @@ def summarize(
             for i, side in enumerate(("ours", "theirs"))
         },
     }
-    return _without_nan(summary)
+    shown: dict[str, Any] = _without_nan(summary)
+    return shown
 
 
 def describe(summary: Mapping[str, Any]) -> str:
