@@ -441,7 +441,7 @@ def test_people_judge_by_a_sheet(house, capsys):
     argv = ["ours.jsonl", "--prompts", PROMPTS, "--judges", "{human: {}}"]
     argv += ["--against", "column:chosen"]
     sheet = Path("evaluation/ours/sheet.jsonl")
-    assert f"{sheet}: fill in verdict" in evaluate(capsys, *argv)
+    assert f"{sheet}: set each verdict" in evaluate(capsys, *argv)
     assert measures("ours").named("win_rate/human") is None
     evaluate(capsys, *argv)  # nobody has filled it in
     assert measures("ours").named("not_judged/human").mean == 1
@@ -662,7 +662,7 @@ def test_suite(capsys, monkeypatch):
         (["free", "--prompts", PROMPTS, "--judges", "{gold: {wrld: x}}"], "did you mean 'world'"),
         (["free", "--prompts", PROMPTS, "--judges", "{reward-model: {}}"], "needs model"),
         (["free", "--prompts", PROMPTS, "--judges", "{implicit: {reference: x}}"], "needs policy"),
-        (["free", "--prompts", PROMPTS, "--judges", "{llm: {model: x}}"], "base_url must be"),
+        (["free", "--prompts", PROMPTS, "--judges", "{llm: {model: x}}"], "needs base_url"),
         (["free", "--prompts", PROMPTS, "--judges", "{gold: {}}"], "give --reference, or another"),
         (["free", "--pairs", PAIRS, "--judges", "{gold: {}}"], "give --prompts"),
         (["free", "--pairs", PAIRS], "pairs need a reference"),

@@ -85,13 +85,13 @@ def test_the_file_gives_back_what_was_saved(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no file of measures"),
-        ("[]", "is no file of measures"),
-        ("{}", "is no file of measures: 'format'"),
+        ("{", "is not a file of measures"),
+        ("[]", "is not a file of measures"),
+        ("{}", "is not a file of measures: 'format'"),
         ('{"format": 2}', "format 2, not 1"),
-        ('{"format": 1, "measures": [{"name": "m"}]}', "no file of measures"),
-        ('{"format": 1, "measures": [], "notes": []}', "no file of measures: 'policy'"),
-        (b"\xff", "no file of measures"),
+        ('{"format": 1, "measures": [{"name": "m"}]}', "not a file of measures"),
+        ('{"format": 1, "measures": [], "notes": []}', "not a file of measures: 'policy'"),
+        (b"\xff", "not a file of measures"),
     ],
 )
 def test_a_file_that_is_none_is_refused(content, message, tmp_path):
