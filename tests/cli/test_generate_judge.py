@@ -189,7 +189,7 @@ def test_a_refused_key_is_said_without_the_key(pairs, monkeypatch, capsys):
     repeats = (401, {}, f"Incorrect API key provided: {KEY}")
     with Loopback(fault=lambda *_: repeats) as server:
         argv = generate("tiny", "--endpoint", server.url, *QUICK)
-        assert "OPENAI_API_KEY holds no key it accepts" in run(capsys, *argv, code=2)
+        assert "OPENAI_API_KEY holds a key that it does not" in run(capsys, *argv, code=2)
     monkeypatch.delenv("OTHER_KEY", raising=False)
     with Loopback(fault=lambda *_: 401) as server:
         argv = generate("tiny", "--endpoint", server.url, "--api_key_env", "OTHER_KEY", *QUICK)

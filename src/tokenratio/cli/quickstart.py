@@ -35,7 +35,7 @@ _MARK = "quickstart.json"
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """What `quickstart` can be told; the defaults finish in a few minutes on two cores."""
+    """Settings of `quickstart`; with the defaults it takes a few minutes on two cores."""
 
     output_dir: str = option("runs/quickstart", "Output folder; an existing one is replaced.")
     seed: int = option(0, "Seed of the whole run.")

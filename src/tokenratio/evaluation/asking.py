@@ -1,4 +1,4 @@
-"""What is sent to an OpenAI-compatible server: one question, and the fields of its request."""
+"""Requests to an OpenAI-compatible server."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One question.
+    """One request.
 
     Attributes:
-        id: what the asker knows it by.
+        id: identifies it to the caller.
         prompt: a text or a conversation, whose tools and template arguments are sent along.
-        max_tokens: longest answer, in tokens.
+        max_tokens: most tokens in an answer.
         temperature, top_p: None leaves them to the server.
-        num_choices: answers wanted; they share the prompt's price where the server can do that.
+        num_choices: answers wanted; servers that support several charge for the prompt once.
         seed: None sends none.
-        label: what messages call it; its id if empty.
+        label: its name in messages; the id if empty.
     """
 
     id: str
@@ -33,15 +33,15 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.label or self.id
 
 
 def arguments_of(request: Request, settings: "EndpointSettings", have: int) -> dict[str, Any]:
-    """What the client is called with.
+    """The arguments for the client.
 
     Args:
-        have: choices that the request got already.
+        have: choices that the request has received already.
     """
     prompt = request.prompt
     if settings.api == "completions":
@@ -65,6 +65,9 @@ def arguments_of(request: Request, settings: "EndpointSettings", have: int) -> d
             # What a policy writes is read as text, calls included.
             arguments |= {"tools": list(prompt.tools), "tool_choice": "none"}
         if prompt.template_kwargs:  # as vLLM and SGLang call it
-            told = {**extra_body.get("chat_template_kwargs", {}), **prompt.template_kwargs}
-            extra_body["chat_template_kwargs"] = told
+            given = {
+                **extra_body.get("chat_template_kwargs", {}),
+                **prompt.template_kwargs,
+            }
+            extra_body["chat_template_kwargs"] = given
     return arguments | {"extra_body": extra_body}

@@ -1,4 +1,4 @@
-"""Where responses come from: a model loaded here, or an endpoint."""
+"""Where responses come from: a local model or an endpoint."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class TransformersBackend:
     """A policy in this process; see `sample_responses` for the settings.
 
-    A prompt's id names its random stream, so that an interrupted run goes on with the samples that
-    it would have had, and two policies asked the same prompts meet the same draws.
+    A prompt's id names its random stream, so that a resumed run continues with the samples that it
+    would have had, and two policies that are asked the same prompts get the same random draws.
     """
 
     model: "PreTrainedModel"
@@ -39,9 +39,9 @@ class TransformersBackend:
     progress: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """What the responses depend on, the model's weights apart; `batch_size` is not among it."""
+        """What the responses depend on, except the weights; they do not depend on `batch_size`."""
         cut: dict[str, Any] = {"max_prompt_length": self.max_prompt_length}
-        # A prompt read through another template, or an end that is another token, is other text.
+        # Another chat template or end-of-turn token would give other responses.
         tokenizer = self.tokenizer
         reads = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
         cut["reading"] = digest_of([*reads, eos_ids(self.model, tokenizer, self.template)])[:16]
@@ -75,14 +75,14 @@ class TransformersBackend:
 class EndpointBackend:
     """A policy behind an OpenAI-compatible endpoint.
 
-    A prompt's samples are asked for in one request, so that the prompt is paid for once. Servers
-    that give fewer are asked again for the rest.
+    All samples of a prompt are requested at once, so that the prompt is paid for once. Servers that
+    return fewer are asked again for the rest.
 
     Attributes:
-        seed: each request sends one made of this and the prompt's id; None sends none, for servers
-            that know no seed.
-        template: its arguments and tools are sent along with those of each prompt, which win; the
-            server itself renders, with its own clock.
+        seed: each request sends one derived from this and the prompt's id; None sends none, for
+            servers that do not support it.
+        template: its arguments and tools are sent with every prompt; the prompt's own take
+            precedence. The server renders, with its own clock.
     """
 
     endpoint: Endpoint
@@ -94,7 +94,7 @@ class EndpointBackend:
     template: TemplateSettings = field(default_factory=TemplateSettings)
 
     def __post_init__(self) -> None:
-        told = [
+        given = [
             name
             for name, value in (
                 ("chat_template_kwargs", self.template.kwargs),
@@ -102,9 +102,9 @@ class EndpointBackend:
             )
             if value
         ]
-        if told and self.endpoint.settings.api == "completions":
+        if given and self.endpoint.settings.api == "completions":
             raise TokenRatioError(
-                f"{' and '.join(told)} cannot be sent with api=completions, which has no chat "
+                f"{' and '.join(given)} cannot be sent with api=completions, which has no chat "
                 "template: use api=chat"
             )
         for name in ("num_samples", "max_new_tokens"):
@@ -112,11 +112,17 @@ class EndpointBackend:
                 raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the responses depend on, the server and its model among it."""
+        """What the responses depend on, including the server and its model."""
         identity = self.endpoint.settings.identity()
-        told = {"chat_template_kwargs": dict(self.template.kwargs), "tools": self.template.tools}
-        told = {name: value for name, value in told.items() if value}
-        return {"backend": "endpoint", **identity, **_sampling(self), **told, "seed": self.seed}
+        given = {"chat_template_kwargs": dict(self.template.kwargs), "tools": self.template.tools}
+        template = {name: value for name, value in given.items() if value}
+        return {
+            "backend": "endpoint",
+            **identity,
+            **_sampling(self),
+            **template,
+            "seed": self.seed,
+        }
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
@@ -136,7 +142,7 @@ class EndpointBackend:
         seed = None if self.seed is None else stream_seed(self.seed, id, 0) % 2**30
         return Request(
             id,
-            self._told(prompt),
+            self._with_template(prompt),
             max_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -144,8 +150,8 @@ class EndpointBackend:
             seed=seed,
         )
 
-    def _told(self, prompt: Prompt) -> Prompt:
-        """The prompt with what the run tells the template."""
+    def _with_template(self, prompt: Prompt) -> Prompt:
+        """The prompt with the template arguments and tools of this backend."""
         template = self.template
         if not (template.kwargs or template.tools):
             return prompt

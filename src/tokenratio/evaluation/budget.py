@@ -1,4 +1,4 @@
-"""What questions to an endpoint cost: estimated before, counted on the way, limited."""
+"""The cost of requests to an endpoint: estimated, counted and limited."""
 
 import json
 import math
@@ -60,14 +60,14 @@ class Demand:
 
 
 class Ledger:
-    """What was sent and spent, and whether there is room for more.
+    """What was sent and spent, within a budget.
 
-    A request reserves the most it can cost before it is sent, so that requests under way together
-    stay within the budget; its answer then counts with what the server says it took. What was
-    sent and never answered counts in full where the server may have worked on it.
+    A request reserves the most it can cost before it is sent, so that concurrent requests stay
+    within the budget; its answer then counts with the usage that the server reports. A request
+    that was never answered counts in full if the server may have processed it.
 
     Args:
-        count_tokens: of a text; None counts four characters a token.
+        count_tokens: of a text; None assumes four characters per token.
     """
 
     def __init__(self, budget: Budget, count_tokens: Callable[[str], int] | None = None) -> None:
@@ -82,7 +82,7 @@ class Ledger:
         return self.budget.cost(self.tokens_in, self.tokens_out)
 
     def demand(self, prompt: "Prompt", max_tokens: int, num_choices: int = 1) -> Demand:
-        """The most that a request takes, by the estimate of its prompt."""
+        """The most that a request can take, with its prompt estimated."""
         if isinstance(prompt, str):
             read = self._count(prompt)
         else:
@@ -111,11 +111,11 @@ class Ledger:
         self._reserved += cost
 
     def settle(self, demand: Demand, answer: Answer | None, *, maybe_paid: bool = False) -> None:
-        """When a request that was reserved has ended.
+        """Count a reserved request that has ended.
 
         Args:
-            answer: None for one that has none.
-            maybe_paid: whether the server may have charged for it all the same.
+            answer: None if there is none.
+            maybe_paid: whether the server may have charged for it anyway.
         """
         self._reserved -= self.budget.cost(demand.tokens_in, demand.tokens_out)
         if answer is None:
@@ -130,35 +130,35 @@ class Ledger:
         self.tokens_out += written
 
     def estimate(self, demands: Iterable[Demand], where: str) -> str:
-        """What is about to be asked and what it can cost at most, in words."""
+        """What is about to be requested, and its highest cost, in words."""
         demands = list(demands)
         read = sum(demand.tokens_in for demand in demands)
         written = sum(demand.tokens_out for demand in demands)
-        said = (
+        text = (
             f"{len(demands):,} requests to {where}: about {read:,} tokens in, at most "
             f"{written:,} out"
         )
         budget = self.budget
         if budget.price_in is not None:
             cost = budget.cost(read, written)
-            said += (
+            text += (
                 f"; at most about {cost:.4g} (at {budget.price_in:g} a million tokens in, "
                 f"{budget.price_out:g} out)"
             )
             if budget.max_cost is not None:
-                said += f", max_cost {budget.max_cost:g}"
+                text += f", max_cost {budget.max_cost:g}"
         if budget.max_requests is not None:
-            said += f"; max_requests {budget.max_requests:,}"
-        return said
+            text += f"; max_requests {budget.max_requests:,}"
+        return text
 
     def totals(self, seconds: float) -> str:
-        """What was asked and what it took, in words."""
-        said = (
+        """What was requested and spent, in words."""
+        text = (
             f"{self.num_answered:,} answers to {self.num_requests:,} requests in {seconds:.1f} s: "
             f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out "
             f"({self.tokens_out / max(seconds, 1e-9):.0f}/s)"
         )
-        return said + ("" if self.budget.price_in is None else f"; about {self.cost:.4g} spent")
+        return text + ("" if self.budget.price_in is None else f"; about {self.cost:.4g} spent")
 
     def rates(self, seconds: float) -> dict[str, str]:
         """For a progress bar."""

@@ -1,7 +1,7 @@
-"""Questions to an OpenAI-compatible endpoint: many at a time, retried, within a budget.
+"""Requests to an OpenAI-compatible endpoint: concurrent, retried, within a budget.
 
-vLLM, TGI, llama.cpp and the hosted services all speak this protocol. The `openai` client does the
-talking; when to try again and when to stop is decided here, because an answer costs money.
+vLLM, TGI, llama.cpp and hosted services all speak this protocol. The `openai` client sends; when to
+retry and when to stop is decided here, because answers cost money.
 """
 
 import asyncio
@@ -113,11 +113,11 @@ class EndpointSettings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no answer and would get none if it were sent again now.
+    """A request without an answer that would get none if it were sent again now.
 
     Attributes:
-        is_final: it would get none tomorrow either: the server refuses this very request, such as
-            one that is too long or that its filter stops.
+        is_final: it would never get one: the server refuses this request, for example because it
+            is too long or filtered.
     """
 
     reason: str
@@ -126,8 +126,8 @@ class Failure:
 
 Answers = Generator[tuple[Request, tuple[Response, ...] | Failure], None, None]
 
-# Those that nobody closed are closed before the interpreter ends: later, their loop's thread is
-# gone, and closing would wait for it for ever.
+# Streams left open are closed before the interpreter ends: later their loop's thread is gone, and
+# closing would wait for it forever.
 _STREAMS: "weakref.WeakSet[Answers]" = weakref.WeakSet()
 
 
@@ -138,13 +138,13 @@ def _close_streams() -> None:
 
 
 class Endpoint:
-    """A server that is asked.
+    """A server, with a budget for all requests to it.
 
     Args:
-        settings: where and how.
-        budget: where to stop; it holds for all calls of `ask` together.
-        count_tokens: of a text, for estimates; None counts four characters a token.
-        report: where the estimate before the first request and the totals after the last are said.
+        settings: its address, and how to send.
+        budget: applies to all calls of `ask` together.
+        count_tokens: of a text, for estimates; None assumes four characters per token.
+        report: where the estimate before the first request and the totals after the last go.
         progress: draw a bar, in requests, with token rates.
 
     Raises:
@@ -173,15 +173,15 @@ class Endpoint:
             ) from None
 
     def ask(self, requests: Sequence[Request]) -> Answers:
-        """Send all requests; yield each with its choices as soon as it is there, in any order.
+        """Send all requests; yield each with its choices as soon as they arrive, in any order.
 
-        The next request is sent only when the consumer comes back for more: a consumer that first
-        writes down what it got loses, if it is killed, at most what is under way just then.
+        The next request is sent only when the consumer asks for more: a consumer that saves each
+        answer first loses at most the requests in flight when it is killed.
 
         Raises:
             TokenRatioError: the server refuses the key, the model or the address; the budget is
-                used up; or `max_failures` requests failed. What is under way by then is still
-                awaited and yielded, for it may have been paid for.
+                used up; or `max_failures` requests in a row failed. Requests in flight are still
+                awaited and yielded, because they may have been paid for.
         """
         stream = self._stream(requests)
         _STREAMS.add(stream)
@@ -200,8 +200,8 @@ class Endpoint:
         failures = 0
         started = time.perf_counter()
         with (
-            # a loop in a thread of its own: it goes on while the consumer writes, and it runs in a
-            # notebook, which has a loop already
+            # An event loop in its own thread runs while the consumer writes, and also in a
+            # notebook, which already has a loop.
             start_blocking_portal() as portal,
             tqdm(total=len(requests), unit="request", disable=not self._progress) as bar,
         ):
@@ -227,8 +227,8 @@ class Endpoint:
                             answer = Failure(str(error), error.is_final)
                             failures += 1
                             if failures == self.settings.max_failures:
-                                said = f"{failures} requests failed, the last ({request.name})"
-                                stop = stop or TokenRatioError(f"{said}: {error}")
+                                reason = f"{failures} requests failed, the last ({request.name})"
+                                stop = stop or TokenRatioError(f"{reason}: {error}")
                         else:
                             failures = 0
                         bar.update()
@@ -257,7 +257,7 @@ class Endpoint:
     async def _connect(self) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
 
-        # Retries and the time limit are ours. Without a key one is made up: the client wants one.
+        # Retries and timeouts are handled here. The client requires a key, even if there is none.
         return AsyncOpenAI(
             base_url=self.settings.base_url,
             api_key=self._key or "none",
@@ -266,7 +266,7 @@ class Endpoint:
         )
 
     async def _answer(self, client: "AsyncOpenAI", request: Request) -> tuple[Response, ...]:
-        """All choices of a request; servers that give fewer at a time are asked for the rest."""
+        """All choices of a request; servers that return fewer are asked again for the rest."""
         choices: tuple[Response, ...] = ()
         while len(choices) < request.num_choices:
             choices += await self._some_choices(client, request, len(choices))
@@ -277,7 +277,7 @@ class Endpoint:
     ) -> tuple[Response, ...]:
         wanted = request.num_choices - have
         demand = self.ledger.demand(request.prompt, request.max_tokens, wanted)
-        said, pause = "", 0.0
+        reason, pause = "", 0.0
         for attempt in range(self.settings.max_retries + 1):
             if attempt:
                 wait = min(self.settings.backoff * 2 ** (attempt - 1), self.settings.max_backoff)
@@ -289,12 +289,12 @@ class Endpoint:
                 return answer.choices
             except Exception as error:
                 maybe_paid = may_have_cost(error)
-                said, pause = self._judge_error(error)
+                reason, pause = self._judge_error(error)
             finally:
                 self.ledger.settle(demand, answer, maybe_paid=maybe_paid)
             if pause > _SECONDS_TO_GIVE_UP:
-                raise _FailedError(f"{said}; the server asks to wait for {pause:.0f} s")
-        raise _FailedError(f"{said}; tried {self.settings.max_retries + 1} times")
+                raise _FailedError(f"{reason}; the server asks to wait for {pause:.0f} s")
+        raise _FailedError(f"{reason}; tried {self.settings.max_retries + 1} times")
 
     async def _send(self, client: "AsyncOpenAI", request: Request, have: int) -> str:
         arguments = arguments_of(request, self.settings, have)
@@ -304,20 +304,20 @@ class Endpoint:
             return str(raw.http_response.text)
 
     def _judge_error(self, error: Exception) -> tuple[str, float]:
-        """What to say of an error worth another attempt, and seconds that the server asks to wait.
+        """The reason of an error that is worth a retry, and the seconds to wait as the server asks.
 
         Raises:
-            _RefusedError, _FailedError: it is not worth one.
+            _RefusedError, _FailedError: it is not worth a retry.
         """
         import openai
 
         if isinstance(error, openai.APIStatusError):
-            said = self._clean(f"HTTP {error.status_code}: {reason_of(error)}")
+            reason = self._clean(f"HTTP {error.status_code}: {reason_of(error)}")
             if error.status_code in (401, 403, 404):
-                self._refuse(error.status_code, said)
+                self._refuse(error.status_code, reason)
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
-                return said, retry_after(error.response.headers)
-            raise _FailedError(said, is_final=True) from None
+                return reason, retry_after(error.response.headers)
+            raise _FailedError(reason, is_final=True) from None
         if isinstance(error, TimeoutError | openai.APITimeoutError):
             return f"no answer within {self.settings.timeout:g} s", 0.0
         if isinstance(error, openai.APIConnectionError):
@@ -327,16 +327,16 @@ class Endpoint:
             return self._clean(str(error)), 0.0
         raise error
 
-    def _refuse(self, status: int, said: str) -> NoReturn:
+    def _refuse(self, status: int, reason: str) -> NoReturn:
         settings = self.settings
-        hint = f"is {settings.model!r} a model it has, and {settings.base_url} its address?"
+        hint = f"check the model name {settings.model!r} and the address"
         if status != 404:
-            known = "holds no key it accepts" if self._key else "is not set"
+            known = "holds a key that it does not accept" if self._key else "is not set"
             hint = f"the environment variable {settings.api_key_env} {known}"
-        raise _RefusedError(f"{settings.base_url} refuses to answer ({said}): {hint}")
+        raise _RefusedError(f"{settings.base_url} refuses to answer ({reason}): {hint}")
 
     def _clean(self, text: str) -> str:
-        """A server's own words, shortened, and without the key, which some repeat."""
+        """A server's message, shortened, and without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
         text = " ".join(text.split())
@@ -350,6 +350,6 @@ class _RefusedError(Exception):
 class _FailedError(Exception):
     """This request will not be answered; `is_final` if asking again would not help."""
 
-    def __init__(self, said: str, *, is_final: bool = False) -> None:
-        super().__init__(said)
+    def __init__(self, reason: str, *, is_final: bool = False) -> None:
+        super().__init__(reason)
         self.is_final = is_final

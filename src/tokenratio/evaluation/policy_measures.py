@@ -104,7 +104,7 @@ def measure_policy(
         is_own_distribution: the samples were drawn at temperature 1 with all tokens kept; else the
             KL would not be the policy's, and is left out.
         max_prompt_length: at which their prompts were cut, in tokens.
-        template: what the chat template was told besides their messages.
+        template: settings of the chat template.
     """
     samples = _with_prompts(tokenizer, generations, max_prompt_length, template)
     entropy = predictive_entropy(model, samples, batch_size=batch_size)
@@ -133,7 +133,7 @@ def measure_judgements(
 
     Args:
         order_matters: whether the judge was asked in both orders.
-        report: where it is said that the win rate at equal length cannot be had, and why.
+        report: receives the reason if there is no win rate at equal length.
     """
     places = [(judgement.id, judgement.sample) for judgement in judgements]
     prompts = [judgement.id for judgement in judgements]

@@ -229,8 +229,8 @@ def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TokenRatioError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        why = "it holds !function, which would run code" if "!function" in said else said
+        problem = " ".join(str(error).split())
+        why = "it holds !function, which would run code" if "!function" in problem else problem
         raise TokenRatioError(f"{path} cannot be used as a task: {why}") from None
     if not isinstance(config, dict) or not isinstance(config.get("task"), str):
         raise TokenRatioError(f"{path} must hold one task: a mapping with task: NAME")

@@ -1,4 +1,4 @@
-"""What a judge's verdicts amount to, as figures for a file and as lines for the terminal."""
+"""Win rates of one judge as a report: figures for a file, lines for the terminal."""
 
 import math
 from collections import Counter
@@ -25,9 +25,9 @@ def summarize(
     counted.
 
     Args:
-        prompts: what tells the prompts of the judgements apart; their ids if None. Two ids may have
-            one prompt, and are then not independent draws.
-        order_matters: whether the judge was asked in both orders; else there is no flip rate.
+        prompts: identifies the prompt of each judgement; by default its id. Two ids may have the
+            same prompt, and are then not independent draws.
+        order_matters: whether the judge was asked in both orders; otherwise there is no flip rate.
         seed: of the interval.
     Raises:
         TokenRatioError: no comparison has a full verdict.
@@ -95,12 +95,12 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 
 def _estimate(figure: Mapping[str, Any]) -> str:
-    said = f"{100 * figure['win_rate']:.1f}"
+    share = f"{100 * figure['win_rate']:.1f}"
     if figure["standard_error"] is None:
-        return f"{said} % (one prompt: no standard error)"
+        return f"{share} % (one prompt: no standard error)"
     low, high = (100 * end for end in figure["interval"])
     error = 100 * figure["standard_error"]
-    return f"{said} ± {error:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+    return f"{share} ± {error:.1f} % (95 % interval {low:.1f} to {high:.1f})"
 
 
 def _number(probability: float | None) -> float:
