@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def measure_responses(generations: Sequence[AnsweredPrompt]) -> list[Measure]:
-    """Length, how many were cut, and with several samples a prompt their diversity.
+    """Length, the share that was cut, and the diversity of several samples per prompt.
 
     docs/method.md §8.
     """
@@ -66,7 +66,7 @@ def measure_responses(generations: Sequence[AnsweredPrompt]) -> list[Measure]:
 
 
 def measure_world(generations: Sequence[AnsweredPrompt], world: "World") -> list[Measure]:
-    """The gold reward, and what else the world measures of a response."""
+    """The gold reward and the world's other measures of a response."""
     measures = [
         _per_response(
             "gold_reward", generations, lambda s: world.gold_reward(s.text), better="higher"
@@ -129,7 +129,7 @@ def measure_judgements(
     order_matters: bool,
     report: Callable[[str], None] = print,
 ) -> list[Measure]:
-    """Win rate, the same at equal length, position flips, and what was not judged.
+    """Win rate, win rate at equal length, position flips, and the share that was not judged.
 
     Args:
         order_matters: whether the judge was asked in both orders.
@@ -274,7 +274,7 @@ def measure_suite(
 
 
 def measure_log(folder: Path) -> tuple[list[Measure], list[str]]:
-    """Stability of the run that a folder holds, in figures and in words."""
+    """Stability of the run in a folder, as measures and as sentences."""
     found = stability(read_metrics(folder))
     steps = int(found.values["steps"])
     figures = {name: value for name, value in found.values.items() if name != "steps"}
@@ -305,7 +305,7 @@ def _diversity(
     better: Any,
     unit: str = "",
 ) -> Measure:
-    """One value a prompt."""
+    """A measure with one value per prompt."""
     of_prompt = zip(generations, diversity.per_prompt, strict=True)
     return measure_of(name, [(g.id, 0, value) for g, value in of_prompt], unit=unit, better=better)
 
@@ -327,7 +327,7 @@ def _credit_measures(found: Credit, name: str) -> list[Measure]:
 
 
 def _places(prompts: Sequence[str], origins: Sequence[str]) -> list[tuple[str, int]]:
-    """For each row its prompt, called by where it first stands, and which of that prompt's it is.
+    """For each row the first origin of its prompt, and its number among the rows of that prompt.
 
     >>> _places(["ash", "bay", "ash"], ["a:1", "a:2", "a:3"])
     [('a:1', 0), ('a:2', 0), ('a:1', 1)]

@@ -1,4 +1,4 @@
-"""What comes back from an OpenAI-compatible server, believed only as far as it can be read."""
+"""Parsing replies of an OpenAI-compatible server, which are validated before use."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from tokenratio.models.response import Response
 
 
 class ReplyError(Exception):
-    """A reply with status 200 that holds no answer."""
+    """A reply with status 200 but without an answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The choices of a request, and the tokens they cost; None where the server does not say."""
+    """The choices of a request, and the tokens used; None if the server does not report them."""
 
     choices: tuple[Response, ...]
     tokens_in: int | None
@@ -72,7 +72,7 @@ def _choice(choice: Any) -> Response:
 
 
 def _text(content: Any) -> Any:
-    """A message's text; of one that comes in parts (reasoning apart from the answer), the text."""
+    """The text of a message, also if it comes in parts (reasoning separate from the answer)."""
     if not isinstance(content, list):
         return content
     parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
@@ -84,7 +84,7 @@ def _count(value: Any) -> int | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a reply asks to wait: a number or a date; 0 if it does not say."""
+    """Seconds that a reply asks to wait, given as a number or a date; 0 if it asks for none."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -102,7 +102,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def may_have_cost(error: Exception) -> bool:
-    """Whether the server may have worked, and charged, to the end: it got the question."""
+    """Whether the server received the request, and so may have processed and charged it."""
     if isinstance(error, TimeoutError | ReplyError):
         return True
     broken = type(error).__name__ == "APIConnectionError"

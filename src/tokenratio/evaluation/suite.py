@@ -62,7 +62,7 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model scored on one task.
+    """A model's score on one task.
 
     Attributes:
         value: in the metric's unit, a share of questions for all of `SUITES`.
@@ -80,7 +80,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """What a model scored on a suite.
+    """A model's scores on a suite.
 
     Attributes:
         suite: its name, or the task file.
@@ -123,8 +123,8 @@ def run_suite(
         suite: a name of `SUITES`, or one YAML task file of the harness; its `data_files` are
             relative to it, its first metric and filter count. It may not hold `!function`, nor ask
             for code to be run; its templates are Jinja's, not sandboxed: use files you trust.
-        output: JSON to write, after every task; an interrupted run goes on from it if its settings
-            are the same.
+        output: JSON to write, after every task; an interrupted run with the same settings is
+            resumed.
         peft: an adapter to put on the model.
         init_kwargs: for `from_pretrained`, such as `dtype`.
         device: default: the accelerator if there is one.
@@ -160,7 +160,7 @@ def run_suite(
 
 
 def check_installed() -> None:
-    """Refuse to go on without the harness.
+    """Check that the harness is installed.
 
     Raises:
         TokenRatioError: it is not installed, or broken.
@@ -175,7 +175,7 @@ def check_installed() -> None:
 
 
 def _load_tasks(suite: str | Path) -> list[tuple[SuiteTask, Any]]:
-    """Each row with the harness's task or group, its data read."""
+    """Each row with the harness's task or group, its data loaded."""
     if isinstance(suite, str) and suite in SUITES:
         manager = _task_manager(include_defaults=True)
         loaded = []
@@ -208,7 +208,7 @@ def _load_task(manager: Any, spec: str | dict[str, Any]) -> Any:
 
 @contextmanager
 def _loading(name: str, hint: str) -> "Iterator[None]":
-    """Say in words that a task's data could not be had.
+    """Turn any failure to load a task's data into one line.
 
     Raises:
         TokenRatioError: for any exception inside.
@@ -223,7 +223,7 @@ def _loading(name: str, hint: str) -> "Iterator[None]":
 
 
 def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
-    """A task of the harness from one YAML file, read without running anything it names."""
+    """A task of the harness from one YAML file, read without running any code."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -284,7 +284,7 @@ def _load_lm(
     device: str | None,
     batch_size: int,
 ) -> tuple[Any, str]:
-    """The model as the harness wants it, and a digest of its weights."""
+    """The model wrapped for the harness, and a digest of its weights."""
     from lm_eval.models.huggingface import HFLM
 
     from tokenratio.evaluation.judges.bradley_terry import weights_digest
@@ -348,7 +348,7 @@ def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:
 
 
 def _leaves(task: str, children: Mapping[str, Sequence[str]]) -> list[str]:
-    """The tasks a group is made of, or the task itself."""
+    """The tasks of a group, or the task itself."""
     below = children.get(task) or []
     return [leaf for child in below for leaf in _leaves(child, children)] if below else [task]
 
@@ -362,7 +362,7 @@ def _summary(suite: str, scores: Sequence[TaskScore], settings: Mapping[str, Any
 
 
 def _known(output: str | Path | None, settings: Mapping[str, Any]) -> list[TaskScore]:
-    """The scores that an interrupted run with these settings has left."""
+    """The scores in the output of an interrupted run with the same settings."""
     if output is None or not Path(output).exists():
         return []
     try:
