@@ -13,8 +13,7 @@ from typing import Any
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.json"
-# The model that a run's adapter belongs to, where that exists nowhere else, and in its folder what
-# it was put together from.
+# The base of a run's adapter, where it exists nowhere else, and in it what it was made from.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
 _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
@@ -67,7 +66,7 @@ def read_run_file(*folders: str | Path) -> dict[str, Any] | None:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """A JSON file that holds an object; None where there is none, or one cut off."""
+    """A JSON file that holds an object; None if it is missing or cut off."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -109,7 +109,7 @@ def test_score_tokens_then_train(models, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "nothing tells p+ from p-"),
+        ([], "p+ and p- are the same"),
         (["--negative_prompt", "worse"], "must contain {prompt} exactly once"),
         (["--negative_model", "."], "cannot load model"),
         (["--on_bad_row", "maybe"], "on_bad_row"),
@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(models, capsys, flags, message):
         ("{sepo: {dpo: 3}}", "`key: value` lines"),
         ("{sepo: {dpo: {loss: ipo}}}", "cannot have loss"),
         ("{sepo: {positive: null}}", "must be text"),
-        ("{sepo: {positive: reference}}", "nothing tells positive from negative"),
+        ("{sepo: {positive: reference}}", "positive and negative are the same model"),
         ("{1: 2}", "unknown loss"),
     ],
 )

@@ -205,7 +205,7 @@ def test_what_is_wrong_with_an_adapters_folder_is_said(project, tmp_path):
         path.write_text(
             json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base})
         )
-        with pytest.raises(TokenRatioError, match="does not say of which model"):
+        with pytest.raises(TokenRatioError, match="does not name its base model"):
             load_model(adapter)
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(TokenRatioError, match=r"no adapter_model\.safetensors"):

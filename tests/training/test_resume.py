@@ -377,7 +377,7 @@ def test_checkpoints_without_optimizer_are_passed_over_and_said(interrupted, tmp
         (newest / name).unlink()
         caplog.clear()
         assert resolve_checkpoint(True, folder).name == "checkpoint-1"
-        assert "checkpoint-2 is passed over" in caplog.text
+        assert "checkpoint-2 is skipped" in caplog.text
         with pytest.raises(TokenRatioError, match="cannot be resumed exactly"):
             resolve_checkpoint(newest, folder)
         (newest / name).write_bytes(content)

@@ -15,7 +15,7 @@ from tokenratio.cli.finished_stages import is_done, mark_done, stage_key
 from tokenratio.cli.folders import claim_output
 from tokenratio.cli.policy_stage import train_policy
 from tokenratio.cli.recipe import TRAINED, Contrast, Stage
-from tokenratio.cli.run_stage import say
+from tokenratio.cli.run_stage import report
 from tokenratio.data import (
     PreparedData,
     padding_id,
@@ -75,7 +75,7 @@ def score_stage(
     key = _key(contrast, main, models, tokenizer, sources)
     folder = Path(f"{contrast.dpo.args.output_dir}-{key[:8]}")
     if is_done(folder, key) and _can_be_read(folder):
-        say(main.args, f"token scores: {folder} has the same settings and data; using it")
+        report(main.args, f"token scores: {folder} has the same settings and data; using it")
         return folder
     # All processes have looked before the first one writes.
     main.args.distributed_state.wait_for_everyone()
@@ -113,7 +113,7 @@ def score_stage(
         scores.save(folder)
         mark_done(folder, key)
     main.args.distributed_state.wait_for_everyone()
-    say(main.args, f"token scores: {summary(scores.values.values())}, in {folder}")
+    report(main.args, f"token scores: {summary(scores.values.values())}, in {folder}")
     return folder
 
 
@@ -122,7 +122,7 @@ def scores_of_run(resume: str | bool | None, output_dir: str) -> str | None:
     if not resume:
         return None
     began = read_run_file(*([output_dir] if resume is True else [resume, Path(resume).parent]))
-    # What is wrong with the folder, resuming says.
+    # Resuming reports what is wrong with the folder.
     return None if began is None else began["config"].get("token_scores")
 
 
@@ -159,7 +159,7 @@ def _trained(
     data: PreparedData,
 ) -> PreTrainedModel:
     """A copy of the starting policy after DPO on these pairs."""
-    say(stage.args, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
+    report(stage.args, f"training a model to score tokens with: {Path(stage.args.output_dir).name}")
     claim_output(stage.args, overwrite=True, inputs=())
     trainer, _ = train_policy(stage, copy.deepcopy(model), tokenizer, sources=(data, None))
     policy = trainer.accelerator.unwrap_model(trainer.model)

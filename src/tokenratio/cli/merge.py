@@ -19,7 +19,7 @@ along. Several are joined in the order given, each on top of what the ones befor
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What `merge` can be told."""
+    """Settings of `merge`."""
 
     output: str = option("", "Folder to write; it must not exist yet.")
     dtype: str = option(

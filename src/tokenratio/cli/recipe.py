@@ -1,4 +1,4 @@
-"""`tokenratio train RECIPE.yaml`: what a recipe says; `train` and `dry_run` carry it out.
+"""`tokenratio train RECIPE.yaml`: reading a recipe; `train` and `dry_run` carry it out.
 
 A recipe is a YAML file whose keys are the fields of `Recipe` and of `TokenRatioConfig`. They are
 checked before torch is imported, so that a misspelt one is reported at once.
@@ -27,7 +27,7 @@ A recipe's keys and the flags are the same; flags win. See recipes/ for examples
 
 
 def run_recipe(path: str, flags: dict[str, Any]) -> None:
-    """Train as a recipe says, or print what would be done."""
+    """Train what a recipe describes, or print what would be done."""
     read_recipe(path, flags)  # mistakes are reported before torch is imported
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.cli.train import dry_run, train
@@ -42,7 +42,7 @@ def run_recipe(path: str, flags: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe says beside the settings of the run: models, data, stages.
+    """The keys of a recipe besides the settings of the run: models, data, stages.
 
     Raises:
         TokenRatioError: neither or both of `model` and `model_config`, or no data.
@@ -117,7 +117,7 @@ _SFT_DATA = ("train_dataset", "eval_dataset")
 _SFT_KEYS = (*_SFT_DATA, "peft")
 # What is held out of the run is held out of every stage before it.
 _OF_ALL_STAGES = ("held_out_share", "selection_seed")
-# A stage before the run renders conversations as the run does, unless it says otherwise.
+# A stage before the run renders conversations as the run does, unless it has its own settings.
 _TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
 
 
@@ -315,7 +315,9 @@ def _contrast(
     if len({chosen["positive"], chosen["negative"]}) == 1 and (
         chosen["positive_prompt"] == chosen["negative_prompt"]
     ):
-        raise TokenRatioError(f"{where}: nothing tells positive from negative")
+        raise TokenRatioError(
+            f"{where}: positive and negative are the same model after the same prompt"
+        )
     own = section.get("dpo") or {}
     for name in ("loss", "output_dir", "resume_from_checkpoint", "token_scores"):
         if name in own:

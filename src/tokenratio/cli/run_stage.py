@@ -35,16 +35,16 @@ def run_stage(
     args, trained = stage.args, trainer.train_data
     assert trained is not None
     use_terminal(trainer)
-    say(args, f"{name}: {source_name(stage.train_dataset)}")
-    say(args, trained.summary())
+    report(args, f"{name}: {source_name(stage.train_dataset)}")
+    report(args, trained.summary())
     if isinstance(trainer.eval_data, PreparedData):
-        say(args, f"evaluation:\n{trainer.eval_data.summary()}")
+        report(args, f"evaluation:\n{trainer.eval_data.summary()}")
     for note in notes:
-        say(args, note)
+        report(args, note)
     with training(trainer):
         result = trainer.train(resume_from_checkpoint=resume_of(args))
         trainer.save_model()
-    say(args, f"{name}: {result.global_step} steps, saved in {args.output_dir}")
+    report(args, f"{name}: {result.global_step} steps, saved in {args.output_dir}")
     if trainer.eval_data is None:
         return {}
     metrics, figures, line = evaluate(trainer)
@@ -52,7 +52,7 @@ def run_stage(
         text = json.dumps({**metrics, "held_out": figures}, indent=2) + "\n"
         replace_text(Path(args.output_dir) / EVAL_FILE, text)
         trainer.create_model_card()
-    say(args, f"held out: {line}")
+    report(args, f"held out: {line}")
     return metrics
 
 
@@ -64,7 +64,7 @@ def resume_of(args: PairConfig) -> str | bool:
     return value
 
 
-def say(args: PairConfig, text: str) -> None:
+def report(args: PairConfig, text: str) -> None:
     """Print on the first process."""
     if args.process_index == 0:
         print(text, flush=True)

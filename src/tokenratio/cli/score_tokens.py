@@ -67,7 +67,7 @@ class ScoreOptions(TemplateOptions):
         same_model = self.negative_model in (None, self.positive_model)
         if same_model and self.positive_prompt == self.negative_prompt:
             raise TokenRatioError(
-                "nothing tells p+ from p-: give a --negative_model, or two prompts"
+                "p+ and p- are the same: give --negative_model, or two different prompts"
             )
 
 

@@ -22,7 +22,7 @@ from tokenratio.cli.recipe_models import (
     sources_of,
     tokenizer_of,
 )
-from tokenratio.cli.run_stage import leave_together, resume_of, say
+from tokenratio.cli.run_stage import leave_together, report, resume_of
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.models.loading import load_model, load_tokenizer
@@ -168,7 +168,7 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
     folder = Path(args.output_dir if is_named else f"{args.output_dir}-{key[:8]}")
     args.output_dir = str(folder)
     if is_done(folder, key):
-        say(args, f"sft: {folder} has the same settings and data; using it")
+        report(args, f"sft: {folder} has the same settings and data; using it")
         return folder
     # Every process has looked before the first one clears the folder.
     args.distributed_state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Whether a model still says what it said, and whether its adapter can be switched off."""
+"""Whether a model still computes what it did, and whether its adapter can be switched off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from tokenratio.models.token_requests import embedding_weight, language_model
 
 @torch.no_grad()
 def sample_log_probs(model: nn.Module) -> Float[Tensor, "tokens vocabulary"]:
-    """What a model says after a few tokens, dropout off."""
+    """A model's log-probabilities after a few tokens, dropout off."""
     weight = embedding_weight(model)
     ids = torch.linspace(0, len(weight) - 1, min(8, len(weight)), device=weight.device).long()
     with _evaluating(model):
@@ -30,11 +30,11 @@ def require_same(
     *,
     precision: torch.dtype,
 ) -> None:
-    """Refuse to go on if a model no longer says what it said.
+    """Refuse a model that no longer computes what it did.
 
     Args:
         before: of `sample_log_probs`; `after` likewise.
-        what: says otherwise, for the message.
+        what: begins the message: what changed the model.
         precision: what the model computes in.
     Raises:
         TokenRatioError: they differ by more than rounding.
@@ -56,7 +56,7 @@ def check_adapter(
     (`bias="all"`) and trained token rows stay on.
 
     Args:
-        base: what the model said before the adapter was added (`sample_log_probs`), if known.
+        base: `sample_log_probs` before the adapter was added, if known.
         is_reference: the policy with its adapter off is the reference.
     Raises:
         TokenRatioError: names the first such parameter.

@@ -27,7 +27,7 @@ from tokenratio.models.token_requests import language_model
 
 _log = logging.getLogger(__name__)
 
-# Merging in a precision below float32 rounds small updates away; more than this is said.
+# Merging in a precision below float32 rounds small updates away; a larger share is logged.
 _ROUNDED_AWAY = 0.01
 
 
@@ -173,7 +173,7 @@ def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     loses of a small update is logged.
 
     Raises:
-        TokenRatioError: the base is quantised, or the merged model says something else.
+        TokenRatioError: the base is quantised, or the merged model computes something else.
     """
     merged, origin = language_model(model), origin_of(model)
     if getattr(merged, "hf_quantizer", None) is not None:
@@ -284,7 +284,7 @@ def _without_adapters(model: PreTrainedModel, *, merged: bool = False) -> PreTra
 
 
 def _note_untied(model: PreTrainedModel) -> None:
-    """A head that was trained whole is no longer tied, whatever the configuration says."""
+    """A head that was trained whole is no longer tied, whatever its configuration."""
     sides = model.get_input_embeddings(), model.get_output_embeddings()
     weights = [getattr(side, "weight", None) for side in sides]
     if weights[0] is not weights[1]:

@@ -1,4 +1,4 @@
-"""Where models run when nobody says: the only place that asks torch for an accelerator."""
+"""Where models run by default: the only place that asks torch for an accelerator."""
 
 import torch
 

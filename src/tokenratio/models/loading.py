@@ -116,11 +116,11 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:
-        said = first_line(error)
+        message = first_line(error)
     adapter = saved_adapter(name, where) if name else None
     if adapter is not None:
         return load_tokenizer(adapter.base, dict(adapter.base_where))
-    raise TokenRatioError(f"cannot load a tokenizer for {name!r}: {said}")
+    raise TokenRatioError(f"cannot load a tokenizer for {name!r}: {message}")
 
 
 def generation_ends(config: Any) -> list[int] | None:

@@ -7,7 +7,7 @@ import torch
 
 from tokenratio.errors import TokenRatioError
 
-# Arguments of from_pretrained that say where to find files rather than how to build the model.
+# Arguments of from_pretrained about where to find files, not how to build the model.
 WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 
@@ -36,14 +36,14 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
     ]
     if len(set(given)) > 1:
         raise TokenRatioError(
-            f"{where} has dtype {given[0]} and torch_dtype {given[1]}: leave one of them out"
+            f"{where} has dtype {given[0]} and torch_dtype {given[1]}: remove one of them"
         )
     read.pop("dtype", None)
     return {**read, "dtype": given[0]} if given else read
 
 
 def loading_arguments(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any]:
-    """Arguments of `from_pretrained`: what the user gave, and float32 unless it says otherwise.
+    """Arguments of `from_pretrained`: those given, and float32 unless they differ.
 
     Raises:
         TokenRatioError: see `read_init_kwargs`.

@@ -22,7 +22,7 @@ from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.run_folder import RUN_FILE, read_document
 
 ADAPTER_FILE = "adapter_config.json"
-# Of the arguments that say where to find files, those of one repository and not of the next.
+# Of the arguments about where to find files, those that hold for one repository only.
 _OF_ONE_REPOSITORY = ("revision", "subfolder")
 MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -102,9 +102,9 @@ class SavedAdapter:
 
     Attributes:
         name: its absolute folder or hub name.
-        where: arguments of from_pretrained that say where its files are found.
+        where: arguments of from_pretrained about where its files are found.
         base: of the model it was trained on: an absolute folder or hub name.
-        base_where: arguments of from_pretrained that say where the base's files are found.
+        base_where: arguments of from_pretrained about where the base's files are found.
     """
 
     name: str
@@ -119,7 +119,7 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
     A folder that holds a whole model beside an adapter is a model: transformers loads both.
 
     Args:
-        where: arguments of from_pretrained; those that do not say where to look are ignored.
+        where: arguments of from_pretrained; those not about where to look are ignored.
     Raises:
         TokenRatioError: `name` can only be a folder and there is none; the adapter lacks a file, or
             its base cannot be found.
@@ -129,7 +129,7 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
     is_local = os.path.isdir(name)
     try:
         file = find_adapter_config_file(name, **where)
-    except (OSError, ValueError):  # loading the model says what is wrong with the name
+    except (OSError, ValueError):  # loading the model reports what is wrong with the name
         return None
     if file is None:
         return None
@@ -145,8 +145,8 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
         raise TokenRatioError(f"{folder} has {ADAPTER_FILE} but no {_ADAPTER_WEIGHTS[0]}")
     if not isinstance(base, str) or not base:
         raise TokenRatioError(
-            f"{name} is an adapter and does not say of which model: set base_model_name_or_path in "
-            f"its {ADAPTER_FILE}"
+            f"{name} is an adapter and does not name its base model: set base_model_name_or_path "
+            f"in its {ADAPTER_FILE}"
         )
     base_where = {key: value for key, value in where.items() if key not in _OF_ONE_REPOSITORY}
     if isinstance(revision, str):

@@ -91,7 +91,7 @@ class Reference:
             self.model = prepare_model(self.model, evaluation_mode=True)
 
     def leave_device(self) -> None:
-        """Make room: it has said all that is needed. Weights shared with the policy stay."""
+        """Move it off the device when no longer needed; weights shared with the policy stay."""
         if self.model is not None and not self.shares_weights:
             self.model.to("cpu")  # type: ignore[arg-type]  # transformers wraps `to` without its types
 

@@ -26,7 +26,7 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """The body of a language model with a new reward head, or a whole reward model.
 
-    In float32 unless `init_kwargs` says otherwise.
+    In float32 unless `init_kwargs` has another dtype.
 
     Args:
         name: a hub name or folder: of a causal language model such as a policy, whose output head

@@ -1,4 +1,4 @@
-"""What of transformers' `TrainingArguments` this library's trainers take, checked before a run."""
+"""Which of transformers' `TrainingArguments` the trainers support, checked before a run."""
 
 import os
 import re
@@ -33,7 +33,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "auto_find_batch_size": (
         (False,),
-        "it changes the batches while the run goes on, so a run could not be repeated",
+        "it changes the batch size during a run, so a run could not be repeated",
     ),
     "ignore_data_skip": ((False,), "a resumed run would see some rows twice"),
     "fp16_full_eval": ((False,), "evaluation runs in the precision of training"),
@@ -73,7 +73,9 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     for name, (allowed, why) in _ONLY.items():
         value = getattr(args, name)
         if value not in allowed:
-            raise TokenRatioError(f"{name} must be {_say(allowed[0])}, not {_say(value)}: {why}")
+            raise TokenRatioError(
+                f"{name} must be {_shown(allowed[0])}, not {_shown(value)}: {why}"
+            )
     if strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
         raise TokenRatioError(
             "DeepSpeed is not supported: use DDP or FSDP (ACCELERATE_USE_DEEPSPEED is set; "
@@ -97,9 +99,9 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     except TokenRatioError:
         raise
     except Exception as error:  # transformers checks its own fields, with errors of many kinds
-        said = " ".join(str(error).split()) or type(error).__name__
-        said = _ENUMERATION.sub(lambda found: found[1].lower(), said)
-        raise TokenRatioError(said) from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        message = _ENUMERATION.sub(lambda found: found[1].lower(), message)
+        raise TokenRatioError(message) from error
     args.tf32 = tf32
     args.model_init_kwargs = read_init_kwargs(args.model_init_kwargs)
     for name in ("load_in_4bit", "load_in_8bit", "quantization_config"):
@@ -168,7 +170,7 @@ def _choose_direction(args: TrainingArguments) -> None:
         )
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value in (None, []):
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,7 +15,7 @@ from tokenratio.foreign_names import advice_in_python
 from tokenratio.names import near_names, require_choice, suggestion
 
 Class = TypeVar("Class", bound=type)
-# What transformers' enumerations say of a value: no setting's name, but a Python type's.
+# transformers' enumerations name a Python type instead of the setting when they refuse a value.
 _NOT_A_CHOICE = re.compile(r"(.*) is not a valid \w+, please select one of \[(.*)\]", re.DOTALL)
 
 
@@ -29,18 +29,18 @@ def explain_arguments(settings: type) -> Callable[[Class], Class]:
     names = set(inspect.signature(settings).parameters)
     parts_of_trainer = set(inspect.signature(Trainer).parameters)
 
-    def say(name: str, value: Any, known: list[str]) -> str | None:
+    def explain(name: str, value: Any, known: list[str]) -> str | None:
         if name == "tokenizer":
             return "use processing_class"
         if name in parts_of_trainer:
             return "it has its own"
-        said = advice_in_python(name, [*names, *known], value)
-        ours = name if said is None else said.removeprefix("use ")
-        if said is None and name not in names and not near_names(name, known):
+        advice = advice_in_python(name, [*names, *known], value)
+        ours = name if advice is None else advice.removeprefix("use ")
+        if advice is None and name not in names and not near_names(name, known):
             ours = next(iter(near_names(name, names)), "")
-        return f"use args={settings.__name__}({ours}=...)" if ours in names else said
+        return f"use args={settings.__name__}({ours}=...)" if ours in names else advice
 
-    return lambda cls: _with_constructor(cls, say)
+    return lambda cls: _with_constructor(cls, explain)
 
 
 def _is_number(cls: type, name: str) -> bool:
@@ -48,7 +48,7 @@ def _is_number(cls: type, name: str) -> bool:
     return bool({hint, *typing.get_args(hint)} & {int, float})
 
 
-def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | None]) -> Class:
+def _with_constructor(cls: Class, explain: Callable[[str, Any, list[str]], str | None]) -> Class:
     # Each class is decorated itself, so that no subclass's constructor can be meant.
     construct = cls.__init__  # type: ignore[misc]
     known = [name for name in inspect.signature(construct).parameters if name != "self"]
@@ -57,8 +57,8 @@ def _with_constructor(cls: Class, say: Callable[[str, Any, list[str]], str | Non
     def explained(self: Any, *args: Any, **kwargs: Any) -> None:
         for name, value in kwargs.items():
             if name not in known:
-                said = say(name, value, known)
-                hint = f": {said}" if said else suggestion(name, known)
+                advice = explain(name, value, known)
+                hint = f": {advice}" if advice else suggestion(name, known)
                 raise TokenRatioError(f"{cls.__name__} has no argument {name!r}{hint}")
         try:
             construct(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The settings that say which rows of the data a run uses, and how they are prepared."""
+"""Which rows of the data a run uses, and how they are prepared."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,17 +43,17 @@ class DataSettings(TemplateOptions):
     held_out_share: float | None = option(
         None,
         "Share of the training data's prompts, between 0 and 1, to evaluate on instead "
-        "of an eval_dataset. No prompt is on both sides, in no stage.",
+        "of an eval_dataset. No stage trains on a held-out prompt.",
     )
     columns: dict[str, Any] | str | None = option(
         None,
-        "Where the data has a layout of its own: our names to its columns, such as "
+        "For data in a layout of its own: tokenratio's names to its columns, such as "
         "{prompt: ask, chosen: good, rejected: bad}; null leaves a column out (docs/data.md).",
     )
     selection_seed: int = option(
         0,
-        "Seed of max_samples, held_out_share and the weights of sources; apart from "
-        "seed, so that runs with other seeds use the same rows.",
+        "Seed of max_samples, held_out_share and the weights of sources; separate from "
+        "seed, so that runs with different seeds use the same rows.",
     )
 
     data_cache_dir: str | None = option(

@@ -57,13 +57,13 @@ class DisplacementAlarm(TrainerCallback):
     def __init__(self, config: TokenRatioConfig) -> None:
         self._config = config
         self._lines: deque[tuple[float, float]] = deque(maxlen=_MOST_LINES)
-        self._has_spoken = False
+        self._has_warned = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._lines.clear()
-        self._has_spoken = False
+        self._has_warned = False
         for line in state.log_history:  # of a resumed run
             self.update(line, int(line["step"]))
 
@@ -75,31 +75,30 @@ class DisplacementAlarm(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        said = None if logs is None else self.update(logs, state.global_step)
-        if logs is not None and said is not None:
+        warning = None if logs is None else self.update(logs, state.global_step)
+        if logs is not None and warning is not None:
             logs[DISPLACEMENT_ALARM] = 1.0  # the callbacks behind this one write it
             if state.is_world_process_zero:
-                _log.warning("%s", said)
+                _log.warning("%s", warning)
 
     def update(self, line: Mapping[str, float], step: int) -> str | None:
-        """What to tell the user after this line; None as long as there is nothing to tell."""
+        """The warning due after this line; None if there is none."""
         names = ("log_ratio/chosen", "rewards/margins")
         found = [line[name] for name in names if math.isfinite(line.get(name, math.nan))]
         if len(found) < len(names):
             return None
         self._lines.append((found[0], found[1]))
-        if self._has_spoken:
+        if self._has_warned:
             return None
         log_ratios, margins = zip(*self._lines, strict=True)
         if not is_displaced(log_ratios, margins):
             return None
-        self._has_spoken = True
+        self._has_warned = True
         return (
             f"ALARM at step {step}: the chosen responses lose probability although the margins "
             f"rise (log_ratio/chosen {fmean(log_ratios):.3f} nats per token over the last "
             f"{len(log_ratios)} logged lines). Their probability goes to responses that are in no "
-            f"pair. "
-            f"{self._advice()}; look at samples before trusting the margins"
+            f"pair. {self._advice()}; look at samples before trusting the margins"
         )
 
     def _advice(self) -> str:
@@ -112,5 +111,5 @@ class DisplacementAlarm(TrainerCallback):
         steps = [anchor, f"lower learning_rate (now {config.learning_rate:g})"]
         if config.beta is not None:
             steps.append(f"raise beta (now {config.beta:g})")
-        said = ", ".join(steps[:-1]) + " or " + steps[-1]
-        return said[0].upper() + said[1:]
+        warning = ", ".join(steps[:-1]) + " or " + steps[-1]
+        return warning[0].upper() + warning[1:]

@@ -41,7 +41,7 @@ def greater_is_better(metric: str) -> bool | None:
     for known in sorted(GREATER_IS_BETTER, key=len, reverse=True):
         if name == known or name.endswith(f"_{known}"):
             return GREATER_IS_BETTER[known]
-    return True  # not measured, which is said before the first step
+    return True  # not measured, which is reported before the first step
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tokenratio.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_
 from tokenratio.training.method_settings import MethodSettings
 
 CARD_FILE = "README.md"
-# A card without this line, or peft's own, is somebody's work and stays.
+# A card with neither this line nor peft's heading was written by hand and is kept.
 _MARK = "<!-- Written by tokenratio from run.json; remove this line to keep your own changes. -->"
 _OF_PEFT = "# Model Card for Model ID"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -29,11 +29,11 @@ _PAPER = ("Token-level Bregman Preference Optimization (TBPO)", "2605.12288")
 def write_model_card(
     folder: Path, run: Mapping[str, Any], settings: Mapping[str, Any], **metadata: Any
 ) -> bool:
-    """Write `README.md`; returns False where the folder has a card that is not a run's.
+    """Write `README.md`; return False if the folder has a card that tokenratio did not write.
 
     Args:
         folder: of the saved model; figures come from its `eval.json`, if this run wrote it.
-        run: what `run.json` says, secrets masked.
+        run: the contents of `run.json`, secrets masked.
         settings: of the run, those that are not the defaults.
         metadata: for the card's YAML header, such as `license` or `language`; `model_name`.
     """
@@ -50,7 +50,7 @@ def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict
     """The settings of a run that are not the defaults, secrets masked.
 
     Args:
-        leave_out: settings that say nothing about the model, such as paths.
+        leave_out: settings that tell nothing about the model, such as paths.
     """
     # No second instance of the arguments: that would reset accelerate's state.
     defaults: dict[str, Any] = {
@@ -200,7 +200,7 @@ def _evaluation(figures: Mapping[str, Any] | None) -> str:
 
 
 def _evaluated(folder: Path) -> dict[str, Any] | None:
-    """What `eval.json` says; one that is older than `run.json` is another run's."""
+    """The contents of `eval.json`; one older than `run.json` is another run's."""
     path, run = folder / EVAL_FILE, folder / RUN_FILE
     if not path.is_file() or (run.is_file() and path.stat().st_mtime < run.stat().st_mtime):
         return None
@@ -254,7 +254,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[str]:
 
 
 def _name_of(value: Any) -> Any:
-    """A name as strangers may read it: of a path, also one in parentheses, only the last part."""
+    """A name fit for publication: of a path, also one in parentheses, only the last part."""
     if isinstance(value, Mapping):
         names = ("name", "path")
         return _name_of(next((value[name] for name in names if value.get(name)), ""))

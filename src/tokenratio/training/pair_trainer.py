@@ -39,7 +39,7 @@ class PairTrainer(ResumableTrainer):
 
     Args:
         model: about to be trained, outside every wrapper of training.
-        args: the settings; their `objective` says what the rows are.
+        args: the settings; their `objective` determines what the rows are.
         train_dataset: any source of the data, or what `prepare_pairs` returned; None to evaluate
             only.
         eval_dataset: likewise, or a dict of several by name.
@@ -99,7 +99,7 @@ class PairTrainer(ResumableTrainer):
         raise NotImplementedError
 
     def model_identity(self) -> dict[str, Any]:
-        """What `run.json` says of the run beside its data."""
+        """What `run.json` records of the run besides its data."""
         raise NotImplementedError
 
     def grouped_lengths(self, dataset: Dataset) -> Any:
@@ -116,7 +116,7 @@ class PairTrainer(ResumableTrainer):
         if source is None:
             return None
         if isinstance(source, PreparedData):
-            # What another run's reference said of these rows does not hold for this one's, and rows
+            # Another run's reference log-probabilities do not hold for this run's, and rows
             # of a selection are numbered anew: errors and caches find them by their number.
             dataset = source.dataset
             stale = [name for name in dataset.column_names if name.endswith("_ref_log_probs")]

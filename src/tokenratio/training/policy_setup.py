@@ -1,4 +1,4 @@
-"""From what a trainer is given to what it trains: the policy, its reference and their base."""
+"""The policy that a trainer trains, its reference and their base, from what it is given."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def set_up_policy(
     peft_config: PeftConfig | Mapping[str, Any] | None,
     args: TokenRatioConfig,
 ) -> PolicySetup:
-    """The policy to be trained and its reference, which say the same as the model given.
+    """The policy to be trained and its reference, both computing what the given model computes.
 
     An adapter that the model has is part of both: merged into the base where a new one is added,
     else trained further against a frozen copy of itself.
@@ -136,7 +136,7 @@ def _require_known_kind(model: PreTrainedModel | PeftModel) -> None:
                 "another added layer"
             )
     if not isinstance(language_model(model), PreTrainedModel):
-        answer_token_requests(language_model(model))  # says what is wrong with it
+        answer_token_requests(language_model(model))  # raises what is wrong with it
 
 
 def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> PolicySetup:

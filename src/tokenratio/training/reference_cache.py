@@ -1,4 +1,4 @@
-"""What a frozen reference says of a data set, computed once and kept on disk, per token.
+"""The outputs of a frozen reference on a data set, per token, computed once and kept on disk.
 
 An entry is named by the SHA-256 of everything its values depend on: the reference's weights and
 configuration, the rows as tokens, the precision it ran in. A changed input has another name, so a
@@ -83,8 +83,8 @@ def reference_cache(
         autocast: the dtype of mixed precision, None without it; take the policy's.
         progress: draw a bar, in pairs, on the main process.
     Raises:
-        TokenRatioError: the entry does not fit on the disk or cannot be written, or what the
-            reference says of a row is not finite.
+        TokenRatioError: the entry does not fit on the disk or cannot be written, or the
+            reference's outputs on a row are not finite.
     """
     state = PartialState()
     runner = _Runner(reference_model, data, what, batch_size, device, padding_id, autocast)
@@ -143,7 +143,7 @@ class _Runner:
         return Layout.of(self.data, self.what, len(state), state.dtype)
 
     def write(self, work: Path, layout: Layout, share: range, progress: bool) -> None:
-        """Run the batches of `share` and write what is said of them into the unfinished entry."""
+        """Run the batches of `share` and write the outputs into the unfinished entry."""
         order = self._order()
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in share]
         with (
@@ -160,8 +160,8 @@ class _Runner:
                 for (side, row), part in zip(places, parts, strict=True):
                     if not part.isfinite().all():
                         raise TokenRatioError(
-                            f"what the reference says of {self.data.dataset[int(row)]['origin']} "
-                            f"({side}) is not finite: it cannot be trained against"
+                            f"the reference's outputs on {self.data.dataset[int(row)]['origin']} "
+                            f"({side}) are not finite: it cannot be trained against"
                         )
                     layout.write(file, side, row, part)
                 bar.update(len(rows))

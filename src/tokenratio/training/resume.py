@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 def last_checkpoint(folder: str | Path, *, quiet: bool = False) -> Path | None:
-    """The newest checkpoint that can be resumed; what is passed over is logged, unless `quiet`."""
+    """The newest checkpoint that can be resumed; what is skipped is logged, unless `quiet`."""
     found = [(int(path.name.removeprefix("checkpoint-")), path) for path in _checkpoints(folder)]
     for _, path in sorted(found, reverse=True):
         missing = _what_is_missing(path)
         if missing is None:
             return path
         if not quiet:
-            _log.warning("%s is passed over: %s", path, missing)
+            _log.warning("%s is skipped: %s", path, missing)
     return None
 
 
@@ -93,7 +93,7 @@ class ResumableTrainer(Trainer):
     train_dataset: Dataset | None
 
     def run_identity(self) -> dict[str, Any]:
-        """What `run.json` says of the run, and a checkpoint of it must share."""
+        """What `run.json` records of the run; a checkpoint resumed must have the same."""
         raise NotImplementedError
 
     def before_training(self, checkpoint: Path | None) -> None:
@@ -139,8 +139,8 @@ class ResumableTrainer(Trainer):
     def _finish(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
         """Restore the end of a finished run; transformers would train one more step."""
         _log.warning(
-            "%s is the end of a finished run (%d steps): nothing is left to train; to train on, "
-            "raise num_train_epochs or max_steps",
+            "%s is the end of a finished run (%d steps): nothing is left to train; to train "
+            "further, raise num_train_epochs or max_steps",
             checkpoint,
             state.global_step,
         )
@@ -151,7 +151,7 @@ class ResumableTrainer(Trainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, tokenizer and model card; a checkpoint also says which run it is of."""
+        """Save model, tokenizer and model card; a checkpoint also records its run."""
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call and self.args.should_save:
             write_run_file(folder, **self._run())
@@ -182,7 +182,7 @@ class ResumableTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _run(self) -> dict[str, Any]:
-        """What `run.json` says, versions apart."""
+        """The contents of `run.json` without the versions."""
         if not hasattr(self, "_identity"):  # saved before it was trained
             self._identity = {
                 "config": self.args.to_dict(),
@@ -226,7 +226,9 @@ class _SettingsOfNow(TrainerCallback):
         if state.best_metric is not None and state.best_model_checkpoint is None:
             state.best_metric = state.best_global_step = None
             if state.is_world_process_zero:
-                _log.warning("the best checkpoint so far is gone: the best is chosen from now on")
+                _log.warning(
+                    "the best checkpoint so far no longer exists: the best is chosen from now on"
+                )
         if state.max_steps == self.max_steps or not isinstance(lr_scheduler, LambdaLR):
             return
         step, old = state.global_step, _schedule(args, self.max_steps)

@@ -1,4 +1,4 @@
-"""What is checked before the first step, so that it does not fail hours later."""
+"""Checks before the first step, so that a run does not fail hours later."""
 
 import copy
 import difflib
@@ -95,7 +95,7 @@ def check_trained(model: nn.Module, learning_rate: float) -> None:
     less than 1/256 of it is lost. Frozen weights may have any dtype.
 
     Raises:
-        TokenRatioError: says what to do.
+        TokenRatioError: with what to do.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
@@ -109,7 +109,7 @@ def check_trained(model: nn.Module, learning_rate: float) -> None:
 
 
 def refuse_dtype(dtype: torch.dtype, learning_rate: float, parameter: str = "") -> NoReturn:
-    """Say why weights of this dtype cannot be trained, and what to do.
+    """Refuse to train weights of this dtype, and say what to do.
 
     Raises:
         TokenRatioError: always.

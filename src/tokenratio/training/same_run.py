@@ -41,7 +41,7 @@ MAY_DIFFER = frozenset(
         *("columns", "data_cache_dir", "dataset_num_proc"),
     )
 )
-# More of these is allowed, and what that does to the learning rate is said.
+# These may grow; what that does to the learning rate is logged.
 _LENGTH = ("num_train_epochs", "max_steps")
 # A learning rate that follows the evaluations depends on when they are.
 _FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
@@ -59,7 +59,7 @@ def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     size or seed would repeat some rows and leave out others.
 
     Args:
-        identity: what `run.json` would say now.
+        identity: what `run.json` would hold now.
     Raises:
         TokenRatioError: what differs.
     """
@@ -79,8 +79,8 @@ def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     # Settings first: another method has another reference.
     for name, was, is_now in _differences(began, now):
         raise TokenRatioError(
-            f"{run} began with {name} {_say(was)}, not {_say(is_now)}; set it back, or start a new "
-            "run in another output_dir"
+            f"{run} began with {name} {_shown(was)}, not {_shown(is_now)}; set it back, or start a "
+            "new run in another output_dir"
         )
     if reference.get("sha256") != old_reference.get("sha256"):
         raise TokenRatioError(
@@ -93,7 +93,7 @@ def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     for name in _COMPARED_VERSIONS:
         was, is_now = (of.get(name) for of in (began.get("versions", {}), versions()))
         if None not in (was, is_now) and was != is_now:
-            _log.warning("the run began with %s %s, now it is %s", name, was, is_now)
+            _log.warning("the run began with %s %s, and continues with %s", name, was, is_now)
 
 
 def _differences(
@@ -141,7 +141,7 @@ def _adapter_differences(
                 yield f"the adapter's {name}", was[name], value
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,6 +1,6 @@
 """The contrast of every token, log p₊(y_t) − log p₋(y_t), computed once and kept beside the data.
 
-TIS-DPO, SePO and T-REG know something of tokens before training (`losses.token`): how much likelier
+TIS-DPO, SePO and T-REG use a score of every token known before training: how much likelier
 a token is to one of two models, or after one of two prompts. Rows are found by their own tokens, so
 that scores of other data, another tokenizer or another cut are never used by mistake.
 """
@@ -61,7 +61,7 @@ class TokenContrast:
         negative: ReferenceCache,
         ingredients: Mapping[str, Any],
     ) -> "TokenContrast":
-        """From what two models, or one after two prompts, say of the rows of `data`."""
+        """From the log-probabilities of two models, or of one after two prompts."""
         values = {}
         for row, key in enumerate(row_keys(data.dataset)):
             pairs = zip(positive.log_probs(row), negative.log_probs(row), strict=True)
@@ -74,7 +74,7 @@ class TokenContrast:
         """Read a folder that `save` wrote.
 
         Raises:
-            TokenRatioError: it is none, or it is damaged.
+            TokenRatioError: it holds no scores, or damaged ones.
         """
         folder = Path(folder).expanduser()
         try:
@@ -159,8 +159,8 @@ class TokenContrast:
             if dict(self.template) != dict(data.template):
                 raise TokenRatioError(
                     f"{len(missing)} of {len(keys)} rows have no token scores: the scored rows "
-                    f"were rendered with {_told(self.template)}, those of this run with "
-                    f"{_told(data.template)}; run `tokenratio score-tokens` with the settings of "
+                    f"were rendered with {_shown(self.template)}, those of this run with "
+                    f"{_shown(data.template)}; run `tokenratio score-tokens` with the settings of "
                     "this run, or set them in the run"
                 )
             raise TokenRatioError(
@@ -221,9 +221,9 @@ def _row_key(parts: Sequence[np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def _told(template: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name} {value}" for name, value in template.items())
-    return told or "no settings of the chat template"
+def _shown(template: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in template.items())
+    return settings or "no settings of the chat template"
 
 
 def _difference(likely: Tensor, unlikely: Tensor) -> np.ndarray:
@@ -241,11 +241,11 @@ def summary(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
 
 @dataclass(frozen=True)
 class ContrastSide:
-    """One of the two that are contrasted.
+    """One of the two sides that are contrasted.
 
     Attributes:
-        model: a causal language model; under PEFT it speaks with its adapters off.
-        data: the rows, after the prompts it is given; their responses are those of the data scored.
+        model: a causal language model; under PEFT it runs with its adapters off.
+        data: the rows, after its prompts; their responses are those of the data scored.
         prompt: the template of its prompts.
     """
 
@@ -254,7 +254,7 @@ class ContrastSide:
     prompt: str
 
     def identity(self) -> dict[str, str]:
-        """What the scores' note says of it."""
+        """What the note beside the scores records of it."""
         return {"sha256": model_digest(self.model), "prompt": self.prompt}
 
 
@@ -266,7 +266,7 @@ def ingredients_of(positive: ContrastSide, negative: ContrastSide) -> dict[str, 
     """
     ingredients = {"positive": positive.identity(), "negative": negative.identity()}
     if ingredients["positive"] == ingredients["negative"]:
-        raise TokenRatioError("nothing tells p+ from p-: one model after one prompt")
+        raise TokenRatioError("p+ and p- are the same: one model after one prompt")
     return ingredients
 
 
@@ -285,11 +285,11 @@ def compute_contrast(
     """log p₊ − log p₋ of every response token of `data`, in nats.
 
     To be called by every process; the arguments beside the sides are those of `reference_cache`,
-    which keeps what each of them says by its content.
+    which keeps the log-probabilities of each by content.
 
     Raises:
-        TokenRatioError: a model cannot read the rows, has another vocabulary, or says something
-            that is not finite; or see `reference_cache`.
+        TokenRatioError: a model cannot read the rows, has another vocabulary, or gives a
+            log-probability that is not finite; or see `reference_cache`.
     """
     sides, ingredients = (positive, negative), ingredients_of(positive, negative)
     sizes = [own_head(side.model).weight.shape[0] for side in sides]

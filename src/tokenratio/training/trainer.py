@@ -134,7 +134,7 @@ class TokenRatioTrainer(PairTrainer):
         return args.objective.collators(padding_id(self.processing_class), models, cache)
 
     def _ask_reference(self, data: PreparedData, what: What) -> ReferenceCache:
-        """What the reference says of the data, from disk or computed now."""
+        """The reference's outputs on the data, from disk or computed now."""
         args = self.args
         assert self.reference is not None
         return reference_cache(
