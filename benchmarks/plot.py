@@ -2,12 +2,9 @@
 
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from cases import CASES
-
-if TYPE_CHECKING:
-    from table import Results
+from results import Results
 
 _PANELS = {
     "vocabulary": "vocabulary (tokens)",
@@ -23,7 +20,7 @@ _LINES = {
 }
 
 
-def draw(results: "Results", path: Path) -> None:
+def draw(results: Results, path: Path) -> None:
     """Write `path`, SVG or PNG by its name. Needs plotly, kaleido and Chrome or Chromium."""
     try:
         import plotly.graph_objects as go

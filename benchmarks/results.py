@@ -1,4 +1,4 @@
-"""`results.csv`: one row for every case and round, with what it was measured on.
+"""`results.csv`: one row per case and round, with the machine and versions it was measured on.
 
 Rounds are kept apart because ratios are formed within a round, where machine noise is shared.
 """
@@ -7,6 +7,7 @@ import csv
 import importlib.metadata
 import os
 import subprocess
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ RESULTS = Path(__file__).with_name("results.csv")
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and with what a run was made; `run` is its start in UTC and names it."""
+    """The machine and the versions of a run; `run` is its start in UTC and names it."""
 
     run: str
     commit: str
@@ -61,6 +62,45 @@ class Row:
     tokens: float
     scored_rows: float
     loss: float
+
+
+class Results:
+    """The rows of one device; what is read comes from the newest run that has all of it."""
+
+    def __init__(self, rows: Iterable[tuple[Setting, Row]], device: str) -> None:
+        self.rows = [(where, row) for where, row in rows if where.device == device]
+
+    def runs(self, **fixed: object) -> dict[str, list[tuple[Setting, Row]]]:
+        """Rows with these fields, by run, newest first."""
+        found: dict[str, list[tuple[Setting, Row]]] = {}
+        for where, row in sorted(self.rows, key=lambda pair: pair[0].run, reverse=True):
+            if all(getattr(row, name) == value for name, value in fixed.items()):
+                found.setdefault(where.run, []).append((where, row))
+        return found
+
+    def newest(self, *, case: str, **fixed: object) -> list[Row]:
+        """All rounds of a case in the newest run that has it; empty if none has."""
+        runs = self.runs(case=case, **fixed)
+        return [row for _, row in next(iter(runs.values()), [])]
+
+    def ratios(
+        self, ours: str, peer: str, value: Callable[[Row], float], workload: str, **fixed: object
+    ) -> list[float]:
+        """`value` of one case over the other's, for each round of the newest run that has both."""
+        for rows in self.runs(**fixed).values():
+            rounds = {
+                (row.case, row.round): value(row)
+                for _, row in rows
+                if row.workload.startswith(workload)
+            }
+            both = [
+                rounds[ours, number] / rounds[peer, number]
+                for case, number in rounds
+                if case == ours and (peer, number) in rounds
+            ]
+            if both:
+                return both
+        return []
 
 
 def setting(device: str, threads: int, dtype: str) -> Setting:

@@ -1,14 +1,14 @@
 """Renders `docs/performance.md` from the results: `python benchmarks/table.py`."""
 
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 
 from cases import CASES
 from jobs import PRODUCT
 from models import MODELS
-from results import RESULTS, Row, Setting, read
+from plot import draw
+from results import RESULTS, Results, Row, read
 from targets import TARGETS, Bound, Target
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -18,45 +18,6 @@ _GROWTH_CASES = ("tbpo_a", "trl_dpo_completions")
 # Products of [rows, hidden] with the head in one TBPO-A step: both models' logits, and the
 # gradients of states and head; a frozen head (LoRA) needs no gradient.
 _HEAD_PRODUCTS, _FROZEN_HEAD_PRODUCTS = 4, 3
-
-
-class Results:
-    """The rows of one device, and which of them to believe: always the newest run that has both."""
-
-    def __init__(self, rows: Iterable[tuple[Setting, Row]], device: str) -> None:
-        self.rows = [(where, row) for where, row in rows if where.device == device]
-
-    def runs(self, **fixed: object) -> dict[str, list[tuple[Setting, Row]]]:
-        """Rows with these fields, by run, newest first."""
-        found: dict[str, list[tuple[Setting, Row]]] = {}
-        for where, row in sorted(self.rows, key=lambda pair: pair[0].run, reverse=True):
-            if all(getattr(row, name) == value for name, value in fixed.items()):
-                found.setdefault(where.run, []).append((where, row))
-        return found
-
-    def newest(self, *, case: str, **fixed: object) -> list[Row]:
-        """All rounds of a case in the newest run that has it; empty if none has."""
-        runs = self.runs(case=case, **fixed)
-        return [row for _, row in next(iter(runs.values()), [])]
-
-    def ratios(
-        self, ours: str, peer: str, value: Callable[[Row], float], workload: str, **fixed: object
-    ) -> list[float]:
-        """`value` of one case over the other's, for each round of the newest run that has both."""
-        for rows in self.runs(**fixed).values():
-            rounds = {
-                (row.case, row.round): value(row)
-                for _, row in rows
-                if row.workload.startswith(workload)
-            }
-            both = [
-                rounds[ours, number] / rounds[peer, number]
-                for case, number in rounds
-                if case == ours and (peer, number) in rounds
-            ]
-            if both:
-                return both
-        return []
 
 
 def page_of(results: Path) -> Path:
@@ -88,9 +49,7 @@ def write(results: Path, page: Path = PAGE, *, plot: bool = True) -> None:
             raise SystemExit(f"{page} has no place for the table {name!r}")
     page.write_text(text, encoding="utf-8")
     if plot and any(row.study in _GROWTH for _, row in cpu.rows):
-        import plot as drawing
-
-        drawing.draw(cpu, page.with_suffix(".svg"))
+        draw(cpu, page.with_suffix(".svg"))
 
 
 def _setting(results: Results) -> str:

@@ -219,8 +219,8 @@ FAULTS = (
     Fault(
         "K3 on the data token",
         "statistics/steps.py",
-        "else kl.chunk(2)",
-        "else (log_ratio.expm1() - log_ratio).chunk(2)",
+        "else kl.unbind()",
+        "else (log_ratio.expm1() - log_ratio).unbind()",
         (TRAINER_GRADIENT,),
     ),
     Fault(
@@ -544,16 +544,15 @@ FAULTS = (
     Fault(
         "trainer: detached KL",
         "training/objective.py",
-        'sides(answer.get("kl_ref_policy"))',
-        'sides(answer["kl_ref_policy"].detach() if "kl_ref_policy" in answer else None)',
+        'batch.sides(answer["kl_ref_policy"])',
+        'batch.sides(answer["kl_ref_policy"].detach())',
         (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: K3 on the data token",
         "training/objective.py",
-        'sides(answer.get("kl_ref_policy"))',
-        'sides((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]) '
-        'if "kl_ref_policy" in answer else None)',
+        'batch.sides(answer["kl_ref_policy"])',
+        'batch.sides((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]))',
         (TRAINER, TRAINER_GRADIENT),
     ),
     Fault(

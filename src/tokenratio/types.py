@@ -124,8 +124,9 @@ class StepBatch:
 
     def sides(self, per_token: Float[Tensor, "tokens"]) -> tuple[Tensor, Tensor]:
         """The flat values of `labels` as `[pairs, longest]`, for chosen and rejected tokens."""
-        chosen, rejected = per_token.chunk(2)
-        return self.align(chosen), self.align(rejected)
+        mask = self.step_mask.repeat(2, 1)
+        chosen, rejected = per_token.new_zeros(mask.shape).masked_scatter(mask, per_token).chunk(2)
+        return chosen, rejected
 
 
 @dataclass(frozen=True)

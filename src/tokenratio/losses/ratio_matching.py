@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokenratio.bregman import BregmanGenerator, Logistic
-from tokenratio.losses.method import Method, Need
+from tokenratio.losses.method import REFERENCE, Method, Need
 from tokenratio.ratios import kl_state_weight, pair_log_ratio
 from tokenratio.types import PairStatistics, StepStatistics
 
@@ -175,10 +176,10 @@ class RatioMatching(Method):
             return "token"
         return "response" if self.state_weight == "none" else "token terms, response"
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[Need]:  # type: ignore[override]
         beside: dict[str, set[Need]] = {"kl": {"kl_ref_policy"}, "baseline": {"baseline"}}
-        return frozenset({"ref_log_probs", *beside.get(self.state_weight, set())})
+        return REFERENCE | beside.get(self.state_weight, set())
 
     @property
     def is_local(self) -> bool:
@@ -203,18 +204,25 @@ class RatioMatching(Method):
         return tdpo_alpha * kl_state_weight(steps.chosen_kl.detach(), steps.rejected_kl)
 
     def per_step(self, steps: StepStatistics, **settings: Any) -> Float[Tensor, "*steps"]:
-        return self._apply(steps, settings) if self.is_local else super().per_step(steps)
+        if self.aggregation == "sequence":
+            return super().per_step(steps)
+        statistics, settings = self._arguments(steps, settings)
+        return self.equation(*statistics, **settings)
 
     def per_pair(self, pair: PairStatistics, **settings: Any) -> Float[Tensor, "pairs"]:
         if self.aggregation == "sequence":
-            return self._apply(pair.steps, settings)
+            statistics, settings = self._arguments(pair.steps, settings)
+            return self.equation(*statistics, **settings)
         mask = pair.pair_mask
         return over_steps(self.per_step(pair.steps[mask], **settings), mask, self.aggregation)
 
-    def _apply(self, steps: StepStatistics, given: Mapping[str, Any]) -> Float[Tensor, "*losses"]:
+    def _arguments(
+        self, steps: StepStatistics, given: Mapping[str, Any]
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """What `equation` takes, by position and by name."""
         settings = self.complete(given)
         alpha = settings.pop("tdpo_alpha", None)
         statistics = [steps.chosen_log_ratio, steps.rejected_log_ratio]
         if self.state_weight != "none":
             statistics.append(self.log_state_weight(steps, tdpo_alpha=alpha))
-        return self.equation(*statistics, **settings, **self.fixed)
+        return statistics, {**settings, **self.fixed}

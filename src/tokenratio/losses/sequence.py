@@ -28,7 +28,7 @@ def anchor_loss(
 ) -> Float[Tensor, "pairs"]:
     """The chosen response's cross-entropy per token: the NLL term of RPO (arXiv 2404.19733, eq. 1).
 
-    Added with a weight it keeps the chosen response from becoming unlikely.
+    With a weight it is added to a preference loss to keep the chosen response likely.
     """
     return sft_loss(log_probs, mask) / mask.sum(-1).clamp_min(1)
 
@@ -43,9 +43,9 @@ def ipo_loss(
     r"""IPO: (ρ^w − ρ^l − 1/(2β))² (arXiv 2310.12036, eq. 17; docs/method.md §6).
 
     Args:
-        chosen_log_ratio: the response's log-ratio per token, Σ_t ρ_t / |y|, in nats; averages
-            rather than the paper's sums, as its authors advised afterwards and TRL does.
-        beta: the paper's τ, > 0: the margin aimed at is 1/(2β).
+        chosen_log_ratio: the response's log-ratio per token, Σ_t ρ_t / |y|, in nats: averages
+            rather than the paper's sums, as its authors advised later and TRL does.
+        beta: the paper's τ, > 0: the target margin is 1/(2β).
         label_smoothing: ε in [0, 1/2): the mixture with the loss of the swapped pair.
     """
     margin = chosen_log_ratio - rejected_log_ratio
@@ -69,7 +69,7 @@ def simpo_loss(
     Args:
         chosen_log_prob: Σ_t log π(y_t|s_t) / |y|, in nats per token; `rejected_log_prob` likewise.
         beta: scale of the reward, > 0.
-        gamma: the margin aimed at, ≥ 0, in units of the reward.
+        gamma: the target margin, ≥ 0, in units of the reward.
         label_smoothing: ε in [0, 1/2): the mixture with the loss at the negated argument, as TRL's.
     """
     return ratio_matching_loss(

@@ -31,9 +31,9 @@ def tis_weights(
 ) -> Float[Tensor, "pairs steps"]:
     r"""TIS-DPO's weight of each token, exp(±clamp(log π₊/π₋, L, U)) (arXiv 2410.04350, §4.2).
 
-    The paper's k and |μ| are 1 and left out. Its released code weighs otherwise, by rank within the
-    response; the paper's formula is followed. L = −0.5 and U = 1.5 could not be checked against the
-    paper's text.
+    The paper's k and |μ| are 1 and left out. Its released code weights tokens by rank within the
+    response instead; this follows the paper's formula. L = −0.5 and U = 1.5 could not be checked
+    against the paper's text.
 
     Args:
         contrast: log π₊ − log π₋ of two contrasting models, in nats; the published ones are DPO on
@@ -55,8 +55,8 @@ def tis_dpo_loss(
 ) -> Float[Tensor, "pairs"]:
     r"""TIS-DPO: −log σ(β (Σ_t w_t ρ_t^w − Σ_t w_t ρ_t^l)) (arXiv 2410.04350, eq. 11).
 
-    The term η, a weighted KL, is left out: the released code has it off, and the paper reports that
-    it changes little.
+    The term η, a weighted KL, is left out: the released code turns it off, and the paper reports
+    that it changes little.
 
     Args:
         chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
@@ -84,10 +84,10 @@ def tis_dpo_of_pair(
 def sepo_selection(
     score: Float[Tensor, "pairs steps"], mask: Bool[Tensor, "pairs steps"], *, share: float
 ) -> Bool[Tensor, "pairs steps"]:
-    """The ⌊share · |y|⌋ tokens of each response with the largest score, at least one.
+    """True for the ⌊share · |y|⌋ tokens of each response with the largest score, at least one.
 
-    The released code selects nothing of a very short response; one token is kept here, so that no
-    pair is without a loss. Ties go to the earlier token.
+    The released code selects no token of a very short response; one is kept here, so that every
+    pair has a loss. Ties go to the earlier token.
 
     Args:
         score: what to select by; any value where the mask is False.
@@ -113,14 +113,14 @@ def sepo_loss(
 ) -> Float[Tensor, "pairs"]:
     r"""SePO: −log σ(γ (p^w − p^l)), p the mean log π(y_t|s_t) of the selected (2408.13518, eq. 11).
 
-    Selected are the tokens an oracle's reward log π_oracle/π_ref says most of: the top k % of the
-    chosen response and the bottom k % of the rejected one. With all selected it is SimPO without a
-    margin.
+    The selected tokens are those with the most extreme reward log π_oracle/π_ref of an oracle: the
+    top k % of the chosen response and the bottom k % of the rejected one. With all tokens selected
+    it is SimPO without a margin.
 
     Args:
         chosen_log_probs: log π(y_t|s_t) in nats; `rejected_log_probs` likewise.
         chosen_selected: from `sepo_selection`; at least one token a response.
-        beta: the paper's γ, > 0, which it sought among 2.1 to 2.5; its released code has 1.
+        beta: the paper's γ, > 0, searched between 2.1 and 2.5; its released code uses 1.
     """
 
     def mean(log_probs: Tensor, selected: Tensor) -> Tensor:
@@ -162,13 +162,13 @@ def t_reg_loss(
     r"""T-REG: DPO − α w β Σ_t r_t log π(y_t|s_t), over both responses (arXiv 2412.02685, §4).
 
     r_t = σ(contrast) − 1/2 is the token's reward from contrastive prompting, and w = σ(−β(Σρ^w −
-    Σρ^l)) the weight DPO's gradient gives the pair. That w is a constant follows from where it
-    comes from; it could not be checked against the paper's code.
+    Σρ^l)) the pair's weight in DPO's gradient. w is held constant, as its derivation implies; this
+    could not be checked against the paper's code.
 
     Args:
         chosen_log_probs: log π(y_t|s_t) in nats, 0 past the response's end, like all the others.
         chosen_contrast: log π_ref(y_t | better prompt) − log π_ref(y_t | worse prompt), in nats.
-        weight: α ≥ 0, sought by the paper among 0.1, 0.25 and 0.5; 0 is DPO.
+        weight: α ≥ 0, searched by the paper among 0.1, 0.25 and 0.5; 0 is DPO.
     """
     log_ratio = beta * (rejected_log_ratio.sum(-1) - chosen_log_ratio.sum(-1))
     pair_weight = log_ratio.detach().sigmoid()
@@ -200,10 +200,10 @@ def t_reg_of_pair(
 def chunk_sums(
     per_token: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"], *, chunk_length: int
 ) -> tuple[Float[Tensor, "rows chunks"], Float[Tensor, "rows"]]:
-    """Σ over chunks: each response in ⌈|y| / chunk_length⌉ runs of equal length, to one token.
+    """Sums over chunks: each response in ⌈|y| / chunk_length⌉ runs of equal length, to one token.
 
     Returns:
-        The sums, 0 for chunks a response does not have; and how many it has.
+        The sums, 0 for chunks that a response does not have, and its number of chunks.
     """
     lengths = mask.sum(-1, keepdim=True)
     counts = -(-lengths // chunk_length)
@@ -227,15 +227,15 @@ def arc_bpo_loss(
     chunk_length: int,
     target_margin: float,
 ) -> Float[Tensor, "pairs"]:
-    r"""ARC-BPO: each chunk's reward is drawn to a target of its own (docs/method.md §11).
+    r"""ARC-BPO: each chunk's reward is pulled to a target of its own (docs/method.md §11).
 
-    a_i = β Σ_{t in chunk i} ρ_t is to become τ_i = Δ/(2m) in a chosen response of m chunks, and
-    −Δ/(2n) in a rejected one of n, so that all of them add up to the margin Δ; the loss is the
+    The target of a_i = β Σ_{t in chunk i} ρ_t is τ_i = Δ/(2m) in a chosen response of m chunks and
+    −Δ/(2n) in a rejected one of n, so that they add up to the margin Δ; the loss is the
     Bregman divergence h(e^{−τ}) − h(e^{−a}) − h'(e^{−a}) (e^{−τ} − e^{−a}), a mean over the chunks
     of each side and the sum of both (github.com/Thang1703hrsh/ARC-BPO, its specification). The
-    targets are those of its default, uniform shape. Its chunks end at punctuation; ours have equal
-    lengths, which needs no text. One chunk per response compares whole responses with ±Δ/2. As
-    published, |a| is cut off at 30, where the gradient is 0; λ ≥ 2 overflows float32 before.
+    targets have its default, uniform shape. Its chunks end at punctuation; ours have equal lengths,
+    which needs no text. One chunk per response compares whole responses with ±Δ/2. As published,
+    |a| is clipped at 30, where the gradient is 0; λ ≥ 2 overflows float32 before that.
 
     Args:
         chosen_log_ratio: ρ_t in nats; any value where the mask is False.

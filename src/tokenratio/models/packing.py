@@ -1,11 +1,11 @@
-"""One row per pair: `[prompt, chosen, rejected, padding]`, the prompt computed once.
+"""One row per pair, `[prompt, chosen, rejected, padding]`, so that the prompt is computed once.
 
-docs/method.md §5.
+See docs/method.md §5.
 
-The two responses are branches of one prompt. Each is given the positions it would have in a row of
-its own and a mask that hides the other branch, so every state, and every parameter's gradient, is
-that of the two separate rows. This holds only where a model takes a whole mask as it is given and
-treats a token by its position alone; `why_not_shared` says where it does not.
+The two responses are branches of one prompt. Each gets the positions it would have in a row of its
+own and a mask that hides the other branch, so every state, and every parameter's gradient, is that
+of the two separate rows. This holds only for models that apply a whole mask as given and treat a
+token by its position alone; `why_not_shared` says why another does not qualify.
 """
 
 from typing import Any
@@ -19,19 +19,19 @@ from tokenratio.models.token_requests import embedding_weight, language_model
 from tokenratio.types import CompletionBatch, StepBatch
 
 # How the architectures tested here take a mask: one for all layers, without a window or with
-# `sliding_window`; or a dict, one for each of `layer_types`. The last kind accepts a single mask
-# too, and then its windowed layers silently see everything.
+# `sliding_window`; or a dict with one mask for each of `layer_types`. The last kind also accepts a
+# single mask, but then its windowed layers silently see everything.
 _ONE_MASK = ("llama", "gpt2", "gpt_neox", "phi")
 _ONE_WINDOWED_MASK = ("mistral",)
 _MASK_PER_LAYER_TYPE = ("qwen2", "qwen3", "gemma2", "gemma3_text")
 SHAREABLE = (*_ONE_MASK, *_ONE_WINDOWED_MASK, *_MASK_PER_LAYER_TYPE)
 
-# "dynamic" and "longrope" choose the frequencies anew from the longest sequence of every batch.
+# "dynamic" and "longrope" choose new frequencies from the longest sequence of every batch.
 _FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def model_inputs(batch: CompletionBatch | StepBatch, model: PreTrainedModel) -> dict[str, Any]:
-    """What `model`'s forward is given to run the batch's rows."""
+    """The arguments of `model`'s forward that run the batch's rows."""
     if isinstance(batch, StepBatch) and batch.branch is not None:
         assert batch.position_ids is not None
         dtype = embedding_weight(model).dtype
@@ -46,13 +46,13 @@ def branch_inputs(
     position_ids: Int[Tensor, "rows length"],
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """The arguments with which a backbone computes both branches of every row.
+    """The arguments that make a backbone compute both branches of every row.
 
     Args:
         config: of a model for which `why_not_shared` is None.
         branch: 0 prompt, 1 chosen, 2 rejected, -1 padding, in the order of each row.
-        position_ids: counted on from the prompt in each branch; anything valid at padding.
-        dtype: the model's, that of its attention scores where autocast is off.
+        position_ids: continue from the prompt in each branch; any valid value at padding.
+        dtype: the model's, that of its attention scores without autocast.
     Returns:
         `position_ids`, and as `attention_mask` what is added to the attention scores,
         `[rows, 1, length, length]`: 0, or the dtype's lowest value where a query (third axis) may
@@ -61,21 +61,21 @@ def branch_inputs(
     length = branch.shape[1]
     index = torch.arange(length, device=branch.device)
     key = branch[:, None, :]
-    # Padding comes after everything else of its row and sees itself, like any branch: a query
-    # without a single key would be nan, and nan × 0 is nan in the gradient.
+    # Padding comes last in its row and sees itself, like any branch: a query without any key would
+    # be nan, and nan × 0 is nan in the gradient.
     visible = (index <= index[:, None]) & ((key == 0) | (key == branch[:, :, None]))
 
     def mask(window: int | None) -> Float[Tensor, "rows 1 length length"]:
         seen = visible
         if window is not None:
             seen = seen & (position_ids[:, :, None] - position_ids[:, None, :] < window)
-        # Float, for eager attention adds what it is given: booleans would add 0 and 1. Finite, as
-        # transformers' own; every query sees itself, so what is hidden has weight 0 exactly, and
-        # has so too where a cast to a narrower dtype makes it -inf.
+        # Float, because eager attention adds the mask: booleans would add 0 and 1. Finite, like
+        # transformers' own; every query sees itself, so hidden keys have weight exactly 0, even
+        # where a cast to a narrower dtype makes the value -inf.
         scores = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
         return scores.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
-    # Positions are below `length`: a window no shorter hides nothing and needs no mask of its own.
+    # Positions are below `length`: a window at least as long hides nothing and needs no mask.
     windows = {
         layer_type: None if window is None or window >= length else window
         for layer_type, window in _windows(config).items()
@@ -89,7 +89,7 @@ def branch_inputs(
 
 
 def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
-    """How many positions back, itself included, a token sees in each kind of layer."""
+    """How many positions, its own included, a token sees in each kind of layer."""
     if config.model_type in _ONE_MASK:
         return {"every": None}
     if config.model_type in _ONE_WINDOWED_MASK:
@@ -99,11 +99,11 @@ def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
 
 
 def why_not_shared(model: nn.Module) -> str | None:
-    """Why the prompt of a pair may not be shared for `model`, a sentence; None when it may."""
+    """Why a pair's prompt cannot be shared for `model`, as a sentence; None if it can."""
     inner = language_model(model)
     for adapter in _adapters(model):
         if adapter.peft_type != "LORA":
-            return f"an adapter of type {adapter.peft_type.value} has not been tested with it"
+            return f"adapters of type {adapter.peft_type.value} have not been tested with it"
         if adapter.alora_invocation_tokens is not None:
             return "an activated LoRA looks for its invocation tokens in the whole row"
     config = inner.config
@@ -111,7 +111,7 @@ def why_not_shared(model: nn.Module) -> str | None:
         return f"the architecture {config.model_type} has not been tested with it"
     attention = config._attn_implementation
     if attention not in ("eager", "sdpa"):
-        return f"{attention} attention takes no mask of branches; eager and sdpa do"
+        return f"{attention} attention cannot mask branches; eager and sdpa can"
     if getattr(config, "use_bidirectional_attention", False) or not getattr(
         config, "is_causal", True
     ):
@@ -123,12 +123,12 @@ def why_not_shared(model: nn.Module) -> str | None:
 
 
 def _adapters(model: nn.Module) -> list[Any]:
-    """The configurations of PEFT's adapters, in its wrapper or added to the model itself."""
+    """The configurations of PEFT adapters, in a wrapper or added to the model itself."""
     return list(getattr(model, "peft_config", {}).values())
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:
-    """The types of rotary embeddings; transformers keeps them flat or by layer type."""
+    """The types of rotary embeddings, which transformers stores flat or by layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
     return {value["rope_type"] for value in nested or [rope] if value}

@@ -16,12 +16,12 @@ OPTIMIZER_FILE = "state_baseline_optimizer.safetensors"
 
 
 class StateBaseline(nn.Module):
-    """b(s): hidden state → scalar, one hidden layer with GELU, in float32 (docs/method.md §4).
+    """b(s): a scalar from the hidden state, through one hidden layer with GELU, in float32.
 
-    The hidden state is detached: no gradient of b enters the backbone. The last layer starts at
-    zero (our choice; the paper names none), so training starts from w = 1, uncorrected TBPO. It has
-    no bias: a constant in b leaves every log w_t as it is, so its gradient would be rounding noise,
-    which AdamW would turn into steps of full size.
+    See docs/method.md §4. The hidden state is detached: no gradient of b enters the backbone. The
+    last layer starts at zero (our choice; the paper does not say), so training starts from w = 1,
+    uncorrected TBPO. It has no bias: a constant in b cancels in every log w_t, so its gradient
+    would be rounding noise, which AdamW would turn into full-size steps.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -38,7 +38,7 @@ class StateBaseline(nn.Module):
 
 
 def save_baseline(baseline: StateBaseline, folder: Path) -> None:
-    """Write the weights as safetensors, with the sizes needed to build the head again."""
+    """Write the weights as safetensors, with the sizes needed to rebuild the head."""
     first = baseline.layers[0]
     sizes = {"input_size": str(first.in_features), "hidden_size": str(first.out_features)}
     save_file(_contiguous(baseline.state_dict()), folder / BASELINE_FILE, metadata=sizes)
@@ -48,11 +48,11 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
     """Restore what `save_baseline` wrote.
 
     Raises:
-        TokenRatioError: no file there, or one of another size.
+        TokenRatioError: no file, or one of another size.
     """
     path = folder / BASELINE_FILE
     if not path.is_file():
-        raise TokenRatioError(f"{folder} holds no {BASELINE_FILE}: it was not a tbpo_q run")
+        raise TokenRatioError(f"{folder} has no {BASELINE_FILE}: it is not from a tbpo_q run")
     state = load_file(path)
     if {k: v.shape for k, v in state.items()} != {
         k: v.shape for k, v in baseline.state_dict().items()
@@ -64,10 +64,10 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
 
 
 def read_baseline(folder: Path) -> StateBaseline | None:
-    """The head that a finished run saved; None where there is none.
+    """The head that a finished run saved; None if there is none.
 
     Raises:
-        TokenRatioError: a file that `save_baseline` did not write.
+        TokenRatioError: the file was not written by `save_baseline`.
     """
     path = folder / BASELINE_FILE
     if not path.is_file():
@@ -77,7 +77,7 @@ def read_baseline(folder: Path) -> StateBaseline | None:
             sizes = file.metadata() or {}
         baseline = StateBaseline(int(sizes["input_size"]), int(sizes["hidden_size"]))
     except (KeyError, ValueError, SafetensorError) as error:
-        raise TokenRatioError(f"{path} is no state baseline: {error}") from None
+        raise TokenRatioError(f"{path} is not a state baseline: {error}") from None
     load_baseline(baseline, folder)
     return baseline.eval()
 
@@ -96,10 +96,10 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote; the learning rate and other settings stay as set now.
+    """Restore what `save_optimizer` wrote; the learning rate and other settings stay as they are.
 
     Raises:
-        TokenRatioError: no file there.
+        TokenRatioError: no file.
     """
     if not path.is_file():
         raise TokenRatioError(f"{path} is missing: the checkpoint cannot be resumed exactly")

@@ -8,7 +8,7 @@ logits are never built. Without `token_request` the model behaves as before (gen
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
@@ -103,8 +103,7 @@ class TokenRequest:
 
 
 def _present(statistics: TokenStatistics) -> dict[str, Tensor]:
-    named = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
-    return {name: value for name, value in named.items() if value is not None}
+    return {name: value for name, value in vars(statistics).items() if value is not None}
 
 
 def answer_token_requests(model: PreTrainedModel) -> None:
@@ -133,20 +132,14 @@ def _answering(model_class: Any) -> Any:
     def forward(self: PreTrainedModel, *args: Any, token_request: Any = None, **kwargs: Any) -> Any:
         if token_request is None:
             return model_class.forward(self, *args, **kwargs)
-        return _answer(self, token_request, *args, **kwargs)
+        # PEFT passes None for arguments it was not given; not every backbone has all of them.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        outputs = self.base_model(*args, **kwargs, use_cache=False)
+        hidden, states = outputs.last_hidden_state, token_request.states
+        hidden = hidden[states] if states.ndim == 2 else hidden.flatten(0, 1)[states]
+        return token_request.answer(self, hidden)
 
     return forward
-
-
-def _answer(
-    model: PreTrainedModel, request: TokenRequest, *args: Any, **kwargs: Any
-) -> dict[str, Tensor]:
-    # PEFT's forward passes None for arguments it was not given; not every backbone has all of them.
-    kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    outputs = model.base_model(*args, **kwargs, use_cache=False)
-    hidden, states = outputs.last_hidden_state, request.states
-    hidden = hidden[states] if states.ndim == 2 else hidden.flatten(0, 1)[states]
-    return request.answer(model, hidden)
 
 
 def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
@@ -157,7 +150,7 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
             `modules_to_save`, whose weights the statistics would not train.
     """
     model = language_model(model)
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(head, ModulesToSaveWrapper):
         active = adapters and not head.disable_adapters
         head = head.modules_to_save[head.active_adapters[0]] if active else head.original_module

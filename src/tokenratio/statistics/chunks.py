@@ -1,4 +1,4 @@
-"""What is done to a chunk of logits between the matrix products."""
+"""The elementwise work on a chunk of logits, between the matrix products."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tokenratio.statistics.head import gather_labels
 
-# Elements of one chunk's logits: large enough for efficient products, small beside the head itself;
-# a GPU needs larger products to be busy.
+# Elements of one chunk's logits: large enough for efficient products, small compared with the head;
+# a GPU needs larger products to stay busy.
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-# On a CPU the work between the products goes in blocks of this size, which stay in its cache.
+# On a CPU the elementwise work runs in blocks of this size, which stay in its cache.
 _BLOCK_ELEMENTS = 2**20
 
 # log π and log π_ref of each label, KL(π_ref ‖ π) of its state.
@@ -33,12 +33,13 @@ def distributions(
     *,
     with_kl: bool,
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"] | None, Float[Tensor, "tokens"] | None]:
-    """Log-probabilities of the labels and KL(π_ref ‖ π), with distributions in the logits' place.
+    """Log-probabilities of the labels and KL(π_ref ‖ π); distributions overwrite the logits.
 
-    `logits` become π(.|s); with the KL `ref_logits` become π_ref(.|s), without it they are spent.
+    `logits` become π(.|s); with the KL `ref_logits` become π_ref(.|s), without it their values are
+    undefined afterwards.
 
     Returns:
-        `log_probs`, `ref_log_probs`, `kl` [tokens], None for what was not asked for.
+        `log_probs`, `ref_log_probs`, `kl` [tokens], None for those not asked for.
     """
     if _is_compiled(logits):
         whole: Statistics = _compiled(_distributions)(logits, ref_logits, labels, with_kl)
@@ -69,7 +70,7 @@ def _distributions(
     ref_log_probs = gather_labels(log_q, labels)
     if not with_kl:
         return log_probs, ref_log_probs, None
-    # `kl_terms` in place: both halves, the one that holds for d ≥ 0 and the one for d < 0.
+    # `kl_terms` in place: the half that holds for d ≥ 0, then the one for d < 0.
     q = torch.exp(log_q, out=ref_logits)
     difference = log_q.sub_(log_p)
     above = torch.clamp(difference, min=0, out=log_p)
@@ -82,7 +83,7 @@ def _distributions(
 
 
 def softmax(logits: Float[Tensor, "tokens vocabulary"]) -> None:
-    """In place, block by block."""
+    """Softmax of each row, in place and block by block."""
     block = len(logits) if _is_compiled(logits) else max(1, _BLOCK_ELEMENTS // logits.shape[1])
     for start in range(0, len(logits), block):
         rows = logits[start : start + block]
@@ -96,7 +97,7 @@ def logit_gradient(
     grad_log_probs: Float[Tensor, "tokens"],
     grad_kl: Float[Tensor, "tokens"] | None,
 ) -> Float[Tensor, "tokens vocabulary"]:
-    """`g_logp (onehot − p) + g_KL (p − p_ref)` (docs/method.md §5), in the place of `probs`."""
+    """`g_logp (onehot − p) + g_KL (p − p_ref)` (docs/method.md §5), overwriting `probs`."""
     run = _compiled(_logit_gradient) if _is_compiled(probs) else _logit_gradient
     gradient: Tensor = run(probs, ref_probs, labels, grad_log_probs, grad_kl)
     return gradient
@@ -123,5 +124,5 @@ def _is_compiled(tensor: Tensor) -> bool:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Fused into a few kernels; the number of tokens may change without compiling anew."""
+    """The function fused into a few kernels; another number of tokens does not recompile it."""
     return torch.compile(function, dynamic=True)

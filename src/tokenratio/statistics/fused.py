@@ -24,8 +24,8 @@ def fused_token_statistics(
 ) -> TokenStatistics:
     """`token_statistics` in chunks over tokens.
 
-    Beyond inputs and gradients it holds one chunk's logits and, where the heads are narrower than
-    float32, their float32 copies.
+    Besides inputs and gradients it holds one chunk's logits and, for heads narrower than float32,
+    their float32 copies.
     """
     log_probs, ref_log_probs, kl = _TokenStatisticsFunction.apply(  # type: ignore[no-untyped-call]
         hidden,

@@ -1,4 +1,4 @@
-"""Losses that are local to their step, in one pass: no logits kept, nothing computed twice."""
+"""Losses that are local to their step, in one pass that keeps no logits."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ StepLoss = Callable[[StepStatistics], Float[Tensor, "steps"]]
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The arguments of `step_losses`, checked; see there."""
+    """The arguments of `step_losses`, with shapes checked."""
 
     hidden: Float[Tensor, "tokens hidden"]
     policy: Head
@@ -39,7 +39,7 @@ def fused_step_losses(inputs: StepInputs, *, chunk_steps: int) -> StepLosses:
 
     Chunks hold both tokens of their steps, so the loss's slope is known as soon as their logits
     are, and d hidden and d weight follow at once: two products for the logits, two for the
-    gradients. Beyond inputs and gradients it holds one chunk's logits of each model.
+    gradients. Besides inputs and gradients it holds one chunk's logits of each model.
     """
     policy = inputs.policy
     total, per_step, *tokens = _StepLossesFunction.apply(  # type: ignore[no-untyped-call]
@@ -56,14 +56,14 @@ def fused_step_losses(inputs: StepInputs, *, chunk_steps: int) -> StepLosses:
         inputs.step_loss,
         inputs.with_kl,
         chunk_steps,
-        # Inside forward, grad mode is off and needs_input_grad does not know of no_grad.
+        # Inside forward, grad mode is always off, and needs_input_grad ignores no_grad.
         torch.is_grad_enabled(),
     )
     return StepLosses(total, per_step, TokenStatistics(*tokens))
 
 
 def reference_step_losses(inputs: StepInputs) -> StepLosses:
-    """`step_losses` with whole logits and autograd: to be read, and to test against."""
+    """`step_losses` with whole logits and autograd: a readable version to test against."""
     tokens = reference_token_statistics(
         inputs.hidden,
         inputs.policy,
@@ -76,9 +76,9 @@ def reference_step_losses(inputs: StepInputs) -> StepLosses:
     known = inputs.ref_log_probs
     ref_log_probs = tokens.ref_log_probs if known is None else known.to(log_probs.dtype)
     assert ref_log_probs is not None
-    per_step = inputs.step_loss(
-        step_statistics(log_probs - ref_log_probs, kl, inputs.log_state_weight)
-    )
+    log_ratio = (log_probs - ref_log_probs).reshape(2, -1)
+    of_steps = None if kl is None else kl.reshape(2, -1)
+    per_step = inputs.step_loss(step_statistics(log_ratio, of_steps, inputs.log_state_weight))
     detached = TokenStatistics(
         log_probs.detach(), ref_log_probs, None if kl is None else kl.detach()
     )
@@ -86,13 +86,13 @@ def reference_step_losses(inputs: StepInputs) -> StepLosses:
 
 
 def step_statistics(
-    log_ratio: Float[Tensor, "tokens"],
-    kl: Float[Tensor, "tokens"] | None,
+    log_ratio: Float[Tensor, "2 steps"],
+    kl: Float[Tensor, "2 steps"] | None,
     log_state_weight: Float[Tensor, "steps"] | None,
 ) -> StepStatistics:
-    """Cut `[chosen tokens, rejected tokens]` in two."""
-    chosen_kl, rejected_kl = (None, None) if kl is None else kl.chunk(2)
-    chosen, rejected = log_ratio.chunk(2)
+    """The statistics of steps from those of their chosen and their rejected tokens."""
+    chosen_kl, rejected_kl = (None, None) if kl is None else kl.unbind()
+    chosen, rejected = log_ratio.unbind()
     return StepStatistics(chosen, rejected, chosen_kl, rejected_kl, log_state_weight)
 
 
@@ -169,7 +169,7 @@ class _StepLossesFunction(torch.autograd.Function):
                     None if log_state_weight is None else log_state_weight[chunk],
                 )
                 if not needs_grad:
-                    per_step[chunk] = _loss(step_loss, *of_steps)
+                    per_step[chunk] = step_loss(step_statistics(*of_steps))
                     continue
                 loss, d_log_probs, d_kl, d_log_weight = _slopes(
                     step_loss, *of_steps, step_weight[chunk]
@@ -201,7 +201,7 @@ class _StepLossesFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("step_losses: its gradients are formed once; backward ran before")
+            raise RuntimeError("the gradients of step_losses are formed once; backward already ran")
         gradients, ctx.gradients = list(ctx.gradients), None
         if grad_total is None:
             return (None,) * 14
@@ -213,16 +213,6 @@ class _StepLossesFunction(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, d_state, *(None,) * 10
 
 
-def _loss(
-    step_loss: StepLoss,
-    log_ratio: Float[Tensor, "2 steps"],
-    kl: Float[Tensor, "2 steps"] | None,
-    log_state_weight: Float[Tensor, "steps"] | None,
-) -> Float[Tensor, "steps"]:
-    flat_kl = None if kl is None else kl.flatten()
-    return step_loss(step_statistics(log_ratio.flatten(), flat_kl, log_state_weight))
-
-
 def _slopes(
     step_loss: StepLoss,
     log_ratio: Float[Tensor, "2 steps"],
@@ -230,10 +220,10 @@ def _slopes(
     log_state_weight: Float[Tensor, "steps"] | None,
     step_weight: Float[Tensor, "steps"],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Each step's loss, and the slopes of the weighted sum by all the loss is computed from.
+    """Each step's loss, and the derivatives of the weighted sum.
 
     Returns:
-        The loss [steps], then by the log-ratio [tokens], the KL [tokens], log w [steps].
+        The loss [steps]; the derivatives by log-ratio [tokens], KL [tokens] and log w [steps].
     """
     with torch.enable_grad():
         ratios, kls, weights = (
@@ -241,7 +231,7 @@ def _slopes(
             for value in (log_ratio, kl, log_state_weight)
         )
         assert ratios is not None
-        loss = _loss(step_loss, ratios, kls, weights)
+        loss = step_loss(step_statistics(ratios, kls, weights))
         leaves = [leaf for leaf in (ratios, kls, weights) if leaf is not None]
         slopes = iter(
             torch.autograd.grad((loss * step_weight).sum(), leaves, materialize_grads=True)

@@ -1,5 +1,4 @@
-"""Tabular token MDPs on which every claim of
-docs/method.md §1 and §10 is checked by exact enumeration."""
+"""Tabular token MDPs that check the claims of docs/method.md §1 and §10 by enumeration."""
 
 from tokenratio.theory.mdp import Policy, TokenMdp
 from tokenratio.theory.population import Population

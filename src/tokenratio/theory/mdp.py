@@ -1,4 +1,4 @@
-"""A token MDP small enough to write out: every prefix is a row of a table (docs/method.md §1)."""
+"""A token MDP small enough to enumerate: every prefix is a row of a table (docs/method.md §1)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from tokenratio.types import CompletionBatch
 
 @dataclass(frozen=True)
 class Policy:
-    """A tabular policy and, for the methods that learn one, its state baseline b(s)."""
+    """A tabular policy, with its state baseline b(s) for methods that learn one."""
 
     logits: Float[Tensor, "states vocabulary"]
     baseline: Float[Tensor, "states"] | None = None
@@ -27,7 +27,7 @@ class Policy:
         return [self.logits] if self.baseline is None else [self.logits, self.baseline]
 
     def leaf(self) -> "Policy":
-        """A copy whose tables are leaves that collect gradients."""
+        """A copy whose tables are leaves that accumulate gradients."""
         return Policy(*(table.detach().clone().requires_grad_() for table in self.tables))
 
 
@@ -41,9 +41,9 @@ class TokenMdp:
 
     Attributes:
         ref_logits: logits of π_ref(.|s).
-        rewards: r(s, z), paid for choosing z in s.
+        rewards: r(s, z), the reward for choosing z in s.
         horizon: the longest response.
-        eos: the token that ends a response early; None: all responses have `horizon` tokens.
+        eos: the token that ends a response early; if None, all responses have `horizon` tokens.
     """
 
     ref_logits: Float[Tensor, "states vocabulary"]
@@ -92,10 +92,7 @@ class TokenMdp:
         return self.q_ref - (self.ref_log_probs.exp() * self.q_ref).sum(-1, keepdim=True)
 
     def optimum(self, beta: float) -> Policy:
-        """π*(z|s) = π_ref(z|s) exp(Q_ref(s,z)/β) / Z(s), with log Z(s) as baseline.
-
-        docs/method.md §1.
-        """
+        """π*(z|s) = π_ref(z|s) exp(Q_ref(s,z)/β) / Z(s), with log Z(s) as baseline."""
         unnormalised = self.ref_log_probs + self.q_ref / beta
         log_z = unnormalised.logsumexp(-1)
         return Policy(unnormalised - log_z[:, None], log_z)
@@ -112,7 +109,7 @@ class TokenMdp:
 
     @cached_property
     def responses(self) -> CompletionBatch:
-        """Every response once, behind a prompt of one token (0)."""
+        """Every response once, after a prompt of one token (0)."""
         tokens = torch.cartesian_prod(*[torch.arange(self.ref_logits.shape[1])] * self.horizon)
         tokens = tokens.view(-1, self.horizon)
         is_eos = self._ends[tokens]

@@ -1,7 +1,4 @@
-"""The population loss of a preference method on a token MDP: all pairs, all labels.
-
-docs/method.md §10.
-"""
+"""The population loss of a preference method on a token MDP (docs/method.md §10)."""
 
 from typing import Literal
 
@@ -19,23 +16,23 @@ from tokenratio.types import PairStatistics, ResponseStatistics
 
 
 class Population:
-    """All ordered pairs of independent responses of the reference, with every way to label them.
+    """All ordered pairs of independent responses of the reference, with every possible labelling.
 
-    A labelling says for each step whether the two responses swap roles there, so that one list of
-    swaps and their probabilities given the pair covers both schemes of docs/method.md §10:
+    A labelling swaps the roles of the two responses at some of the steps. One list of swaps, with
+    their probabilities given the pair, covers both schemes of docs/method.md §10:
 
     - `"a"`: at every step t an independent label, P(first ≻ second) = σ(S_t − S'_t), with the score
       S = A_ref or Q_ref. The prefixes of the two tokens are exchangeable. For token-level methods.
-    - `"c"`: one label for the pair from the sums of rewards, σ(Σr − Σr'), as real data has it.
+    - `"c"`: one label for the pair from the sums of rewards, σ(Σr − Σr'), as in real data.
 
     The tables go through the functions that train language models: the "hidden state" of a prefix
     is a one-hot row, the "head" is the table of logits.
 
     Args:
-        beta: the leash β of docs/method.md §2; the labels do not depend on it.
+        beta: β of docs/method.md §2; the labels do not depend on it.
         labels: the scheme.
         score: what scheme `"a"` compares: `"advantage"` for TBPO-A, `"value"` for TBPO-Q.
-        center_baseline: as the released TBPO-Q (docs/method.md §4); `baseline_clamp` likewise.
+        center_baseline: as in the released TBPO-Q (docs/method.md §4); `baseline_clamp` likewise.
     """
 
     def __init__(
@@ -76,14 +73,14 @@ class Population:
         self.probability = (of_pair[:, None] * of_labels).flatten()
 
     def roles(self, per_step: Shaped[Tensor, "responses steps"]) -> tuple[Tensor, Tensor]:
-        """Its values for chosen and rejected, `[labelled, steps]`: of each pair, all labellings."""
+        """The values of the chosen and of the rejected side, `[labelled, steps]`."""
         first, second = per_step[self.first, None], per_step[self.second, None]
         chosen = torch.where(self.swaps, second, first)
         rejected = torch.where(self.swaps, first, second)
         return chosen.flatten(0, 1), rejected.flatten(0, 1)
 
     def statistics(self, policy: Policy, method: Method) -> PairStatistics:
-        """What the method reads of every labelled pair."""
+        """The statistics that the method needs, for every labelled pair."""
         batch, states = self.mdp.responses, self.mdp.states
         hidden = F.one_hot(states, len(self.mdp.rewards)).to(self.mdp.rewards.dtype)
         of_tokens = token_statistics(
@@ -118,12 +115,12 @@ class Population:
         return PairStatistics(chosen, rejected, weight)
 
     def loss(self, policy: Policy, method: Method, generator: BregmanGenerator) -> Tensor:
-        """The expected loss of a random labelled pair: a sum over all of them."""
+        """The expected loss of a random labelled pair, as a sum over all of them."""
         pairs = self.statistics(policy, method)
         return self.probability @ method.per_pair(pairs, beta=self.beta, generator=generator)
 
     def gradient(self, policy: Policy, method: Method, generator: BregmanGenerator) -> Tensor:
-        """Its gradient in all entries of the policy's tables, flat; 0 for those it does not use."""
+        """The gradient in all entries of the policy's tables, flat; 0 for unused ones."""
         policy = policy.leaf()
         loss = self.loss(policy, method, generator)
         gradients = torch.autograd.grad(loss, policy.tables, materialize_grads=True)
@@ -132,7 +129,7 @@ class Population:
     def fit(
         self, method: Method, generator: BregmanGenerator, *, max_iterations: int = 1000
     ) -> Policy:
-        """Minimise the population loss from the reference (and b = 0), by LBFGS to rounding."""
+        """Minimise the population loss from the reference (and b = 0), by L-BFGS to rounding."""
         baseline = self.mdp.ref_logits.new_zeros(len(self.mdp.ref_logits))
         learned = baseline if method.needs_baseline else None
         policy = Policy(self.mdp.ref_logits, learned).leaf()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -15,6 +16,9 @@ from tokenratio.models.token_requests import StepObjective, TokenRequest
 from tokenratio.training.config import PolicyObjective, TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
 from tokenratio.types import CompletionBatch, StepBatch
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass
@@ -60,8 +64,7 @@ class Forward:
     def _computes_in(self) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16
-        dtype: torch.dtype = self.policy.get_output_embeddings().weight.dtype
-        return dtype
+        return own_head(self.policy).weight.dtype
 
     def ask(
         self,

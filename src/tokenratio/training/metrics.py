@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Whether the greatest value of a metric is the best; None where that depends on what is wanted.
+# Whether greater is better; None where that depends on what is wanted.
 GREATER_IS_BETTER: dict[str, bool | None] = {
     "loss": False,
     "rewards/chosen": True,
@@ -31,7 +31,7 @@ GREATER_IS_BETTER: dict[str, bool | None] = {
 
 
 def greater_is_better(metric: str) -> bool | None:
-    """Whether the greatest value of a metric is the best; None where that depends.
+    """Whether the greatest value of a metric is its best; None where that depends.
 
     Args:
         metric: its name, also with `eval_` and the name of a held-out set before it.
@@ -46,9 +46,9 @@ def greater_is_better(metric: str) -> bool | None:
 
 @dataclass(frozen=True)
 class ExampleMetrics:
-    """What one batch adds: for each metric, its numerator and its count for every example.
+    """The metrics of a batch: for each metric a numerator and a count per example.
 
-    A `peak` metric has no count: the largest value is kept.
+    A peak has no count; its largest value is kept.
     """
 
     ratios: dict[str, tuple[Float[Tensor, "examples"], Float[Tensor, "examples"]]]
@@ -56,7 +56,7 @@ class ExampleMetrics:
 
     @property
     def names(self) -> list[str]:
-        """The names under which `MetricSums.means` gives them."""
+        """The names that `MetricSums.means` reports."""
         one = torch.ones(1)
         sums = MetricSums()
         ratios = dict.fromkeys(self.ratios, (one, one))
@@ -64,7 +64,7 @@ class ExampleMetrics:
         return list(sums.means())
 
     def table(self) -> Float[Tensor, "examples columns"]:
-        """All of it as one float64 array, for gathering over processes; `from_table` undoes it."""
+        """All columns as one float64 array, to gather over processes; see `add_table`."""
         columns = [value for pair in self.ratios.values() for value in pair]
         return torch.stack([column.double() for column in [*columns, *self.peaks.values()]], dim=1)
 
@@ -76,7 +76,7 @@ class ExampleLosses:
     Attributes:
         total: Σ loss · share, which gradients flow from.
         loss: of each example, without gradient; of an SFT row the sum over its tokens.
-        metrics: what is logged of them.
+        metrics: of each example, to be logged.
     """
 
     total: Float[Tensor, ""]
@@ -85,7 +85,7 @@ class ExampleLosses:
 
 
 class MetricSums:
-    """Running sums of `ExampleMetrics`; `means` turns them into the values that are logged."""
+    """Running sums of `ExampleMetrics`; `means` gives the values to log."""
 
     def __init__(self) -> None:
         self.ratios: dict[str, tuple[float, float]] = {}
@@ -95,11 +95,11 @@ class MetricSums:
         return bool(self.ratios)
 
     def add(self, metrics: ExampleMetrics) -> None:
-        """Add a batch. One transfer from the device."""
+        """Add a batch, with one transfer from the device."""
         self.add_table(metrics.table().tolist(), list(metrics.ratios), list(metrics.peaks))
 
     def add_table(self, rows: list[list[float]], ratios: list[str], peaks: list[str]) -> None:
-        """Add the rows of `ExampleMetrics.table`, whose columns these names describe."""
+        """Add the rows of an `ExampleMetrics.table` with these metrics as columns."""
         for row in rows:
             for index, name in enumerate(ratios):
                 numerator, count = self.ratios.get(name, (0.0, 0.0))
@@ -108,7 +108,7 @@ class MetricSums:
                 self.peaks[name] = max(self.peaks.get(name, value), value)
 
     def reduce(self, gather: Callable[[list[Any]], list[Any]]) -> "MetricSums":
-        """The sums of all processes; `gather` collects one object list from each."""
+        """The sums over all processes; `gather` concatenates their lists of objects."""
         total = MetricSums()
         for ratios, peaks in gather([(self.ratios, self.peaks)]):
             for name, (numerator, count) in ratios.items():
@@ -121,8 +121,8 @@ class MetricSums:
     def means(self) -> dict[str, float]:
         """Numerator over count of each metric, the peaks, and standard deviations.
 
-        A metric `name/mean_square` becomes `name/std` with the help of `name/mean`. Metrics that
-        counted nothing are left out.
+        A metric `name/mean_square` becomes `name/std`, using `name/mean`. Metrics with a count of 0
+        are left out.
         """
         means = {name: num / count for name, (num, count) in self.ratios.items() if count}
         for name in [name for name in means if name.endswith("/mean_square")]:

@@ -1,5 +1,7 @@
 """From the token statistics of a batch to the loss of each example and its metrics."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,7 +17,10 @@ from tokenratio.types import (
     PairStatistics,
     ResponseStatistics,
     StepBatch,
+    StepStatistics,
 )
+
+_Sides = tuple[Tensor | None, Tensor | None]
 
 
 class PreferenceLosses:
@@ -82,7 +87,7 @@ class PreferenceLosses:
             return self._learned_state_weight(batch, baseline, hidden, mask)[mask]
 
         return StepObjective(
-            lambda steps: method.per_step(steps, **settings),
+            partial(method.per_step, **settings),
             (per_step[:, None] * mask)[mask],
             log_state_weight if method.needs_baseline else None,
         )
@@ -130,19 +135,29 @@ class PreferenceLosses:
         Args:
             past: response tokens past the shorter response, whether they were run or not.
         """
-        chosen, rejected = pair.chosen, pair.rejected
-        sides, beta = (chosen, rejected), self.settings["beta"]
-        one, peaks = torch.ones_like(loss), {}
-        lengths = [side.lengths for side in sides]
-        shared, tokens = pair.pair_mask.sum(-1).to(loss.dtype), lengths[0] + lengths[1]
+        chosen, rejected, beta = pair.chosen, pair.rejected, self.settings["beta"]
+        one, shared = torch.ones_like(loss), pair.pair_mask.sum(-1).to(loss.dtype)
+        lengths = chosen.lengths, rejected.lengths
+        tokens = lengths[0] + lengths[1]
+        ratios, peaks = {}, {}
         if self.method.has_reference:
-            log_ratios = [side.log_ratio for side in sides]
-            totals = [log_ratio.sum(-1) for log_ratio in log_ratios]
-            rewards = [beta * total for total in totals]
+            steps = pair.steps
+            log_ratios = steps.chosen_log_ratio, steps.rejected_log_ratio
+            totals = log_ratios[0].sum(-1), log_ratios[1].sum(-1)
+            rewards = beta * totals[0], beta * totals[1]
+            ratios["log_ratio/mean"] = (totals[0] + totals[1], tokens)
+            ratios["log_ratio/chosen"] = (totals[0], lengths[0])
+            peaks["log_ratio/max_abs"] = torch.maximum(
+                log_ratios[0].abs().amax(-1), log_ratios[1].abs().amax(-1)
+            )
+            ratios |= self._state_weight_metrics(steps, pair.pair_mask, shared)
         else:
-            rewards = [beta * side.log_probs.sum(-1) / side.lengths for side in sides]
+            sums = chosen.log_probs.sum(-1), rejected.log_probs.sum(-1)
+            rewards = beta * sums[0] / lengths[0], beta * sums[1] / lengths[1]
+        if chosen.kl is not None and rejected.kl is not None:
+            ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
         margin = rewards[0] - rewards[1]
-        ratios = {
+        of_every_method = {
             "loss": (loss, one),
             "rewards/chosen": (rewards[0], one),
             "rewards/rejected": (rewards[1], one),
@@ -153,33 +168,27 @@ class PreferenceLosses:
             "logps/rejected": (rejected.log_probs.sum(-1), one),
             "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),
         }
-        if self.method.has_reference:
-            ratios["log_ratio/mean"] = (totals[0] + totals[1], tokens)
-            ratios["log_ratio/chosen"] = (totals[0], lengths[0])
-            peaks["log_ratio/max_abs"] = torch.maximum(
-                *(log_ratio.abs().amax(-1) for log_ratio in log_ratios)
-            )
-        ratios |= self._state_weight_metrics(pair, shared)
-        if chosen.kl is not None and rejected.kl is not None:
-            ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
-        return ExampleMetrics(ratios, peaks)
+        return ExampleMetrics(of_every_method | ratios, peaks)
 
     def _state_weight_metrics(
-        self, pair: PairStatistics, shared: Float[Tensor, "pairs"]
+        self,
+        steps: StepStatistics,
+        pair_mask: Bool[Tensor, "pairs steps"],
+        shared: Float[Tensor, "pairs"],
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Of log w at the steps both responses have."""
         method = self.method
         if not isinstance(method, RatioMatching) or method.state_weight == "none":
             return {}
         alpha = self.settings.get("tdpo_alpha")
-        log_weight = method.log_state_weight(pair.steps, tdpo_alpha=alpha)
-        log_weight = log_weight.masked_fill(~pair.pair_mask, 0.0)
+        log_weight = method.log_state_weight(steps, tdpo_alpha=alpha)
+        log_weight = log_weight.masked_fill(~pair_mask, 0.0)
         metrics = {
             "state_weight/mean": (log_weight.sum(-1), shared),
             "state_weight/mean_square": (log_weight.square().sum(-1), shared),
         }
         if method.needs_baseline:
-            clamped = (log_weight.abs() >= self.config.baseline_clamp) & pair.pair_mask
+            clamped = (log_weight.abs() >= self.config.baseline_clamp) & pair_mask
             metrics["state_weight/clamped"] = (clamped.sum(-1).to(shared.dtype), shared)
         return metrics
 
@@ -191,19 +200,17 @@ def _responses(
     rejected_mask: Bool[Tensor, "pairs steps"],
 ) -> tuple[ResponseStatistics, ResponseStatistics]:
     """Both responses of every pair, aligned on their first token."""
-
-    def sides(per_token: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return (None, None) if per_token is None else batch.sides(per_token)
-
-    chosen, rejected = (
-        ResponseStatistics(*side)
-        for side in zip(
-            batch.sides(answer["log_probs"]),
-            (chosen_mask, rejected_mask),
-            sides(answer.get("ref_log_probs")),
-            sides(answer.get("kl_ref_policy")),
-            sides(getattr(batch, "contrast", None)),
-            strict=True,
-        )
+    log_probs = batch.sides(answer["log_probs"])
+    ref_log_probs: _Sides = (None, None)
+    kl: _Sides = (None, None)
+    contrast: _Sides = (None, None)
+    if "ref_log_probs" in answer:
+        ref_log_probs = batch.sides(answer["ref_log_probs"])
+    if "kl_ref_policy" in answer:
+        kl = batch.sides(answer["kl_ref_policy"])
+    if isinstance(batch, PairBatch) and batch.contrast is not None:
+        contrast = batch.sides(batch.contrast)
+    return (
+        ResponseStatistics(log_probs[0], chosen_mask, ref_log_probs[0], kl[0], contrast[0]),
+        ResponseStatistics(log_probs[1], rejected_mask, ref_log_probs[1], kl[1], contrast[1]),
     )
-    return chosen, rejected
