@@ -150,7 +150,7 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
             `modules_to_save`, whose weights the statistics would not train.
     """
     model = language_model(model)
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     if isinstance(head, ModulesToSaveWrapper):
         active = adapters and not head.disable_adapters
         head = head.modules_to_save[head.active_adapters[0]] if active else head.original_module
