@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference, check_start
 from tokenratio.models.state_baseline import StateBaseline
-from tokenratio.models.token_requests import StepObjective, TokenRequest
+from tokenratio.models.token_requests import StepObjective, TokenRequest, own_head
 from tokenratio.training.config import PolicyObjective, TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
 from tokenratio.types import CompletionBatch, StepBatch
