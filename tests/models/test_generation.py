@@ -87,6 +87,7 @@ def test_one_seed_one_result_and_the_global_state_untouched(make_policy, tokeniz
     assert [len(row) for row in runs[0]] == [3] * len(PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_neither_batch_nor_order_changes_samples(make_policy, tokenizer, world, dtype, top_p):
