@@ -2,7 +2,7 @@
 
 import sys
 
-from tokenratio.evaluation import EvaluateOptions, evaluate
+from tokenratio import EvaluateOptions, evaluate
 
 
 def main(run: str = "runs/quickstart/tbpo_a", output: str = "evaluation", num: int = 100) -> float:

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def surface() -> dict[str, Any]:
         "methods": methods(),
         "metrics": metrics(),
         "commands": commands(),
+        "files": files(),
     }
 
 
@@ -122,7 +124,85 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("part", ["names", "settings", "methods", "metrics", "commands"])
+def files() -> dict[str, Any]:
+    """The files of a run and of its evaluation, and the keys of each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train_and_evaluate(folder)
+        return {
+            path.relative_to(folder).as_posix(): keys(path)
+            for path in sorted(folder.rglob("*"))
+            if path.name in (*OURS, *OTHERS)
+        }
+
+
+def train_and_evaluate(folder: Path) -> None:
+    """One step of TBPO-Q on the review world, and an evaluation with the world's judge."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tokenratio import EvaluateOptions, TokenRatioConfig, TokenRatioTrainer, evaluate
+    from tokenratio.data.worlds import WORLDS
+
+    world = WORLDS["reviews"]
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = world.policy_config(**sizes, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config)
+    tokenizer = world.build_tokenizer()
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "start")
+    trainer = TokenRatioTrainer(
+        str(folder / "start"),
+        args=TokenRatioConfig(
+            output_dir=str(folder / "run"),
+            loss="tbpo_q",
+            max_steps=1,
+            max_length=64,
+            save_steps=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            data_cache_dir=str(folder / ".cache"),
+        ),
+        train_dataset="world:reviews?pairs=32",
+        eval_dataset="world:reviews?pairs=4&split=test",
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    options = EvaluateOptions(
+        output_dir=str(folder / "evaluation"),
+        prompts="world:reviews?prompts=2&split=test",
+        pairs="world:reviews?pairs=4&split=test",
+        num_samples=2,
+        max_new_tokens=8,
+    )
+    evaluate([f"policy={folder / 'run'}"], options, report=lambda line: None)
+
+
+def keys(path: Path) -> Any:
+    """The keys of the objects in a JSON or JSON-lines file; None for other files."""
+    if path.name in OTHERS:
+        return None
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    found: dict[str, Any] = {}
+    for line in lines:
+        for key, value in json.loads(line).items():
+            first = value[0] if isinstance(value, list) and value else value
+            nested = isinstance(first, dict) and key not in ("config", "contents", "settings")
+            found[key] = sorted(first) if nested else None
+    return found
+
+
+OURS = ("run.json", "metrics.jsonl", "generations.jsonl", "judgements-gold.jsonl", "measures.json")
+OTHERS = ("README.md", "state_baseline.safetensors", "generations.settings.json", "table.md")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["names", "settings", "methods", "metrics", "commands", "files"])
 def test_the_public_surface_is_as_pinned(part):
     pinned = json.loads(FILE.read_text(encoding="utf-8"))[part]
     now = json.loads(json.dumps(globals()[part]()))

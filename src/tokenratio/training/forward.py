@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -16,9 +15,6 @@ from tokenratio.models.token_requests import StepObjective, TokenRequest, own_he
 from tokenratio.training.config import PolicyObjective, TokenRatioConfig
 from tokenratio.training.metrics import ExampleLosses
 from tokenratio.types import CompletionBatch, StepBatch
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
