@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, ModelConfig, ScriptArguments
 
 from tokenratio import TokenRatioConfig, TokenRatioTrainer, foreign_names
-from tokenratio.cli.arguments import read_flags
+from tokenratio.cli.command import read_flags
 from tokenratio.cli.recipe import recipe_fields
 from tokenratio.errors import TokenRatioError
 from tokenratio.foreign_names import advice, loss_name

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from tokenratio.cli.arguments import describe, read_flags, read_yaml
+from tokenratio.cli.command import describe, read_flags, read_yaml
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import build, convert, fields_of
 

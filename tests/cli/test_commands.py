@@ -146,7 +146,7 @@ def test_quickstart_replaces_only_a_quickstart(recipe, tmp_path, capsys):
     assert main(["train", str(recipe)]) == 0
     before = tree(tmp_path)
     assert main(["quickstart", "--output_dir", str(tmp_path)]) == 2
-    assert "not a quickstart's" in capsys.readouterr().err
+    assert "quickstart did not write" in capsys.readouterr().err
     assert main(["quickstart", "--output_dir", str(tmp_path), "--loss", "tpbo_a"]) == 2
     assert "did you mean 'tbpo_a'" in capsys.readouterr().err
     assert tree(tmp_path) == before

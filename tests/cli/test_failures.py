@@ -8,7 +8,7 @@ import yaml
 from transformers import TrainerCallback
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
-from tokenratio.cli import policy_stage
+from tokenratio.cli import stages
 from tokenratio.cli.failures import describe_failure
 from tokenratio.cli.main import main
 from tokenratio.training.trainer import TokenRatioTrainer
@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch, capsys):
                 super().__init__(*args, **kwargs)
                 self.add_callback(Failing(error, step))
 
-        monkeypatch.setattr(policy_stage, "TokenRatioTrainer", FailingTrainer)
+        monkeypatch.setattr(stages, "TokenRatioTrainer", FailingTrainer)
         code = main(["train", str(tmp_path / "recipe.yaml"), "--overwrite"])
         return code, capsys.readouterr().err
 

@@ -11,11 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenratio.cli.finished_stages import is_done, mark_done, stage_key
 from tokenratio.cli.folders import claim_output
-from tokenratio.cli.policy_stage import train_policy
 from tokenratio.cli.recipe import TRAINED, Contrast, Stage
-from tokenratio.cli.run_stage import report
+from tokenratio.cli.stages import is_done, mark_done, report, stage_key, train_policy
 from tokenratio.data import (
     PreparedData,
     padding_id,

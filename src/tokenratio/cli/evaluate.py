@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from tokenratio.cli.arguments import read_yaml
-from tokenratio.cli.command import Command
+from tokenratio.cli.command import Command, read_yaml
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.settings import build, fields_of

@@ -21,7 +21,7 @@ from transformers import (
 from tokenratio.cli.terminal import is_terminal
 from tokenratio.evaluation.estimates import wilson_interval
 
-# Without tqdm's steps per second: 80 columns hold the metrics then.
+# Without tqdm's steps per second, the metrics fit in 80 columns.
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -29,31 +29,28 @@ def use_terminal(trainer: Trainer, *, every: int = 1) -> None:
     """Report a trainer's progress with a bar on a terminal, with lines elsewhere.
 
     Args:
-        every: print one in this many logged lines.
+        every: without a terminal, print one in this many logged steps.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if is_terminal() and not trainer.args.disable_tqdm:
-        trainer.add_callback(Bar)
-        _log_above_the_bar()
-    else:
+    if not is_terminal() or trainer.args.disable_tqdm:
         trainer.add_callback(Lines(every))
-
-
-def _log_above_the_bar() -> None:
-    """Let the package's warnings start on a line of their own."""
+        return
+    trainer.add_callback(Bar)
     logger = logging.getLogger("tokenratio")
     if not any(isinstance(handler, _AboveTheBar) for handler in logger.handlers):
         logger.addHandler(_AboveTheBar())
 
 
 class _AboveTheBar(logging.Handler):
+    """Prints the package's warnings on lines of their own."""
+
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Bar(ProgressCallback):
-    """A progress bar with the latest metrics beside it; evaluations are lines above it."""
+    """A progress bar that ends in the latest metrics; evaluations are lines above it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,19 +62,14 @@ class Bar(ProgressCallback):
                 self.training_bar.write(describe_resumption(state), file=sys.stdout)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        eval_dataloader: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        logs = kwargs.get("logs")
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
             self.training_bar.set_postfix_str(describe_briefly(logs))
-        for line in describe_evaluations(logs, eval_dataloader, state.global_step):
+        for line in describe_evaluations(logs, kwargs.get("eval_dataloader"), state.global_step):
             self.training_bar.write(line, file=sys.stdout)
 
 
@@ -93,47 +85,41 @@ class Lines(TrainerCallback):
         self._start: tuple[float, int] | None = None  # time in seconds, step
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start = time.monotonic(), state.global_step
         if state.is_world_process_zero and state.global_step > 0:
             print(describe_resumption(state), flush=True)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start = None
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        eval_dataloader: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        logs = kwargs.get("logs")
         if not state.is_world_process_zero or self._start is None or not logs:
             return
         if "loss" in logs:
-            is_due = self._num % self._every == 0 or state.global_step == state.max_steps
+            if self._num % self._every == 0 or state.global_step == state.max_steps:
+                print(describe_step(logs, state, _seconds_left(state, *self._start)), flush=True)
             self._num += 1
-            if is_due:
-                print(describe_step(logs, state, self._seconds_left(state)), flush=True)
-        for line in describe_evaluations(logs, eval_dataloader, state.global_step):
+        for line in describe_evaluations(logs, kwargs.get("eval_dataloader"), state.global_step):
             print(line, flush=True)
 
-    def _seconds_left(self, state: TrainerState) -> float | None:
-        assert self._start is not None
-        begin, first = self._start
-        done = state.global_step - first
-        if done <= 0:
-            return None
-        return (time.monotonic() - begin) / done * max(0, state.max_steps - state.global_step)
+
+def _seconds_left(state: TrainerState, begin: float, first_step: int) -> float | None:
+    """Estimate from the steps done since `begin`; None before the first."""
+    done = state.global_step - first_step
+    if done <= 0:
+        return None
+    return (time.monotonic() - begin) / done * max(0, state.max_steps - state.global_step)
 
 
 def describe_resumption(state: TrainerState) -> str:
-    """From which step a run is resumed."""
+    """The step from which a run is resumed, in words."""
     return f"resumed from step {state.global_step} of {state.max_steps} (epoch {state.epoch:.2f})"
 
 
@@ -143,15 +129,17 @@ def describe_step(logs: Mapping[str, float], state: TrainerState, seconds: float
     Args:
         seconds: estimated time left; None while unknown.
     """
-    parts = [f"loss {logs['loss']:.4f}"]
-    accuracy = accuracy_of(logs)
-    if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.3f}")
-    for name, shown in (("rewards/margins", "margin {:.4g}"), ("learning_rate", "lr {:.3g}")):
-        if name in logs:
-            parts.append(shown.format(logs[name]))
-    if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    values = {**logs, "accuracy": accuracy_of(logs)}
+    shown = {
+        "loss": "loss {:.4f}",
+        "accuracy": "accuracy {:.3f}",
+        "rewards/margins": "margin {:.4g}",
+        "learning_rate": "lr {:.3g}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    parts = [
+        text.format(values[name]) for name, text in shown.items() if values.get(name) is not None
+    ]
     if seconds is not None:
         parts.append(f"{timedelta(seconds=round(seconds))} left")
     where = f"step {state.global_step}/{state.max_steps}"
@@ -159,7 +147,7 @@ def describe_step(logs: Mapping[str, float], state: TrainerState, seconds: float
 
 
 def describe_briefly(logs: Mapping[str, float]) -> str:
-    """A logged step, short enough to fit beside a bar in 80 columns."""
+    """A logged step, short enough to fit next to a bar in 80 columns."""
     parts = [f"loss={logs['loss']:.3f}"]
     accuracy = accuracy_of(logs)
     if accuracy is not None:
@@ -169,33 +157,31 @@ def describe_briefly(logs: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def describe_evaluations(
-    logs: Mapping[str, float], eval_dataloader: Any, step: int, prefix: str = "eval_"
-) -> list[str]:
-    """A line for an evaluation that was logged; none for other lines."""
-    names = [name for name in logs if name.startswith(prefix) and name.endswith("_loss")]
+def describe_evaluations(logs: Mapping[str, float], eval_dataloader: Any, step: int) -> list[str]:
+    """The line of each evaluation that was logged; none for other logs."""
+    names = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
     dataset = getattr(eval_dataloader, "dataset", None)
-    if not names or dataset is None:
-        return []
-    (name,) = names
-    part = name.removeprefix(prefix).removesuffix("loss").strip("_")
-    where = f"evaluation at step {step}" + (f", {part}" if part else "")
-    return [f"{where}: {describe_held_out(logs, len(dataset), name.removesuffix('loss'))}"]
+    lines = []
+    for name in names if dataset is not None else []:
+        prefix = name.removesuffix("loss")
+        part = prefix.removeprefix("eval_").strip("_")
+        where = f"evaluation at step {step}" + (f", {part}" if part else "")
+        lines.append(f"{where}: {describe_held_out(logs, len(dataset), prefix)}")
+    return lines
 
 
 def describe_held_out(metrics: Mapping[str, float], num: int, prefix: str = "eval_") -> str:
-    """Held-out metrics in words: of pairs the accuracy with its interval, and ties.
+    """Held-out metrics in words; for pairs, the accuracy with its interval and ties.
 
     Args:
-        num: of rows.
+        num: number of rows.
         prefix: of the metrics' names.
     """
-    own = {name.removeprefix(prefix): value for name, value in metrics.items()}
-    loss = f"loss {own['loss']:.4f}"
+    loss = f"loss {metrics[prefix + 'loss']:.4f}"
     figures = held_out_figures(metrics, num, prefix)
     if figures is None:
         return f"{loss} ({num} rows)"
-    margin = f"margin {own['rewards/margins']:.4g}"
+    margin = f"margin {metrics[prefix + 'rewards/margins']:.4g}"
     return f"reward {describe_accuracy(**figures)}, {margin}, {loss}"
 
 
@@ -218,26 +204,27 @@ def held_out_figures(
     """The accuracy on held-out pairs, a tie counting half, and Wilson's 95 % interval.
 
     Args:
-        num: of pairs.
+        num: number of pairs.
+        prefix: of the metrics' names.
     Returns:
-        `accuracy`, `interval`, `num_pairs`, `num_ties`; None where the metrics are not of pairs.
+        `accuracy`, `interval`, `num_pairs`, `num_ties`; None if the metrics do not describe pairs.
     """
-    own = {name.removeprefix(prefix): value for name, value in metrics.items()}
-    accuracy = accuracy_of(own)
+    accuracy = accuracy_of(metrics, prefix)
     if accuracy is None:
         return None
     return {
         "accuracy": accuracy,
         "interval": wilson_interval(accuracy, num),
         "num_pairs": num,
-        "num_ties": round(own.get("rewards/ties", 0.0) * num),
+        "num_ties": round(metrics.get(prefix + "rewards/ties", 0.0) * num),
     }
 
 
-def accuracy_of(logs: Mapping[str, float]) -> float | None:
+def accuracy_of(logs: Mapping[str, float], prefix: str = "") -> float | None:
     """How often the chosen response has the larger reward, a tie counting half.
 
-    `rewards/accuracies` is TRL's, for which a tie is a miss.
+    `rewards/accuracies` is TRL's, which counts a tie as a miss.
     """
-    accuracy = logs.get("rewards/accuracies")
-    return None if accuracy is None else min(1.0, accuracy + logs.get("rewards/ties", 0.0) / 2)
+    accuracy = logs.get(prefix + "rewards/accuracies")
+    ties = logs.get(prefix + "rewards/ties", 0.0)
+    return None if accuracy is None else min(1.0, accuracy + ties / 2)

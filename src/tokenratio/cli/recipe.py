@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tokenratio.cli.arguments import read_yaml
-from tokenratio.cli.command import Command
+from tokenratio.cli.command import Command, read_yaml
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.errors import TokenRatioError

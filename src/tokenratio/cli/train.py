@@ -11,9 +11,7 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.cli.contrast_stage import score_stage, scores_of_run
-from tokenratio.cli.finished_stages import is_done, mark_done, stage_key
 from tokenratio.cli.folders import claim_output
-from tokenratio.cli.policy_stage import train_policy
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.recipe_models import (
     adapter_size,
@@ -22,7 +20,15 @@ from tokenratio.cli.recipe_models import (
     sources_of,
     tokenizer_of,
 )
-from tokenratio.cli.run_stage import leave_together, report, resume_of
+from tokenratio.cli.stages import (
+    is_done,
+    leave_together,
+    mark_done,
+    report,
+    resume_of,
+    stage_key,
+    train_policy,
+)
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.models.loading import load_model, load_tokenizer

@@ -11,7 +11,7 @@ from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.settings import Field, build, fields_of
 
 if TYPE_CHECKING:
-    from tokenratio.cli.run_stage import HeldOut
+    from tokenratio.cli.stages import HeldOut
     from tokenratio.training.reward_trainer import RewardTrainer
 
 USAGE = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
@@ -58,7 +58,7 @@ def train_reward(stage: Stage, recipe: Recipe) -> dict[str, float]:
     """Train, save and evaluate; returns the held-out metrics."""
     from tokenratio.cli.folders import claim_output
     from tokenratio.cli.recipe_models import reward_model_of, tokenizer_of
-    from tokenratio.cli.run_stage import leave_together, resume_of, run_stage
+    from tokenratio.cli.stages import leave_together, resume_of, run_stage
     from tokenratio.cli.terminal import user_mistakes
     from tokenratio.training.arguments import check_machine
     from tokenratio.training.reward_trainer import RewardTrainer

@@ -1,0 +1,166 @@
+"""Stages of a recipe: training one, and finding one that need not be run again."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
+from tokenratio.cli.recipe import Stage
+from tokenratio.cli.terminal import training, user_mistakes
+from tokenratio.data import PreparedData, locate, source_digest, source_name
+from tokenratio.data.prepared_cache import tokenizer_digest
+from tokenratio.models.reference import model_digest
+from tokenratio.run_folder import EVAL_FILE, read_document, replace_text
+from tokenratio.training.memory import estimate_memory
+from tokenratio.training.pair_config import PairConfig
+from tokenratio.training.pair_trainer import PairTrainer
+from tokenratio.training.trainer import TokenRatioTrainer
+
+# Metrics of a trainer's held-out rows, the figures of them for eval.json, and both in a line.
+HeldOut: TypeAlias = tuple[dict[str, float], dict[str, Any] | None, str]
+_FILE = "stage.json"
+# Settings that do not change the weights a stage ends with.
+_NOT_IN_KEY = (
+    *("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint"),
+    *("data_cache_dir", "dataset_num_proc"),
+)
+
+
+def train_policy(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sources: tuple[object, object],
+    ref_model: str | None = None,
+) -> tuple[TokenRatioTrainer, dict[str, float]]:
+    """Train, save and evaluate; returns the trainer and the held-out metrics.
+
+    Args:
+        sources: the training and held-out data, as the trainer takes them.
+    """
+    args = stage.args
+    with user_mistakes("the run cannot be set up"):
+        trainer = TokenRatioTrainer(
+            model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=sources[0],
+            eval_dataset=sources[1],
+            processing_class=tokenizer,
+            peft_config=stage.peft,
+        )
+    reference = trainer.reference
+    notes = [] if reference is None else [f"reference: {reference.description}"]
+    is_adapted = isinstance(trainer.model, PeftModel)
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    longest = trainer.train_data.longest
+    estimate = estimate_memory(
+        model.config,
+        args,
+        tokens_per_row=longest,
+        trainable_parameters=trainable if is_adapted else None,
+        reference_copy=ref_model is not None or not is_adapted,
+    )
+    notes.append(f"rows of up to {longest} tokens; {estimate.brief}")
+    metrics = run_stage(trainer, stage, name=args.loss, notes=notes, evaluate=_evaluate)
+    return trainer, metrics
+
+
+def _evaluate(trainer: TokenRatioTrainer) -> HeldOut:
+    metrics, num = trainer.evaluate(), len(trainer.eval_data.dataset)
+    return metrics, held_out_figures(metrics, num), describe_held_out(metrics, num)
+
+
+def run_stage(
+    trainer: PairTrainer,
+    stage: Stage,
+    *,
+    name: str,
+    notes: Iterable[str] = (),
+    evaluate: Callable[[Any], HeldOut],
+) -> dict[str, float]:
+    """Train, save and evaluate; returns the held-out metrics, which `eval.json` holds too.
+
+    Args:
+        name: what is trained, for the lines printed.
+        notes: more lines to print before training.
+        evaluate: called with the trainer if there are held-out rows.
+    """
+    args, trained = stage.args, trainer.train_data
+    assert trained is not None
+    use_terminal(trainer)
+    report(args, f"{name}: {source_name(stage.train_dataset)}")
+    report(args, trained.summary())
+    if isinstance(trainer.eval_data, PreparedData):
+        report(args, f"evaluation:\n{trainer.eval_data.summary()}")
+    for note in notes:
+        report(args, note)
+    with training(trainer):
+        result = trainer.train(resume_from_checkpoint=resume_of(args))
+        trainer.save_model()
+    report(args, f"{name}: {result.global_step} steps, saved in {args.output_dir}")
+    if trainer.eval_data is None:
+        return {}
+    metrics, figures, line = evaluate(trainer)
+    if args.should_save:
+        text = json.dumps({**metrics, "held_out": figures}, indent=2) + "\n"
+        replace_text(Path(args.output_dir) / EVAL_FILE, text)
+        trainer.create_model_card()
+    report(args, f"held out: {line}")
+    return metrics
+
+
+def resume_of(args: PairConfig) -> str | bool:
+    """`resume_from_checkpoint` as the trainer takes it: a folder, or whether to resume."""
+    value = args.resume_from_checkpoint
+    if value is None or value.lower() in ("true", "false"):
+        return value is not None and value.lower() == "true"
+    return value
+
+
+def report(args: PairConfig, text: str) -> None:
+    """Print on the first process."""
+    if args.process_index == 0:
+        print(text, flush=True)
+
+
+def leave_together(args: PairConfig) -> None:
+    """End the processes of a run at the same time.
+
+    Otherwise one that ends first may be aborted by the threads of its process group.
+    """
+    args.distributed_state.wait_for_everyone()
+    args.distributed_state.destroy_process_group()
+
+
+def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of what a stage depends on, by content: one with the same need not be run again."""
+    document = {
+        "model": model_digest(model),
+        "config": model.config.to_dict(),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "adapter": stage.peft,
+        "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
+        "data": [
+            (part.weight, source_digest(part.rows()))
+            for part in locate(stage.train_dataset, split=stage.args.split("train"), prefer="sft")
+        ],
+    }
+    text = json.dumps(document, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Whether the folder holds a finished stage with that key."""
+    return (read_document(folder / _FILE) or {}).get("key") == key
+
+
+def mark_done(folder: Path, key: str) -> None:
+    """Record that the folder's stage is finished."""
+    replace_text(folder / _FILE, json.dumps({"key": key}) + "\n")
