@@ -27,10 +27,15 @@ def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys)
     for seed, name in enumerate(("pairs", "held_out")):
         rows = word_pairs(20, seed=seed)
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    training, evaluation = (compile(block, "README.md", "exec") for block in blocks)
+    exec(training, {})
     assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
     assert Path("runs/mine/checkpoint-2/adapter_model.safetensors").is_file()
+    exec(evaluation, {})
+    printed = capsys.readouterr().out
+    assert "pairs/accuracy" in printed
+    assert "kl_policy_ref" in printed
+    assert "after Holm over" in printed
 
 
 def example(name):
