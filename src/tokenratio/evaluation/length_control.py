@@ -208,15 +208,20 @@ def _fit(data: _Comparisons) -> Float[np.ndarray, "params"]:
 
     free = [(None, None)] * 2
     options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
-    if data.num_prompts < len(data.prob):
-        start, bounds = np.array([0.0, 0.0, 1.0]), [*free, (0.0, _MAX_PROMPT_SD)]
-        params: Float[np.ndarray, params] = optimize.minimize(
+
+    def fit(
+        start: np.ndarray, bounds: list[tuple[float | None, float | None]] | None = None
+    ) -> Float[np.ndarray, "params"]:
+        found = optimize.minimize(
             loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-        ).x
+        )
+        return np.asarray(found.x)
+
+    if data.num_prompts < len(data.prob):
+        params = fit(np.array([0.0, 0.0, 1.0]), [*free, (0.0, _MAX_PROMPT_SD)])
         if params[2] > 1e-2:  # below, as good as none, and flat
             return params
-    params = optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", options=options).x
-    return params
+    return fit(np.zeros(2))
 
 
 def _estimate(params: Float[np.ndarray, "params"], data: _Comparisons) -> tuple[float, float]:
