@@ -70,9 +70,9 @@ def train(folder, loss, **changes):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
+def runs_folder(tmp_path_factory):
     """A starting policy and runs of it; `free` is a model that no run made."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("runs_folder")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         save_policy("base", 0)
@@ -88,9 +88,9 @@ def workplace(tmp_path, monkeypatch, request):
     """Each test has a folder of its own, with the runs at hand."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    if "house" in request.fixturenames:
+    if "runs_folder" in request.fixturenames:
         for name in ("base", "free", "runs"):
-            Path(name).symlink_to(request.getfixturevalue("house") / name)
+            Path(name).symlink_to(request.getfixturevalue("runs_folder") / name)
 
 
 def evaluate(capsys, *argv, code=0):
@@ -156,7 +156,7 @@ def gold_rate(ours, theirs):
 
 
 @pytest.mark.slow
-def test_runs_of_every_kind_end_to_end(house, capsys, monkeypatch):
+def test_runs_of_every_kind_end_to_end(runs_folder, capsys, monkeypatch):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("human.jsonl", chosen, num=2)
     argv = ["runs/dpo", "runs/tbpo_q", "low=runs/lora", "free=free", "human.jsonl"]
@@ -172,7 +172,7 @@ def test_runs_of_every_kind_end_to_end(house, capsys, monkeypatch):
     groups = [policy.group for policy in found.values()]
     assert groups == ["reference", "dpo", "tbpo_q", "tbpo_a", "free", "human"]
     assert found["low"].settings["path"] == "runs/lora"
-    assert Path(found["low"].settings["reference"]).parts[-2:] == ("house0", "base")
+    assert Path(found["low"].settings["reference"]).parts[-2:] == ("runs_folder0", "base")
 
     for name, policy in found.items():
         answers = texts(policy.settings["path"] if name == "human" else f"evaluation/{name}/" + GEN)
@@ -221,7 +221,7 @@ def sequence_log_ratios(model, ref_model, prompt_ids, response_ids):
     return [each.double().log_softmax(-1) for each in logits]
 
 
-def test_an_adapter_is_measured_as_peft_runs_it(house, pairs, capsys):
+def test_an_adapter_is_measured_as_peft_runs_it(runs_folder, pairs, capsys):
     """KL and margin by hand from PEFT's own loading, which is not how the command loads it."""
     evaluate(capsys, "runs/lora", "--prompts", PROMPTS, "--pairs", pairs, *QUICK, "--beta", "0.3")
     found = measures("runs-lora")
@@ -249,7 +249,7 @@ def test_an_adapter_is_measured_as_peft_runs_it(house, pairs, capsys):
     assert found.named("pairs/accuracy").mean == statistics.mean(m > 0 for m in margins)
 
 
-def test_beta_is_the_runs_own(house, pairs, capsys):
+def test_beta_is_the_runs_own(runs_folder, pairs, capsys):
     margins = {}
     for name, more in (("own", []), ("told", ["--beta", "0.4"])):
         evaluate(capsys, "runs/dpo", "--pairs", pairs, "--output_dir", name, *more)
@@ -257,7 +257,7 @@ def test_beta_is_the_runs_own(house, pairs, capsys):
     assert margins["told"] == pytest.approx(2 * margins["own"], rel=1e-4)
 
 
-def test_a_recipe_and_its_flags(house, capsys):
+def test_a_recipe_and_its_flags(runs_folder, capsys):
     recipe = {
         "runs": ["runs/dpo", "other=free"],
         "prompts": PROMPTS,
@@ -285,7 +285,7 @@ def test_a_recipe_and_its_flags(house, capsys):
     assert "did you mean 'num_prompts'" in evaluate(capsys, "recipe.yaml", code=2)
 
 
-def test_without_a_run_the_reference_is_told(house, capsys):
+def test_without_a_run_the_reference_is_told(runs_folder, capsys):
     evaluate(capsys, "free", "--prompts", PROMPTS, *QUICK)
     assert measures("free").named("kl_policy_ref") is None
     assert measures("free").named("gold_reward").num == 2 * NUM
@@ -298,7 +298,7 @@ def test_without_a_run_the_reference_is_told(house, capsys):
     assert "frontier" not in said  # of one policy beside the reference
 
 
-def test_other_sampling_has_no_kl(house, capsys):
+def test_other_sampling_has_no_kl(runs_folder, capsys):
     for name, more in (("top_p", ["--top_p", "0.9"]), ("cold", ["--temperature", "0.7"])):
         evaluate(capsys, "runs/dpo", "--prompts", PROMPTS, *QUICK, *more, "--output_dir", name)
         found = measures("runs-dpo", name)
@@ -311,7 +311,7 @@ def test_other_sampling_has_no_kl(house, capsys):
 
 
 @pytest.mark.parametrize("against", ["column:chosen", "given.jsonl"])
-def test_against_texts_that_are_given(against, house, capsys):
+def test_against_texts_that_are_given(against, runs_folder, capsys):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("given.jsonl", chosen)
     argv = ["runs/dpo", "--prompts", PROMPTS, *QUICK, "--num_prompts", "4", "--against", against]
@@ -325,7 +325,7 @@ def test_against_texts_that_are_given(against, house, capsys):
     assert "was made with other settings (against " in said
 
 
-def test_a_file_must_answer_these_prompts(house, capsys):
+def test_a_file_must_answer_these_prompts(runs_folder, capsys):
     rows = world_rows(PROMPTS)
     chosen, prompts = ([row[name] for row in rows] for name in ("chosen", "prompt"))
     write_generations("few.jsonl", chosen[1:], prompts[1:])
@@ -346,7 +346,7 @@ def test_a_file_must_answer_these_prompts(house, capsys):
 # judges
 
 
-def test_judges_of_models(house, capsys):
+def test_judges_of_models(runs_folder, capsys):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained("free", num_labels=1)
@@ -387,7 +387,7 @@ def test_judges_of_models(house, capsys):
     assert "(beta 0.5, now 1.0)" in evaluate(capsys, *argv, code=2)
 
 
-def test_every_model_is_loaded_once(house, pairs, capsys, monkeypatch):
+def test_every_model_is_loaded_once(runs_folder, pairs, capsys, monkeypatch):
     """The runs, their reference and an implicit judge's policy, whatever each is used for."""
     from transformers import AutoModelForCausalLM
 
@@ -418,7 +418,7 @@ def test_dtype_is_bfloat16_only_where_the_hardware_has_it(
     assert device.default_dtype() == expected
 
 
-def test_dtype_is_that_of_the_policies_and_no_false_alarm(house, pairs, capsys, monkeypatch):
+def test_dtype_is_that_of_the_policies_and_no_false_alarm(runs_folder, pairs, capsys, monkeypatch):
     """The reference is compared in the precision of training, whatever it is evaluated in."""
     dtypes = []
     draw = TransformersBackend.__call__
@@ -435,7 +435,7 @@ def test_dtype_is_that_of_the_policies_and_no_false_alarm(house, pairs, capsys, 
     assert measures("runs-dpo").named("kl_policy_ref").mean > 0
 
 
-def test_people_judge_by_a_sheet(house, capsys):
+def test_people_judge_by_a_sheet(runs_folder, capsys):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("ours.jsonl", [text + " good" for text in chosen])
     argv = ["ours.jsonl", "--prompts", PROMPTS, "--judges", "{human: {}}"]
@@ -456,7 +456,7 @@ def test_people_judge_by_a_sheet(house, capsys):
         assert measures("ours").named("not_judged/human").mean == 1 - num / NUM
 
 
-def test_an_llm_judges_once(house, capsys, monkeypatch):
+def test_an_llm_judges_once(runs_folder, capsys, monkeypatch):
     chosen = [row["chosen"] for row in world_rows(PROMPTS)]
     write_generations("ours.jsonl", [f"so good number {i}" for i in range(NUM)])
     garbled = "so good number 0"
@@ -496,7 +496,7 @@ def test_an_llm_judges_once(house, capsys, monkeypatch):
 # what was kept, and what does not fit
 
 
-def test_an_interrupted_evaluation_goes_on(house, capsys):
+def test_an_interrupted_evaluation_goes_on(runs_folder, capsys):
     argv = ["runs/dpo", "--prompts", PROMPTS, *QUICK]
     evaluate(capsys, *argv)
     path = Path("evaluation/runs-dpo/generations.jsonl")
@@ -520,7 +520,7 @@ def test_an_interrupted_evaluation_goes_on(house, capsys):
     assert "other settings (weights" in evaluate(capsys, "again", *argv[1:], code=2)
 
 
-def test_another_reference_than_that_of_training_is_an_alarm(house, pairs, capsys):
+def test_another_reference_than_that_of_training_is_an_alarm(runs_folder, pairs, capsys):
     argv = ["runs/dpo", "runs/lora", "--pairs", pairs, "--reference"]
     said = evaluate(capsys, *argv, "free")
     for name in ("runs-dpo", "runs-lora"):
@@ -532,14 +532,14 @@ def test_another_reference_than_that_of_training_is_an_alarm(house, pairs, capsy
         assert not any("another reference" in note for note in measures(name).notes)
 
 
-def test_the_reference_is_told_by_its_values_in_the_runs_own_dtype(house, pairs, capsys):
+def test_the_reference_is_told_by_its_values_in_the_runs_own_dtype(runs_folder, pairs, capsys):
     adapter = LoraConfig(r=4, target_modules="all-linear")
     train("half", "dpo", model_init_kwargs={"dtype": "bfloat16"}, peft_config=adapter)
     evaluate(capsys, "half", "--pairs", pairs)
     assert not any("ALARM: it was trained" in note for note in measures("half").notes)
 
 
-def test_policies_that_share_no_vocabulary(house, capsys):
+def test_policies_that_share_no_vocabulary(runs_folder, capsys):
     """What needs both models is left out, and said."""
     tiny_model().save_pretrained("tiny")
     tiny_tokenizer().save_pretrained("tiny")
@@ -675,7 +675,7 @@ def test_suite(capsys, monkeypatch):
         ),
     ],
 )
-def test_mistakes_are_one_line_and_generate_nothing(argv, message, house, capsys):
+def test_mistakes_are_one_line_and_generate_nothing(argv, message, runs_folder, capsys):
     Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert message in evaluate(capsys, *argv, code=2)
     assert not list(Path("evaluation").rglob("*.jsonl"))
@@ -704,7 +704,7 @@ def test_help(capsys):
     assert "reward-model" in said
 
 
-def test_two_judges_of_one_kind_have_names_of_their_own(house, capsys):
+def test_two_judges_of_one_kind_have_names_of_their_own(runs_folder, capsys):
     settings = "{first: {judge: gold}, second: {judge: gold, world: reviews}}"
     argv = ["free", "--reference", "base", "--prompts", PROMPTS, "--judges", settings]
     assert evaluate(capsys, *argv) is not None
