@@ -197,8 +197,8 @@ def test_merging_in_half_precision_says_what_it_loses(base, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["merge"], "needs an adapter"),
-        (["merge", "--output", "x"], "needs an adapter"),
+        (["merge"], "needs one or more adapters"),
+        (["merge", "--output", "x"], "needs one or more adapters"),
         (["merge", "BASE", "--output", "x"], "is not an adapter"),
         (["merge", "ADAPTER", "BASE", "--output", "x"], "is not an adapter"),
         (["merge", "./none", "--output", "x"], "there is no such folder"),

@@ -126,6 +126,6 @@ def test_yaml_is_safe_and_a_mapping(tmp_path):
 
 
 def test_help_lists_every_setting():
-    text = describe(FIELDS)
+    text = describe(FIELDS, {})
     assert "--fast [False]\n      Go fast." in text
     assert all(f"--{name}" in text for name in FIELDS)

@@ -237,7 +237,7 @@ def test_an_output_that_exists_is_kept(capsys):
             "would replace",
         ),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x", "--turn", "0"], "turn must be"),
-        (["question.jsonl", "--to", "mt-bench", "--output", "x"], "no kind that is known"),
+        (["question.jsonl", "--to", "mt-bench", "--output", "x"], "not of a supported format"),
         (["empty.jsonl", "--to", "mt-bench", "--output", "x"], "holds no records"),
         (["broken.jsonl", "--to", "mt-bench", "--output", "x"], "broken.jsonl:1: not JSON"),
         (["several.json", "--to", "mt-bench", "--output", "x"], "several models (a, b)"),

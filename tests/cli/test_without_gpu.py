@@ -47,7 +47,7 @@ def files(tmp_path, monkeypatch):
 AGAINST = ["judge", "generations.jsonl", "--against", "pairs.jsonl", "--judge"]
 COMMANDS = [
     ["generate", "reference", "--prompts", "pairs.jsonl", "--output", "other.jsonl"],
-    [*AGAINST, "reward-model", "--reward_model", "reward"],
+    [*AGAINST, "reward-model", "--model", "reward"],
     [*AGAINST, "implicit", "--policy", "policy", "--reference", "reference"],
     ["score-tokens", "pairs.jsonl", "--positive_model", "policy", "--negative_model", "reference"],
     ["evaluate", "policy", "--reference", "reference", "--pairs", "pairs.jsonl", "--split", "null"],
@@ -93,5 +93,5 @@ def test_nothing_else_asks_torch_for_a_device():
         r"|\.cuda\(|\.to\(\"(cuda|mps|xpu)"
     )
     for path in SOURCE.rglob("*.py"):
-        if path != SOURCE / "training" / "device.py":
+        if path != SOURCE / "models" / "device.py":
             assert not asks.search(path.read_text(encoding="utf-8")), path

@@ -1,4 +1,4 @@
-"""One command of `tokenratio`: its help, its arguments and flags, and the work it starts.
+"""A command of `tokenratio`: its help, its arguments and flags, and the function that it calls.
 
 Not argparse: recipe keys and flags go through the same conversion (see `tokenratio.settings`).
 """
@@ -12,24 +12,25 @@ from typing import Any
 import yaml
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TEMPLATE_FLAGS
 from tokenratio.settings import Field, allows, as_bool, build, check_known, fields_of
 
 
 @dataclass(frozen=True)
 class Command:
-    """What stands between a command line and the function that does the work.
+    """A command's help text, flags and function.
 
     Attributes:
         usage: what `--help` prints above the flags; starts with `usage: tokenratio NAME`.
-        work: the function. Its arguments are the positional argument (a list if `several`; none
-            without `argument`), then an instance of each class in `options` or, with `fields`, the
-            flags as a dict. It returns the exit code; None is 0. It imports slow libraries itself,
-            so that help and usage errors come at once.
+        work: the function; returns the exit code, or None for 0. It is called with the positional
+            argument (a list if `several`; none without `argument`), then an instance of `options`
+            or, with `fields`, the flags as a dict. It imports slow libraries itself, so that help
+            and usage errors come at once.
         argument: what the positional arguments must be, for the message; "" if there are none.
         several, least: whether there may be more than one, and how many there must be at least.
-        options: dataclasses whose fields are the flags (see `tokenratio.settings.option`).
-        fields: returns the flags, for a command that reads them together with a recipe's keys.
-        headings: the flags that `--help` lists first, by heading; `--help all` lists all.
+        options: a dataclass whose fields are the flags (see `tokenratio.settings.option`).
+        fields: returns the flags, for a command without `options` that reads them itself.
+        headings: the flags that `--help` lists, by heading; `--help all` lists all.
     """
 
     usage: str
@@ -37,48 +38,33 @@ class Command:
     argument: str = ""
     several: bool = False
     least: int = 1
-    options: tuple[type[Any], ...] = ()
-    fields: Callable[[], Mapping[str, Field]] | None = None
+    options: type[Any] | None = None
+    fields: Callable[[], Mapping[str, Field]] = dict
     headings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """As in `tokenratio NAME`."""
-        return self.usage.split(maxsplit=3)[2]
-
     def run(self, argv: list[str]) -> int:
-        """Print help, or read the command line and do the work.
+        """Print help, or read the command line and do the work; returns the exit code.
 
-        Returns:
-            The exit code.
         Raises:
-            TokenRatioError: see `read_flags`; the wrong number of arguments; a value that an
+            TokenRatioError: see `read_flags`; the wrong number of arguments; a value that the
                 options class refuses; or what the work raises.
         """
-        fields = fields_of(*self.options) if self.fields is None else self.fields()
+        fields = self.fields() if self.options is None else fields_of(self.options)
         if "--help" in argv or "-h" in argv:
             print(f"{self.usage}\n{describe(fields, {} if 'all' in argv else self.headings)}")
             return 0
+        name = self.usage.split(maxsplit=3)[2]
         positional, flags = read_flags(argv, fields)
-        arguments = self._checked(positional)
-        if self.fields is not None:
-            return self.work(*arguments, flags) or 0
-        options = [
-            build(cls, {name: flags[name] for name in fields_of(cls) if name in flags}, self.name)
-            for cls in self.options
-        ]
-        return self.work(*arguments, *options) or 0
-
-    def _checked(self, positional: list[str]) -> list[Any]:
-        """The positional arguments as the work takes them."""
-        if not self.argument:
-            if positional:
-                raise TokenRatioError(f"{self.name} takes no argument: remove {positional[0]!r}")
-            return []
-        if len(positional) < self.least or (len(positional) > 1 and not self.several):
+        if not self.argument and positional:
+            raise TokenRatioError(f"{name} takes no argument: remove {positional[0]!r}")
+        if self.argument and (
+            len(positional) < self.least or (len(positional) > 1 and not self.several)
+        ):
             synopsis = self.usage.partition("\n")[0]
-            raise TokenRatioError(f"{self.name} needs {self.argument}: {synopsis}")
-        return [positional] if self.several else positional
+            raise TokenRatioError(f"{name} needs {self.argument}: {synopsis}")
+        arguments = [positional] if self.several else positional
+        options = flags if self.options is None else build(self.options, flags, name)
+        return self.work(*arguments, options) or 0
 
 
 def read_flags(
@@ -102,7 +88,7 @@ def read_flags(
             continue
         written, equals, value = word[2:].partition("=")
         name = written.replace("-", "_")
-        if name not in fields:  # its value can help to suggest the right one
+        if name not in fields:  # its value can improve the suggestion
             check_known({name: value if equals else (rest or [None])[0]}, fields, "flag")
         if equals:
             flags[name] = value
@@ -137,7 +123,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Safe loading that refuses a key written twice, of which YAML would keep the last."""
+    """Safe loading that refuses a repeated key, where YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -147,17 +133,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def describe(
-    fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]] | None = None
-) -> str:
+def describe(fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]]) -> str:
     """The settings with their defaults and help, as `--help` lists them.
 
     Args:
-        headings: names of settings by heading: only these are listed, and how many others there
-            are; all settings without headings if it is empty.
+        headings: names of settings by heading: only these are listed, then how many others there
+            are. If empty, all settings are listed, those of the chat template last.
     """
     if not headings:
-        return "\n".join(_line(name, field) for name, field in fields.items())
+        names = sorted(fields, key=lambda name: name in TEMPLATE_FLAGS)
+        return "\n".join(_line(name, fields[name]) for name in names)
     groups = {
         heading: [name for name in names if name in fields] for heading, names in headings.items()
     }
@@ -167,7 +152,7 @@ def describe(
         if names
     ]
     others = len(fields) - sum(map(len, groups.values()))
-    blocks.append(f"`--help all` lists all settings, {others} more of transformers included.")
+    blocks.append(f"`--help all` also lists {others} more settings of transformers.")
     return "\n\n".join(blocks)
 
 

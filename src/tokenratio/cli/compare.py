@@ -87,10 +87,10 @@ def report_comparisons(policies: list[str], options: CompareOptions) -> int:
 COMMAND = Command(
     USAGE,
     report_comparisons,
-    argument="two policies or more",
+    argument="two or more policies",
     several=True,
     least=2,
-    options=(CompareOptions,),
+    options=CompareOptions,
 )
 
 

@@ -49,4 +49,4 @@ def convert_file(path: str, options: ConvertOptions) -> None:
     print(convert(path, options))
 
 
-COMMAND = Command(USAGE, convert_file, argument="one file", options=(ConvertOptions,))
+COMMAND = Command(USAGE, convert_file, argument="one file", options=ConvertOptions)

@@ -66,4 +66,4 @@ def inspect_data(source: str, options: InspectOptions) -> None:
     )
 
 
-COMMAND = Command(USAGE, inspect_data, argument="one source", options=(InspectOptions,))
+COMMAND = Command(USAGE, inspect_data, argument="one source", options=InspectOptions)

@@ -76,6 +76,4 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> None:
     print(*notes, f"{joined}: merged in {options.dtype}, saved in {folder}", sep="\n")
 
 
-COMMAND = Command(
-    USAGE, merge, argument="one adapter or more", several=True, options=(MergeOptions,)
-)
+COMMAND = Command(USAGE, merge, argument="one or more adapters", several=True, options=MergeOptions)

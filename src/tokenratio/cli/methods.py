@@ -35,7 +35,7 @@ def print_methods(options: MethodsOptions) -> None:
     print(markdown_table() if options.markdown else listing())
 
 
-COMMAND = Command(USAGE, print_methods, options=(MethodsOptions,))
+COMMAND = Command(USAGE, print_methods, options=MethodsOptions)
 
 
 def markdown_table() -> str:

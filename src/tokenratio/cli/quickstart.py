@@ -161,7 +161,7 @@ def _train(
     trainer.save_model()
 
 
-COMMAND = Command(USAGE, quickstart, options=(QuickstartOptions,))
+COMMAND = Command(USAGE, quickstart, options=QuickstartOptions)
 
 
 def _clear(folder: Path) -> None:

@@ -146,7 +146,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     print(f"{len(scores.values)} rows in {folder}; train with --token_scores {folder}")
 
 
-COMMAND = Command(USAGE, score_source, argument="one source of pairs", options=(ScoreOptions,))
+COMMAND = Command(USAGE, score_source, argument="one source of pairs", options=ScoreOptions)
 
 
 def _check_tokenizers(options: ScoreOptions) -> None:
