@@ -216,8 +216,8 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "needs two policies or more"),
-        (["a"], "needs two policies or more"),
+        ([], "needs two or more policies"),
+        (["a"], "needs two or more policies"),
         (["a", "a"], "two policies have the name"),
         (["x=a", "x=b"], "two policies have the name"),
         (["a", "none"], "none cannot be read (No such file"),

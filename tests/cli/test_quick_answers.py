@@ -159,7 +159,7 @@ def test_help_of_training_lists_our_own_settings_and_on_demand_all(capsys):
         found = [line.split()[0][2:] for line in shown.splitlines() if line.startswith("  --")]
         assert found == [name for name in listed if name in fields]
         assert shown.index("\nModel:\n") < shown.index("\nData:\n")
-        assert f"{len(fields) - len(found)} more of transformers" in shown
+        assert f"{len(fields) - len(found)} more settings of transformers" in shown
         assert main([command, "--help", "all"]) == 0
         shown = capsys.readouterr().out
         assert all(f"\n  --{name}" in shown for name in fields)

@@ -1,7 +1,7 @@
-"""`tokenratio train RECIPE.yaml`: reading a recipe; `train` and `dry_run` carry it out.
+"""`tokenratio train RECIPE.yaml`: reads a recipe, which `train` or `dry_run` then runs.
 
-A recipe is a YAML file whose keys are the fields of `Recipe` and of `TokenRatioConfig`. They are
-checked before torch is imported, so that a misspelt one is reported at once.
+A recipe is a YAML file with the fields of `Recipe` and `TokenRatioConfig` as keys. They are checked
+before torch is imported, so that a misspelt one is reported at once.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ from tokenratio.training.method_settings import PUBLISHED_CONTRASTS, MethodSetti
 if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig
 
-USAGE = """usage: tokenratio train RECIPE.yaml [--field value ...]
+USAGE = """usage: tokenratio train RECIPE.yaml [--flag value ...]
 
-A recipe's keys and the flags are the same; flags win. See recipes/ for examples.
+Every setting can be a key of the recipe or a flag; flags take precedence. recipes/ has examples.
 """
 
 
 def run_recipe(path: str, flags: dict[str, Any]) -> None:
-    """Train what a recipe describes, or print what would be done."""
+    """Run a recipe, or with `dry_run` print what would be done."""
     read_recipe(path, flags)  # mistakes are reported before torch is imported
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.cli.train import dry_run, train
@@ -41,7 +41,7 @@ def run_recipe(path: str, flags: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The keys of a recipe besides the settings of the run: models, data, stages.
+    """The keys of a recipe that are not settings of its run: models, data, stages.
 
     Raises:
         TokenRatioError: neither or both of `model` and `model_config`, or no data.
@@ -49,44 +49,46 @@ class Recipe:
 
     model: str | None = option(None, "Starting policy: a hub name or a folder.")
     model_config: dict[str, Any] | None = option(
-        None, "Starting policy from a transformers config: {model_type: llama, ...}."
+        None, "A new starting policy from a transformers config: {model_type: llama, ...}."
     )
     tokenizer: str | dict[str, Any] | None = option(
         None,
-        "A hub name or folder, world:NAME, or {byte_level_bpe: VOCABULARY SIZE}, "
-        "trained from the data. Default: the model's.",
+        "A hub name or folder, world:NAME, or {byte_level_bpe: VOCABULARY SIZE} to train one on "
+        "the data. Default: the model's.",
     )
-    ref_model: str | None = option(None, "Reference; default: the starting policy.")
+    ref_model: str | None = option(None, "Reference model. Default: the starting policy.")
     train_dataset: str | list[Any] | dict[str, Any] | None = option(
         None,
-        "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., "
-        "split: ..., weight: ...}; or a list of these.",
+        "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., split: ..., "
+        "weight: ...}; or a list of these.",
     )
     eval_dataset: str | list[Any] | dict[str, Any] | None = option(
-        None, "Held-out pairs, likewise."
+        None, "Held-out pairs, in the same forms."
     )
     peft: dict[str, Any] | None = option(
         None,
-        "A new adapter: the arguments of peft.LoraConfig, or with peft_type those of "
-        "another kind. One that the model has already is merged first.",
+        "Train a new adapter: the arguments of peft.LoraConfig, or with peft_type those of another "
+        "kind. An adapter that the model already has is merged first.",
     )
     sft: dict[str, Any] | None = option(
-        None, "A first stage of SFT on the chosen responses: its own settings."
+        None, "Settings of a first stage, SFT on the chosen responses."
     )
     score_tokens: dict[str, Any] | None = option(
         None,
-        "Compute the contrast that tis_dpo, sepo and t_reg need, before the run: for "
-        "each loss what differs from its published way (`tokenratio score-tokens --help`).",
+        "Compute the token scores that tis_dpo, sepo and t_reg need before the run. Per loss, what "
+        "differs from the published setup (`tokenratio score-tokens --help`).",
     )
-    dry_run: bool = option(False, "Resolve everything, print it and stop.")
-    overwrite: bool = option(False, "Replace the run that output_dir holds.")
+    dry_run: bool = option(
+        False, "Print all settings, the data's summary and the memory needed, without training."
+    )
+    overwrite: bool = option(False, "Replace an existing run in output_dir.")
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.model_config is None):
             raise TokenRatioError("a recipe needs either model or model_config, and not both")
         if self.train_dataset is None:
             raise TokenRatioError("a recipe needs train_dataset")
-        for name in ("train_dataset", "eval_dataset"):
+        for name in _DATA:
             _check_sources(getattr(self, name), name)
         if self.model_config is not None:
             if "model_type" not in self.model_config:
@@ -100,10 +102,14 @@ class Recipe:
                 raise TokenRatioError(f"byte_level_bpe must be a number of tokens, not {size!r}")
 
 
-# What a contrast can name beside models: the starting policy after DPO on the pairs, and on the
-# pairs swapped.
+# Models of a contrast that are trained for it: the starting policy after DPO on the pairs, and on
+# the swapped pairs.
 TRAINED = ("dpo", "reversed_dpo")
+# A stage before the run renders conversations as the run does, unless it has its own settings.
+_TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
+# What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
 _CARRIED_TO_DPO = (
+    *_TEMPLATE,
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
     *("train_split", "columns"),
     *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
@@ -111,28 +117,27 @@ _CARRIED_TO_DPO = (
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
 )
-# A stage of its own may have its own data and adapter, and any setting of a run.
-_SFT_DATA = ("train_dataset", "eval_dataset")
-_SFT_KEYS = (*_SFT_DATA, "peft")
 # What is held out of the run is held out of every stage before it.
 _OF_ALL_STAGES = ("held_out_share", "selection_seed")
-# A stage before the run renders conversations as the run does, unless it has its own settings.
-_TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
+# Only what depends on the machine and the data: SFT is another kind of run.
+_CARRIED_TO_SFT = (
+    *("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16"),
+    *("data_cache_dir", "dataset_num_proc", *_OF_ALL_STAGES, *_TEMPLATE),
+)
+_DATA = ("train_dataset", "eval_dataset")
+# The SFT stage may have its own data and adapter, and any setting of a run.
+_SFT_KEYS = (*_DATA, "peft")
 
 
 def recipe_fields() -> dict[str, Field]:
-    """Every key a recipe or a flag of `train` may name: models, data and method come first."""
+    """All keys of a recipe and flags of `train`: models, data and method come first."""
     config = _config_fields()
     of_method = {name: config[name] for name in fields_of(MethodSettings)}
     return fields_of(Recipe) | of_method | config
 
 
 COMMAND = Command(
-    USAGE,
-    run_recipe,
-    argument="one recipe",
-    fields=recipe_fields,
-    headings=TRAINING_HEADINGS,
+    USAGE, run_recipe, argument="one recipe", fields=recipe_fields, headings=TRAINING_HEADINGS
 )
 
 
@@ -142,7 +147,7 @@ def _config_fields() -> dict[str, Field]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its settings, its data, and its adapter if it trains a new one."""
+    """One training run: its settings, its data, and the settings of a new adapter, if any."""
 
     args: Any
     train_dataset: Any
@@ -160,14 +165,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What tells tokens apart before the run: two models, or one after two prompts.
+    """What scores the tokens before the run: two models, or one model after two prompts.
 
     Attributes:
-        positive: `reference`, the starting policy; `dpo`, the same after DPO on the run's pairs;
-            `reversed_dpo`, on the pairs swapped; or a model's name or folder. `negative` likewise.
-        positive_prompt: what stands around its prompts, `{prompt}` for the prompt itself;
-            `negative_prompt` likewise.
-        dpo: the stage of the models to be trained for it.
+        positive, negative: `reference`, the starting policy; `dpo`, the starting policy after DPO
+            on the run's pairs; `reversed_dpo`, after DPO on the swapped pairs; or a model's name or
+            folder.
+        positive_prompt, negative_prompt: templates that contain `{prompt}`.
+        dpo: the stage that trains the DPO models.
     """
 
     positive: str
@@ -188,23 +193,23 @@ class ResolvedRecipe:
 
 
 def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe, and the settings of its run as they are given; flags win.
+    """A recipe and the given settings of its run; flags take precedence.
 
     Raises:
-        TokenRatioError: an unknown key, at any depth; a value of `Recipe` that does not fit.
+        TokenRatioError: an unknown key, at any depth; an invalid value of `Recipe`.
     """
     recipe, settings = read_values(path, flags, recipe_fields(), fields_of(Recipe))
     if recipe.sft is not None:
         check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
-        for name in _SFT_DATA:
+        for name in _DATA:
             _check_sources(recipe.sft.get(name), f"{name} in sft of {path}")
         if not isinstance(recipe.sft.get("peft") or {}, dict):
             raise TokenRatioError(f"peft in sft of {path} must hold `key: value` lines")
         for name in _OF_ALL_STAGES:
             if name in recipe.sft:
                 raise TokenRatioError(
-                    f"{name} in sft of {path}: set it for the whole recipe, or the first stage "
-                    "would learn what the run is evaluated on"
+                    f"{name} in sft of {path}: set it for the whole recipe, otherwise the first "
+                    "stage would train on what the run is evaluated on"
                 )
         _check_adapter(recipe.sft.get("peft"), f"peft in sft of {path}")
     _check_adapter(recipe.peft, f"peft of {path}")
@@ -216,12 +221,13 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
 def read_values(
     path: str, flags: dict[str, Any], known: Iterable[str], of_recipe: Iterable[str]
 ) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe and the settings of its run, whatever is trained; flags win.
+    """A recipe and the given settings of its run, for a policy or a reward model.
 
     Args:
-        known: every key there may be; `of_recipe` those of `Recipe`.
+        flags: take precedence over the recipe.
+        known: all keys that are allowed; `of_recipe`: those that are fields of `Recipe`.
     Raises:
-        TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
+        TokenRatioError: an unknown key, with the nearest known one; an invalid value of `Recipe`.
     """
     values = read_yaml(path)
     check_known(values, known, f"key in {path}")
@@ -231,7 +237,7 @@ def read_values(
 
 
 def _check_adapter(settings: Any, where: str) -> None:
-    """Give LoRA's settings their types and refuse others; other kinds are checked when built."""
+    """Convert LoRA's settings and refuse unknown ones; other kinds are checked when built."""
     if isinstance(settings, dict) and str(settings.get("peft_type", "LORA")).upper() == "LORA":
         known = declared_fields("peft.tuners.lora.config", "LoraConfig")
         check_known(settings, known, f"key in {where}", listed="see peft.LoraConfig")
@@ -242,15 +248,15 @@ def _check_adapter(settings: Any, where: str) -> None:
 
 
 def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> ResolvedRecipe:
-    """Read a recipe; flags win over it, it wins over `defaults`.
+    """Read a recipe and fill in its defaults: flags, the recipe, `defaults`, in this order.
 
     Raises:
-        TokenRatioError: an unknown key, naming the nearest right one; a value that does not fit.
+        TokenRatioError: an unknown key, with the nearest known one; an invalid value.
     """
     recipe, settings = read_recipe(path, flags)
     loss = str(settings.get("loss", "tbpo_a"))
     base = Path("runs") / Path(path).stem
-    # Each method has its own folder, so that one recipe run with two losses overwrites nothing.
+    # Each method has its own folder, so that a recipe can be run with several losses.
     settings = {"output_dir": str(base / loss), **defaults, **without_null_output(settings)}
     main = Stage(_config(settings, path), recipe.train_dataset, recipe.eval_dataset, recipe.peft)
     contrast = _contrast(recipe, main, settings, base, path)
@@ -259,12 +265,8 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     if recipe.sft.get("loss", "sft") != "sft":
         raise TokenRatioError(f"the sft stage of {path} cannot have loss {recipe.sft['loss']!r}")
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
-    # Only what belongs to the machine and the data carries over; the rest is another kind of run.
-    carried = ("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16")
-    carried += (*_OF_ALL_STAGES, *_TEMPLATE)
-    carried += ("data_cache_dir", "dataset_num_proc")
-    if "train_dataset" not in recipe.sft:
-        carried += ("train_split", "max_samples", "columns")
+    has_own_data = "train_dataset" in recipe.sft
+    of_data = () if has_own_data else ("train_split", "max_samples", "columns")
     settings = {
         "output_dir": str(base / "sft"),
         "optim": "adamw_torch",
@@ -272,17 +274,17 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         "max_grad_norm": 1.0,
         "gradient_accumulation_steps": 1,
         **defaults,
-        **{k: v for k, v in settings.items() if k in carried},
+        **{k: v for k, v in settings.items() if k in (*_CARRIED_TO_SFT, *of_data)},
         **without_null_output(own),
         "loss": "sft",
     }
-    data = recipe.sft.get("train_dataset", recipe.train_dataset)
     config = _config(settings, f"sft of {path}")
     if "model_init_kwargs" not in own and main.args.model_init_kwargs:
         # The same model, in float32 unless an adapter on it is trained.
-        left_out = () if recipe.sft.get("peft") else ("dtype",)
-        given = main.args.model_init_kwargs.items()
-        config.model_init_kwargs = {k: v for k, v in given if k not in left_out}
+        config.model_init_kwargs = dict(main.args.model_init_kwargs)
+        if not recipe.sft.get("peft"):
+            config.model_init_kwargs.pop("dtype", None)
+    data = recipe.sft.get("train_dataset", recipe.train_dataset)
     sft = Stage(config, data, recipe.sft.get("eval_dataset"), recipe.sft.get("peft"))
     return ResolvedRecipe(recipe, sft, contrast, main)
 
@@ -290,7 +292,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
 def _contrast(
     recipe: Recipe, main: Stage, settings: dict[str, Any], base: Path, path: str
 ) -> Contrast | None:
-    """How the run's tokens are to be scored; None where they need not be, or are already."""
+    """How the run's tokens are to be scored; None if they need not be, or already are."""
     from tokenratio.data.contrast import PLACE, check_prompt_template
 
     sections = recipe.score_tokens
@@ -311,9 +313,7 @@ def _contrast(
             raise TokenRatioError(f"{name} in {where} must be text, not {value!r}")
         if name.endswith("_prompt"):
             check_prompt_template(value, f"{name} in {where}")
-    if len({chosen["positive"], chosen["negative"]}) == 1 and (
-        chosen["positive_prompt"] == chosen["negative_prompt"]
-    ):
+    if all(chosen[f"positive{part}"] == chosen[f"negative{part}"] for part in ("", "_prompt")):
         raise TokenRatioError(
             f"{where}: positive and negative are the same model after the same prompt"
         )
@@ -321,22 +321,22 @@ def _contrast(
     for name in ("loss", "output_dir", "resume_from_checkpoint", "token_scores"):
         if name in own:
             raise TokenRatioError(f"dpo in {where} cannot have {name}")
-    # What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
-    shared = {k: v for k, v in settings.items() if k in (*_CARRIED_TO_DPO, *_TEMPLATE)}
+    shared = {k: v for k, v in settings.items() if k in _CARRIED_TO_DPO}
     fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
     config = _config({**shared, **own, **fixed}, where)
-    stage = Stage(config, main.train_dataset, None, main.peft)
-    return Contrast(**chosen, dpo=stage)
+    return Contrast(**chosen, dpo=Stage(config, main.train_dataset, None, main.peft))
 
 
 def _check_sources(source: Any, name: str) -> None:
-    """Refuse what is neither a name, nor a name with options, nor a list of these."""
+    """Refuse anything but a name, a name with options, or a list of these."""
     for item in source if isinstance(source, list) else [source]:
         if isinstance(item, dict):
             known = declared_fields("tokenratio.data.sources", "DataSource")
             check_known(item, known, f"key in {name}")
             if not isinstance(item.get("path"), str):
-                raise TokenRatioError(f"a source in {name} needs path, a text")
+                raise TokenRatioError(
+                    f"a source in {name} needs path: a file, folder, hub name or world"
+                )
         elif item is not None and not isinstance(item, str):
             raise TokenRatioError(
                 f"{name} must be a name, {{path: ..., split: ..., weight: ...}} or a list of "
@@ -345,7 +345,7 @@ def _check_sources(source: Any, name: str) -> None:
 
 
 def without_null_output(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without `output_dir: null`, which stands for the default."""
+    """The settings without `output_dir: null`, which means the default."""
     return {k: v for k, v in settings.items() if k != "output_dir" or v is not None}
 
 

@@ -16,12 +16,13 @@ from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import EVAL_FILE, read_document, replace_text
+from tokenratio.training.data_settings import Role
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.pair_config import PairConfig
 from tokenratio.training.pair_trainer import PairTrainer
 from tokenratio.training.trainer import TokenRatioTrainer
 
-# Metrics of a trainer's held-out rows, the figures of them for eval.json, and both in a line.
+# Held-out metrics, the figures among them for eval.json, and a line that describes them.
 HeldOut: TypeAlias = tuple[dict[str, float], dict[str, Any] | None, str]
 _FILE = "stage.json"
 # Settings that do not change the weights a stage ends with.
@@ -38,8 +39,8 @@ def train_policy(
     *,
     sources: tuple[object, object],
     ref_model: str | None = None,
-) -> tuple[TokenRatioTrainer, dict[str, float]]:
-    """Train, save and evaluate; returns the trainer and the held-out metrics.
+) -> TokenRatioTrainer:
+    """Train, save and evaluate; returns the trainer.
 
     Args:
         sources: the training and held-out data, as the trainer takes them.
@@ -68,8 +69,8 @@ def train_policy(
         reference_copy=ref_model is not None or not is_adapted,
     )
     notes.append(f"rows of up to {longest} tokens; {estimate.brief}")
-    metrics = run_stage(trainer, stage, name=args.loss, notes=notes, evaluate=_evaluate)
-    return trainer, metrics
+    run_stage(trainer, stage, name=args.loss, notes=notes, evaluate=_evaluate)
+    return trainer
 
 
 def _evaluate(trainer: TokenRatioTrainer) -> HeldOut:
@@ -82,13 +83,13 @@ def run_stage(
     stage: Stage,
     *,
     name: str,
-    notes: Iterable[str] = (),
+    notes: Iterable[str],
     evaluate: Callable[[Any], HeldOut],
-) -> dict[str, float]:
-    """Train, save and evaluate; returns the held-out metrics, which `eval.json` holds too.
+) -> None:
+    """Train, save and evaluate; the held-out metrics are printed and written to `eval.json`.
 
     Args:
-        name: what is trained, for the lines printed.
+        name: what is trained, for the printed lines.
         notes: more lines to print before training.
         evaluate: called with the trainer if there are held-out rows.
     """
@@ -106,22 +107,25 @@ def run_stage(
         trainer.save_model()
     report(args, f"{name}: {result.global_step} steps, saved in {args.output_dir}")
     if trainer.eval_data is None:
-        return {}
+        return
     metrics, figures, line = evaluate(trainer)
     if args.should_save:
         text = json.dumps({**metrics, "held_out": figures}, indent=2) + "\n"
         replace_text(Path(args.output_dir) / EVAL_FILE, text)
         trainer.create_model_card()
     report(args, f"held out: {line}")
-    return metrics
+
+
+def by_role(args: Any, train: Any, held_out: Any) -> list[tuple[Any, Role]]:
+    """The sources that a run reads, with their roles, as its trainer reads them."""
+    roles: list[tuple[Any, Role]] = [(train, "train"), args.evaluated(train, held_out)]
+    return [(source, role) for source, role in roles if source is not None]
 
 
 def resume_of(args: PairConfig) -> str | bool:
     """`resume_from_checkpoint` as the trainer takes it: a folder, or whether to resume."""
-    value = args.resume_from_checkpoint
-    if value is None or value.lower() in ("true", "false"):
-        return value is not None and value.lower() == "true"
-    return value
+    value = args.resume_from_checkpoint or "false"
+    return {"true": True, "false": False}.get(value.lower(), value)
 
 
 def report(args: PairConfig, text: str) -> None:
@@ -131,16 +135,13 @@ def report(args: PairConfig, text: str) -> None:
 
 
 def leave_together(args: PairConfig) -> None:
-    """End the processes of a run at the same time.
-
-    Otherwise one that ends first may be aborted by the threads of its process group.
-    """
+    """End the processes of a run together; one that ends first may be aborted by gloo's threads."""
     args.distributed_state.wait_for_everyone()
     args.distributed_state.destroy_process_group()
 
 
 def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of what a stage depends on, by content: one with the same need not be run again."""
+    """Digest of what a stage depends on, by content; one with the same key need not be rerun."""
     document = {
         "model": model_digest(model),
         "config": model.config.to_dict(),

@@ -1,4 +1,4 @@
-"""What `tokenratio train` does with a recipe: an SFT stage if it has one, then the run."""
+"""Runs a recipe of `tokenratio train`: its SFT stage, its token scores, then the run."""
 
 import dataclasses
 import json
@@ -21,6 +21,7 @@ from tokenratio.cli.recipe_models import (
     tokenizer_of,
 )
 from tokenratio.cli.stages import (
+    by_role,
     is_done,
     leave_together,
     mark_done,
@@ -37,15 +38,15 @@ from tokenratio.models.provenance import chain_of
 from tokenratio.run_folder import mask_secrets
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.arguments import check_machine
-from tokenratio.training.data_settings import Role, encode_source
+from tokenratio.training.data_settings import encode_source
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.run_checks import check_settings, refuse_dtype
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
-    """Everything a run would use: settings, data, memory; no training.
+    """Everything a run would use, as text: settings, data, memory.
 
-    It writes no file but the prepared data, into the cache that the run reads it from.
+    Writes only the prepared data, into the cache that the run reads it from.
     """
     recipe = resolved.recipe
     _check_stages(resolved, dry=True)
@@ -61,14 +62,10 @@ def dry_run(resolved: ResolvedRecipe) -> str:
         settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))
         settings = {k: v for k, v in settings.items() if v is not None}
         parts.append(yaml.safe_dump({name: settings}, sort_keys=False))
-        evaluated = args.evaluated(stage.train_dataset, stage.eval_dataset)
-        roles: tuple[tuple[Any, Role], ...] = ((stage.train_dataset, "train"), evaluated)
-        for source, role in roles:
-            if source is not None:
-                data = encode_source(source, tokenizer, args, role=role)
-                what = f"{name}, {role}: {source_name(source)}"
-                parts.append(f"{what}\n{data.summary()}\n")
-        # Without a new one the adapter of the starting policy is trained further.
+        for source, role in by_role(args, stage.train_dataset, stage.eval_dataset):
+            data = encode_source(source, tokenizer, args, role=role)
+            parts.append(f"{name}, {role}: {source_name(source)}\n{data.summary()}\n")
+        # Without a new adapter, that of the starting policy is trained further.
         settings = _adapter_of(resolved, stage) if stage.peft is None else stage.peft
         estimate = estimate_memory(
             config,
@@ -83,19 +80,19 @@ def dry_run(resolved: ResolvedRecipe) -> str:
 
 def _stages(resolved: ResolvedRecipe) -> dict[str, Stage]:
     """The stages that a recipe trains, in order."""
-    stages, contrast = {"sft": resolved.sft, "main": resolved.main}, resolved.contrast
+    contrast = resolved.contrast
+    dpo = None
     if contrast is not None and {contrast.positive, contrast.negative} & set(TRAINED):
-        stages = {"sft": resolved.sft, "score_tokens": contrast.dpo, "main": resolved.main}
+        dpo = contrast.dpo
+    stages = {"sft": resolved.sft, "score_tokens": dpo, "main": resolved.main}
     return {name: stage for name, stage in stages.items() if stage is not None}
 
 
 def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
-    """Find settings of any stage that would fail, before the first of them begins.
+    """Refuse settings of any stage that would fail, before the first stage begins.
 
     Args:
-        dry: nothing will be run, so this machine need not be able to.
-    Raises:
-        TokenRatioError: which setting, and what to do.
+        dry: nothing will be run, so this machine is not checked.
     """
     for stage in _stages(resolved).values():
         if not dry:
@@ -107,13 +104,13 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
             refuse_dtype(getattr(torch, dtype), stage.args.learning_rate)
 
 
-def train(resolved: ResolvedRecipe) -> dict[str, float]:
-    """Run all stages of a recipe; returns the held-out metrics of the last."""
+def train(resolved: ResolvedRecipe) -> None:
+    """Run all stages of a recipe."""
     recipe, main = resolved.recipe, resolved.main
     args = main.args
     for stage in (resolved.sft, main):
         if stage is not None and stage.peft is not None:
-            peft_config_of(stage.peft)  # a mistake there is found before a folder is claimed
+            peft_config_of(stage.peft)  # reports mistakes before a folder is claimed
     _check_stages(resolved, dry=False)
     resume = resume_of(args)
     if not resume:
@@ -121,7 +118,7 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
     tokenizer = tokenizer_of(recipe, args)
     if resolved.sft is not None:
         folder = _sft_stage(recipe, resolved.sft, tokenizer)
-        # Where the starting policy came from is not where the stage was saved.
+        # Settings of where the starting policy is loaded from do not apply to the stage's folder.
         given = (args.model_init_kwargs or {}).items()
         how = {name: value for name, value in given if name not in WHERE_KWARGS}
         model, tokenizer = load_model(folder, how), load_tokenizer(folder)
@@ -132,9 +129,8 @@ def train(resolved: ResolvedRecipe) -> dict[str, float]:
         args.token_scores = scores_of_run(resume, args.output_dir) or str(
             score_stage(resolved.contrast, main, model, tokenizer, sources)
         )
-    _, metrics = train_policy(main, model, tokenizer, sources=sources, ref_model=recipe.ref_model)
+    train_policy(main, model, tokenizer, sources=sources, ref_model=recipe.ref_model)
     leave_together(args)
-    return metrics
 
 
 def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str, Any] | None:
@@ -152,7 +148,7 @@ def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str
 
 
 def _inputs(recipe: Recipe) -> tuple[str, ...]:
-    """All folders that a run reads its models from, the bases of adapters too."""
+    """All folders that a run reads its models from, including the bases of adapters."""
     parts: list[str] = []
     for name in (recipe.model, recipe.ref_model):
         if name is not None and Path(name).is_dir():
@@ -162,10 +158,10 @@ def _inputs(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Run the first stage unless it has been run, and return its folder.
+    """Run the SFT stage unless it has been run; returns its folder.
 
-    The folder's name holds a digest of all the stage depends on: another seed, model, tokenizer or
-    data set has another folder, so that adapters trained on the old one keep their base.
+    By default the folder's name has a digest of everything the stage depends on, so that a changed
+    stage gets a new folder and adapters trained on the old one keep their base.
     """
     args = stage.args
     model = policy_of(recipe, stage, tokenizer)
@@ -176,7 +172,7 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
     if is_done(folder, key):
         report(args, f"sft: {folder} has the same settings and data; using it")
         return folder
-    # Every process has looked before the first one clears the folder.
+    # All processes must have looked before the first one clears the folder.
     args.distributed_state.wait_for_everyone()
     claim_output(args, overwrite=recipe.overwrite or not is_named, inputs=_inputs(recipe))
     train_policy(stage, model, tokenizer, sources=sources_of(stage, model, tokenizer))

@@ -1,4 +1,4 @@
-"""`tokenratio train-reward RECIPE.yaml`: a reward model from the pairs that a policy trains on."""
+"""`tokenratio train-reward RECIPE.yaml`: trains a reward model on preference pairs."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from tokenratio.cli.stages import HeldOut
     from tokenratio.training.reward_trainer import RewardTrainer
 
-USAGE = """usage: tokenratio train-reward RECIPE.yaml [--field value ...]
+USAGE = """usage: tokenratio train-reward RECIPE.yaml [--flag value ...]
 
-A recipe's keys and the flags are the same; flags win. See recipes/reward_*.yaml for examples.
+Every setting can be a key of the recipe or a flag; flags take precedence. recipes/reward_*.yaml are
+examples.
 """
-# The keys a reward model's recipe shares with a policy's, with their help where it differs.
+# The keys that a reward model's recipe shares with a policy's; the help text where it differs.
 _RECIPE_KEYS = {
-    "model": "Where the body's weights come from: a hub name or a folder, such as a policy's.",
-    "model_config": "Or a model from a transformers config: {model_type: llama, ...}.",
+    "model": "Model to start from: a hub name or a folder; a policy gets a new reward head.",
+    "model_config": "A new model from a transformers config: {model_type: llama, ...}.",
     "tokenizer": None,
     "train_dataset": None,
     "eval_dataset": None,
@@ -30,7 +31,7 @@ _RECIPE_KEYS = {
 
 
 def reward_fields() -> dict[str, Field]:
-    """Every key a recipe or a flag of `train-reward` may name."""
+    """All keys of a recipe and flags of `train-reward`."""
     recipe = fields_of(Recipe)
     chosen = {
         name: recipe[name] if text is None else replace(recipe[name], help=text)
@@ -54,8 +55,8 @@ def run_recipe(path: str, flags: dict[str, Any]) -> None:
     train_reward(Stage(args, recipe.train_dataset, recipe.eval_dataset), recipe)
 
 
-def train_reward(stage: Stage, recipe: Recipe) -> dict[str, float]:
-    """Train, save and evaluate; returns the held-out metrics."""
+def train_reward(stage: Stage, recipe: Recipe) -> None:
+    """Train, save and evaluate."""
     from tokenratio.cli.folders import claim_output
     from tokenratio.cli.recipe_models import reward_model_of, tokenizer_of
     from tokenratio.cli.stages import leave_together, resume_of, run_stage
@@ -75,15 +76,13 @@ def train_reward(stage: Stage, recipe: Recipe) -> dict[str, float]:
         trainer = RewardTrainer(
             model, args, stage.train_dataset, stage.eval_dataset, processing_class=tokenizer
         )
-    size = sum(p.numel() for p in model.parameters())
-    notes = [f"{size:,} parameters"]
-    metrics = run_stage(trainer, stage, name="reward model", notes=notes, evaluate=_evaluate)
+    notes = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+    run_stage(trainer, stage, name="reward model", notes=notes, evaluate=_evaluate)
     leave_together(args)
-    return metrics
 
 
 def _evaluate(trainer: "RewardTrainer") -> "HeldOut":
-    """Accuracy on the held-out pairs, and beside it what a rule of length alone reaches."""
+    """Accuracy on the held-out pairs, compared with a rule that looks only at lengths."""
     import numpy as np
 
     from tokenratio.cli.progress import describe_accuracy
@@ -113,9 +112,5 @@ def _evaluate(trainer: "RewardTrainer") -> "HeldOut":
 
 
 COMMAND = Command(
-    USAGE,
-    run_recipe,
-    argument="one recipe",
-    fields=reward_fields,
-    headings=TRAINING_HEADINGS,
+    USAGE, run_recipe, argument="one recipe", fields=reward_fields, headings=TRAINING_HEADINGS
 )
