@@ -1,4 +1,4 @@
-"""`tokenratio generate MODEL --prompts SOURCE`: sampled responses as JSON lines."""
+"""`tokenratio generate MODEL --prompts SOURCE`: writes sampled responses as JSON lines."""
 
 import time
 from collections import Counter
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 USAGE = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
-MODEL is a hub name or a folder (also of an adapter); with --endpoint, the model's name on that
-server. SOURCE is a file, a folder, a hub name or a world
-(world:reviews?prompts=100&split=test) with a column `prompt`.
+MODEL is a hub name or a folder, of a model or an adapter; with --endpoint, the model's name on that
+server. SOURCE is a file, a folder, a hub name or a world, such as
+world:reviews?prompts=100&split=test, with a column `prompt`.
 
-Responses are written as they arrive. Run the same command again to resume: nothing that is already
-in the output is generated twice. The cost of an endpoint is estimated before the first request.
+Responses are written as they arrive. Run the same command again to resume; responses already in the
+output are kept. With --endpoint, the cost is estimated before the first request.
 """
 
-# A server has its own chat template and clock.
+# A server has its own chat template and date.
 _LOCAL_FLAGS = ("batch_size", "dtype", "chat_template", "template_date")
 
 
@@ -44,19 +44,19 @@ class GenerateOptions(TemplateOptions):
     )
     overwrite: bool = option(False, "Replace an existing output.")
     num_prompts: int | None = option(None, "Use only the first N prompts.")
-    num_samples: int = option(1, "Responses per prompt.")
+    num_samples: int = option(1, "Number of responses per prompt.")
     temperature: float = option(1.0, "Sampling temperature; 0 is greedy.")
     top_p: float = option(1.0, "Probability mass to sample from.")
-    max_new_tokens: int = option(256, "Most tokens in a response, EOS included.")
+    max_new_tokens: int = option(256, "Maximum number of tokens in a response, including EOS.")
     batch_size: int = option(64, "Prompts generated at once.")
     dtype: str = option("float32", "Precision in which the model is loaded.")
-    seed: int | None = option(0, "Seed of the samples; null sends none to an endpoint.")
-    split: str | None = option(None, "Split of a folder or hub name.")
+    seed: int | None = option(0, "Seed of the samples; null sends no seed to an endpoint.")
+    split: str | None = option(None, "Split of a folder or hub data set.")
     columns: dict[str, Any] | None = option(
-        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
+        None, "Columns of the data by tokenratio's names: '{prompt: ask, chosen: good}'."
     )
     endpoint: str | None = option(
-        None, "Address of the server to ask, such as http://localhost:8000/v1."
+        None, "Generate with the server at this address, such as http://localhost:8000/v1."
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +66,9 @@ class GenerateOptions(TemplateOptions):
             raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
         output = Path(self.output)
         if output.is_dir() or output.resolve() == Path(self.prompts).resolve():
-            raise TokenRatioError(f"--output {output} is a folder or the prompts themselves")
+            raise TokenRatioError(
+                f"--output {output} is a folder or the prompts: choose a new file"
+            )
 
 
 def _endpoint_fields() -> dict[str, Field]:
@@ -80,20 +82,20 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
     own = fields_of(GenerateOptions)
     options = build(GenerateOptions, {k: v for k, v in flags.items() if k in own}, "generate")
     endpoint_flags = {flag: value for flag, value in flags.items() if flag not in own}
+    if options.endpoint is None and endpoint_flags:
+        flag = next(iter(endpoint_flags))
+        raise TokenRatioError(f"--{flag} applies only to endpoints: give --endpoint")
+    for flag in _LOCAL_FLAGS:
+        if options.endpoint is not None and flag in flags:
+            raise TokenRatioError(
+                f"--{flag} applies only to local models; remove it when using --endpoint"
+            )
     endpoint = None
-    if options.endpoint is None:
-        for flag in endpoint_flags:
-            raise TokenRatioError(f"--{flag} applies only to endpoints: give --endpoint")
-    else:
-        for flag in flags:
-            if flag in _LOCAL_FLAGS:
-                raise TokenRatioError(
-                    f"--{flag} applies only to local models; remove it when using --endpoint"
-                )
+    if options.endpoint is not None:
         endpoint = _connect(name, options.endpoint, endpoint_flags)
     from tokenratio.cli.outputs import check_output
-    from tokenratio.cli.recipe_models import say_splits
     from tokenratio.cli.terminal import quiet_libraries
+    from tokenratio.data import describe_splits
     from tokenratio.data.prompts import read_prompts
     from tokenratio.evaluation.response_files import write_responses
 
@@ -102,7 +104,8 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
     check_output(path)
     prompts = read_prompts(options.prompts, split=options.split, columns=options.columns)
     prompts = prompts[: options.num_prompts]
-    say_splits(options.prompts, options.split)
+    for line in describe_splits(options.prompts, split=options.split):
+        print(line)
     backend, settings = _backend(name, options, endpoint)
     settings |= {"prompts": options.prompts, "split": options.split}
     timed = _Timed(backend)
@@ -119,11 +122,7 @@ COMMAND = Command(
 
 
 def _connect(model: str, address: str, flags: Mapping[str, str | bool]) -> Endpoint:
-    """The server, to be asked for this model within the budget.
-
-    Raises:
-        TokenRatioError: a setting is out of range.
-    """
+    """The endpoint of a model, with its budget."""
     from tokenratio.cli.terminal import is_terminal
 
     limits = fields_of(Budget)
@@ -136,7 +135,7 @@ def _connect(model: str, address: str, flags: Mapping[str, str | bool]) -> Endpo
 def _backend(
     name: str, options: GenerateOptions, endpoint: Endpoint | None
 ) -> tuple["TransformersBackend | EndpointBackend", dict[str, Any]]:
-    """What generates the responses, and all settings that they depend on except the prompts."""
+    """What generates the responses, and the settings they depend on, apart from the prompts."""
     from tokenratio.cli.terminal import is_terminal
     from tokenratio.data.template import TemplateSettings
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
@@ -167,12 +166,12 @@ def _backend(
         batch_size=options.batch_size,
         progress=is_terminal(),
     )
-    # The weights too: a folder may have been trained again since.
+    # With the weights' digest: the folder may be retrained later.
     return backend, {"model": name, "weights": weights_digest(model), **backend.settings()}
 
 
 class _Timed:
-    """A backend, and the rate at which it wrote tokens, if it returns their ids."""
+    """A backend that measures its tokens per second, if it returns token ids."""
 
     def __init__(self, backend: "Backend") -> None:
         self._backend = backend
@@ -188,7 +187,7 @@ class _Timed:
             yield id, samples
 
     def rate(self) -> str:
-        """In words; empty if nothing was written or the number of tokens is unknown."""
+        """The rate in words; empty if the number of tokens is 0 or unknown."""
         if not self._num_tokens:
             return ""
         rate = self._num_tokens / max(self._seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""`tokenratio inspect-data SOURCE`: decoded rows with masks, EOS, lengths, cuts, and defects."""
+"""`tokenratio inspect-data SOURCE`: prints decoded rows with masks, lengths, cuts and defects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +19,18 @@ class InspectOptions(TemplateOptions):
     """Options of `inspect-data`."""
 
     tokenizer: str | None = option(
-        None, "A hub name or folder; with it, rows are shown as tokens with their masks."
+        None, "A hub name or folder; rows are then shown as tokens with their masks."
     )
-    num_rows: int = option(3, "Rows to print.")
-    max_length: int | None = option(2048, "As in training.")
-    max_prompt_length: int | None = option(None, "As in training.")
+    num_rows: int = option(3, "Number of rows to print.")
+    max_length: int | None = option(2048, "Maximum number of tokens in a row, as in training.")
+    max_prompt_length: int | None = option(
+        None, "Maximum number of tokens in a prompt, as in training."
+    )
     split: str | None = option(
-        None, "Split of a folder or hub data set; default: the one that training reads."
+        None, "Split of a folder or hub data set. Default: the one that training reads."
     )
-
     columns: dict[str, Any] | None = option(
-        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
+        None, "Columns of the data by tokenratio's names: '{prompt: ask, chosen: good}'."
     )
 
     def __post_init__(self) -> None:
@@ -38,7 +39,7 @@ class InspectOptions(TemplateOptions):
 
 
 def inspect_data(source: str, options: InspectOptions) -> None:
-    """Print rows of a source and its report."""
+    """Print rows of a source and the report on its data."""
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import inspect_source
 

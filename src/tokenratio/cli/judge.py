@@ -1,6 +1,7 @@
-"""`tokenratio judge OURS --against THEIRS --judge NAME`: whose responses are better."""
+"""`tokenratio judge OURS --against THEIRS --judge NAME`: compares two sets of responses."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 USAGE = """usage: tokenratio judge OURS --against THEIRS --judge NAME [--flag value ...]
 
-OURS is a file of generations. THEIRS is another of the same prompts, or the source that the prompts
-came from, whose --column then holds the opponent's responses. The judges, and the settings that
-each needs; a recipe of `evaluate` takes the same:
+OURS is a file written by `tokenratio generate`. THEIRS is a second one for the same prompts, or the
+data source of the prompts, with the opponent's responses in its column --column. The judges and the
+settings they need, as in a recipe of `evaluate`:
 
 {judges}
 
-Writes a line per comparison to --output and all figures to the .summary.json beside it. Run the
-same command again to resume: nothing is asked, or paid for, twice.
+Writes a line per comparison to --output and all figures to a .summary.json file next to it. Run the
+same command again to resume; comparisons already in the output are not judged (or paid for) again.
 """
 
 
@@ -31,21 +32,21 @@ same command again to resume: nothing is asked, or paid for, twice.
 class JudgeOptions:
     """Settings of `judge`, apart from those of the judge itself."""
 
-    against: str = option("", "The other side: a file or a data source.")
+    against: str = option("", "The opponent's responses: a file of generations or a data source.")
     judge: str = option("", f"One of {', '.join(JUDGES)}.")
     output: str = option(
         "judgements.jsonl",
-        "Output file. If it was made with the same judge and sides, it is resumed.",
+        "Output file. If it was made with the same judge and responses, it is resumed.",
     )
     overwrite: bool = option(False, "Replace an existing output.")
     column: str | None = option(
-        None, "If --against is a data source: column of the opponent's responses. [chosen]"
+        None, "If --against is a data source: column of the opponent's responses. Default: chosen."
     )
     split: str | None = option(
         None, "If --against is a data source: its split, the same as for the prompts."
     )
-    num_prompts: int | None = option(None, "Use only the first N prompts of both sides.")
-    seed: int = option(0, "Seed of the interval, and of the order on a human judge's sheet.")
+    num_prompts: int | None = option(None, "Use only the first N prompts.")
+    seed: int = option(0, "Seed of the interval and of the order in a human judge's sheet.")
 
     def __post_init__(self) -> None:
         for name in ("against", "judge"):
@@ -59,7 +60,7 @@ class JudgeOptions:
             raise TokenRatioError(f"seed must be at least 0, not {self.seed}")
 
 
-# Every setting of a judge, and which kinds have it.
+# The kinds of judges that have each setting.
 _KINDS: dict[str, list[str]] = {}
 for _kind, _settings in JUDGES.items():
     for _name in fields_of(_settings):
@@ -67,12 +68,13 @@ for _kind, _settings in JUDGES.items():
 
 
 def _fields() -> dict[str, Field]:
-    """The command's flags, then the settings of the judges, each with the kinds that have it."""
+    """The command's flags, then the settings of the judges."""
     own = fields_of(JudgeOptions)
     return own | {name: _field(name, kinds) for name, kinds in _KINDS.items() if name not in own}
 
 
 def _field(name: str, kinds: list[str]) -> Field:
+    """A judge's setting, with the kinds that have it in its help."""
     helps: dict[str, list[str]] = {}
     for kind in kinds:
         helps.setdefault(fields_of(JUDGES[kind])[name].help, []).append(kind)
@@ -81,7 +83,7 @@ def _field(name: str, kinds: list[str]) -> Field:
 
 
 def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
-    """Judge one file of generations against another, and print and write the figures."""
+    """Judge a file of generations against another or a data source; print and write the figures."""
     own = fields_of(JudgeOptions)
     options = build(JudgeOptions, {k: v for k, v in flags.items() if k in own}, "judge")
     kind = options.judge
@@ -96,10 +98,7 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     from tokenratio.evaluation.journal import read_settings
     from tokenratio.evaluation.judges.protocol import JudgeContext, digest_of
     from tokenratio.evaluation.model_pool import ModelPool
-    from tokenratio.evaluation.response_files import (
-        date_of_responses,
-        read_responses,
-    )
+    from tokenratio.evaluation.response_files import date_of_responses, read_responses
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
     from tokenratio.evaluation.win_report import describe, summarize
     from tokenratio.run_folder import replace_text
@@ -123,9 +122,9 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
             progress=is_terminal(),
         )
     )
-    if judge is None:  # people have a sheet to fill in
+    if judge is None:  # a sheet for people to fill in has been written
         return
-    # By the settings' digests rather than paths: a file may be moved, and texts are checked anyway.
+    # Digests of settings instead of paths: files may be moved, and the texts are checked anyway.
     sides = {"ours": _made_by(ours), "theirs": opponent or _made_by(theirs)}
     judgements = judge_all(comparisons, judge, path, sides, overwrite=options.overwrite)
     summary = {
@@ -151,11 +150,12 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
 COMMAND = Command(
     USAGE.format(
         judges="\n".join(
-            f"  {kind:14}{settings.__doc__}"
-            + (
-                f" Needs {', '.join(f'--{name}' for name in settings.required)}."
-                if settings.required
-                else ""
+            textwrap.fill(
+                f"{kind:14}{settings.__doc__}"
+                + "".join(f" Needs --{name}." for name in settings.required),
+                100,
+                initial_indent="  ",
+                subsequent_indent=" " * 16,
             )
             for kind, settings in JUDGES.items()
         )
@@ -167,7 +167,7 @@ COMMAND = Command(
 
 
 def _read_theirs(options: JudgeOptions) -> "tuple[list[AnsweredPrompt], dict[str, Any] | None]":
-    """The opponent's responses, and what describes them if they come from a data source."""
+    """The opponent's responses, and for a data source its name, split and column."""
     from tokenratio.evaluation.response_files import dataset_responses, read_responses
 
     name = options.against
@@ -184,7 +184,7 @@ def _read_theirs(options: JudgeOptions) -> "tuple[list[AnsweredPrompt], dict[str
 
 
 def _holds_generations(path: Path) -> bool:
-    """Whether the first line says so: a data set has no samples with texts."""
+    """Whether the first line has samples with texts, unlike a data set."""
     try:
         with path.open("rb") as file:
             samples = json.loads(file.readline())["samples"]

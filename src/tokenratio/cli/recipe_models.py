@@ -1,6 +1,6 @@
-"""What a recipe starts from: tokenizer, models, adapter and data."""
+"""Builds what a recipe names: tokenizer, models and data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tokenratio.cli.recipe import Recipe, Stage
 from tokenratio.cli.terminal import user_mistakes
-from tokenratio.data import CompletionExample, PreferenceExample, describe_splits, locate
+from tokenratio.data import CompletionExample, PreferenceExample, locate
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.formats import DataParser
@@ -39,39 +39,31 @@ if TYPE_CHECKING:
 _LONGEST_WORLD_RESPONSE = 64
 
 
-def say_splits(source: str, split: str | None, report: Callable[[str], None] = print) -> None:
-    """Say which split of a source is read, where there is a choice."""
-    for line in describe_splits(source, split=split):
-        report(line)
-
-
 def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names, or trains from its data.
+    """The tokenizer that a recipe names or trains on its data, with the run's chat template.
 
     Args:
-        args: the run's settings, of which it takes the split and how a tokenizer is loaded.
+        args: the settings of the run.
     Raises:
-        TokenRatioError: it cannot be had.
+        TokenRatioError: it cannot be loaded or trained.
     """
-    return with_chat_template(_own_tokenizer(recipe, args), args.chat_template)
-
-
-def _own_tokenizer(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
-    spec = recipe.tokenizer if recipe.tokenizer is not None else recipe.model
+    spec = recipe.model if recipe.tokenizer is None else recipe.tokenizer
+    assert spec is not None
     if isinstance(spec, dict):
         texts = _texts(recipe.train_dataset, args.split("train"), args.columns)
-        return train_byte_level_bpe(texts, spec["byte_level_bpe"])
-    assert spec is not None
-    if is_world_source(spec):
-        return world_of(spec).build_tokenizer()
-    return load_tokenizer(spec, args.model_init_kwargs)
+        tokenizer = train_byte_level_bpe(texts, spec["byte_level_bpe"])
+    elif is_world_source(spec):
+        tokenizer = world_of(spec).build_tokenizer()
+    else:
+        tokenizer = load_tokenizer(spec, args.model_init_kwargs)
+    return with_chat_template(tokenizer, args.chat_template)
 
 
 def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of the starting policy.
 
     Raises:
-        TokenRatioError: it is not one transformers knows, or its vocabulary is too small.
+        TokenRatioError: transformers does not know the model type, or refuses the settings.
     """
     if recipe.model_config is not None:
         model_type = str(recipe.model_config["model_type"])
@@ -137,9 +129,9 @@ def adapter_size(config: PretrainedConfig, settings: PeftConfig | dict[str, Any]
 
 
 def _texts(source: Any, split: str, columns: Columns | None) -> Iterator[str]:
-    """Every text of a data set, for training a tokenizer.
+    """All texts of a data set, for training a tokenizer.
 
-    Rows that cannot be used are passed over here: preparing the data counts and reports them.
+    Rows that cannot be used are skipped; preparing the data counts and reports them.
     """
     groups = [part.rows() for part in locate(source, split=split)]
     parsers = [

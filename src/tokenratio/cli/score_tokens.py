@@ -1,4 +1,4 @@
-"""`tokenratio score-tokens SOURCE`: what two models or prompts say of every token of the pairs."""
+"""`tokenratio score-tokens SOURCE`: scores every token of the pairs with two models or prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,18 @@ from tokenratio.settings import option
 
 USAGE = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
 
-Computes log p+ - log p- of every response token and keeps it in a folder, which token_scores names
-to the losses that read it. SOURCE is a file, a folder, a hub name or a world; run again with
-held-out pairs and the same --output to add them. As published:
+Computes log p+ - log p- of every response token and saves it in a folder, for a run that sets
+token_scores to it. SOURCE is a file, a folder, a hub name or a world. Run the command again with
+held-out pairs and the same --output to add them. The published setups:
 
-  tis_dpo  positive a DPO model, negative one trained by DPO on the pairs swapped
-  sepo     positive a DPO model, negative the model it started from
-  t_reg    one model, after a prompt that asks for a better answer and one that asks for a worse
+  tis_dpo  p+ is a DPO model, p- a model after DPO on the swapped pairs
+  sepo     p+ is a DPO model, p- the model it started from
+  t_reg    one model; p+ has a prompt that asks for a better answer, p- one that asks for a worse
 
-A section score_tokens in a recipe does all of this, including training the DPO models.
+The key score_tokens of a recipe does all of this, including training the DPO models.
 """
 
-# `PLACE` of data.contrast, which imports numpy and more.
+# The same as `PLACE` of data.contrast, which is slow to import.
 _PLACE = "{prompt}"
 
 
@@ -30,25 +30,25 @@ _PLACE = "{prompt}"
 class ScoreOptions(TemplateOptions):
     """Options of `score-tokens`."""
 
-    output: str = option("token_scores", "Folder to write or add to.")
-    positive_model: str = option("", "p+: a hub name or a folder.")
-    negative_model: str | None = option(None, "p-; default: the same model, with another prompt.")
-    positive_prompt: str = option(_PLACE, "What p+ reads; {prompt} is the pair's prompt.")
-    negative_prompt: str = option(_PLACE, "What p- reads, likewise.")
+    output: str = option("token_scores", "Output folder; scores are added to an existing one.")
+    positive_model: str = option("", "Model of p+: a hub name or a folder.")
+    negative_model: str | None = option(None, "Model of p-. Default: that of p+.")
+    positive_prompt: str = option(_PLACE, "Prompt of p+; {prompt} stands for the pair's.")
+    negative_prompt: str = option(_PLACE, "Prompt of p-; {prompt} stands for the pair's.")
     tokenizer: str | None = option(
-        None, "Tokenizer of the run that will use the scores; default: p+'s."
+        None, "Tokenizer of the run that will use the scores. Default: that of p+."
     )
     max_length: int | None = option(2048, "As in the run that will use the scores.")
-    max_prompt_length: int | None = option(None, "Likewise.")
+    max_prompt_length: int | None = option(None, "As in the run that will use the scores.")
     columns: dict[str, Any] | None = option(
-        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
+        None, "Columns of the data by tokenratio's names: '{prompt: ask, chosen: good}'."
     )
     on_bad_row: Literal["skip", "error"] = option(
-        "skip", "Rows that cannot be used: skip (counted) or error."
+        "skip", "What to do with unusable rows: skip (and count them) or error."
     )
-    split: str | None = option("train", "Split of a folder or hub name.")
-    batch_size: int = option(8, "Pairs run at once.")
-    dtype: str = option("float32", "Precision the models are loaded in.")
+    split: str | None = option("train", "Split of a folder or hub data set.")
+    batch_size: int = option(8, "Number of pairs per batch.")
+    dtype: str = option("float32", "Precision in which the models are loaded.")
     cache_dir: str = option(
         "~/.cache/tokenratio/reference", "Cache of the models' log-probabilities."
     )
@@ -93,7 +93,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     negative = positive
     if options.negative_model is not None:
         negative = load_model(options.negative_model, {"dtype": options.dtype})
-    # Rows that are added are rendered as those that are there.
+    # Added rows are rendered with the date of the existing ones.
     day = None if before is None else before.template.get("template_date")
     tokenizer = load_tokenizer(options.tokenizer or options.positive_model)
     tokenizer, template = template_of(options, tokenizer, options.positive_model, day=day)
@@ -109,6 +109,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
         columns=options.columns,
     )
     print(data.report.summary())
+    how = {"split": options.split, "columns": options.columns}
     sides = []
     for model, prompt in (
         (positive, options.positive_prompt),
@@ -150,7 +151,7 @@ COMMAND = Command(USAGE, score_source, argument="one source of pairs", options=S
 
 
 def _check_tokenizers(options: ScoreOptions) -> None:
-    """Two models of one vocabulary size may still number their tokens differently."""
+    """Refuse models whose tokenizers differ, even if their vocabularies have the same size."""
     if options.negative_model is None:
         return
     from tokenratio.models.loading import load_tokenizer
@@ -159,6 +160,6 @@ def _check_tokenizers(options: ScoreOptions) -> None:
     first, second = (load_tokenizer(name).get_vocab() for name in names)
     if first != second:
         raise TokenRatioError(
-            f"{names[0]} and {names[1]} have different tokenizers: their log-probabilities are of "
-            "different tokens"
+            f"{names[0]} and {names[1]} have different tokenizers, so their log-probabilities "
+            "cannot be compared: choose models with the same tokenizer"
         )
