@@ -631,7 +631,7 @@ def test_suite(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--prompts", PROMPTS], "needs a recipe with runs, or runs"),
+        (["--prompts", PROMPTS], "needs runs, or a recipe with runs"),
         (["free"], "evaluate needs --prompts, --pairs or --suite"),
         (["none.yaml"], "cannot read none.yaml"),
         (["free", "--promts", "x"], "did you mean 'prompts'"),

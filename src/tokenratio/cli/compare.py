@@ -1,4 +1,4 @@
-"""`tokenratio compare A B ...`: are the differences between evaluated policies more than chance?"""
+"""`tokenratio compare A B ...`: tests whether evaluated policies differ by more than chance."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 USAGE = """usage: tokenratio compare A B ... [--flag value ...]
 
-Each is a folder that `tokenratio evaluate` wrote for a policy, or NAME=FOLDER,FOLDER,... for the
-training seeds of one method. Differences are paired by prompt, and by seed where there are several;
-p-values are corrected over all comparisons made (Holm).
+A, B, ... are folders that `tokenratio evaluate` wrote for a policy, or NAME=FOLDER,FOLDER,... with
+one folder per training seed. Differences are paired by prompt, and by seed if there are several;
+p-values are corrected for the number of comparisons (Holm).
 
-Exit code 0; with --require MEASURE 1 unless A is better than every other in it, beyond chance.
+The exit code is 0; with --require MEASURE it is 1 unless A is significantly better than all others.
 """
 
 
@@ -29,15 +29,13 @@ class CompareOptions:
     """The options of `compare`."""
 
     measures: list[str] | None = option(
-        None, "Measures to compare; default: all that have a better direction."
+        None, "Measures to compare. Default: all for which higher or lower is better."
     )
-    all_pairs: bool = option(
-        False, "Compare all pairs of policies, not only A with each of the others."
-    )
-    require: str | None = option(None, "Exit code 1 unless A is better in this measure.")
-    num_resamples: int = option(10_000, "Resamples of the bootstrap and of the sign-flip test.")
+    all_pairs: bool = option(False, "Compare all pairs of policies, not only A with the others.")
+    require: str | None = option(None, "Exit with 1 unless A is better in this measure.")
+    num_resamples: int = option(10_000, "Resamples of the bootstrap and the sign-flip test.")
     seed: int = option(0, "Seed of the resampling.")
-    output: str | None = option(None, "JSON file for all figures.")
+    output: str | None = option(None, "JSON file to write all figures to.")
 
     def __post_init__(self) -> None:
         if self.num_resamples < 100:
@@ -49,14 +47,14 @@ class CompareOptions:
 
 
 def report_comparisons(policies: list[str], options: CompareOptions) -> int:
-    """Print every comparison; the exit code says whether what `require` names holds."""
+    """Print every comparison; returns 1 if A is not better in the measure `require`, else 0."""
     from tokenratio.evaluation.comparison import compare
 
     named: dict[str, list[PolicyMeasures]] = {}
     for name, runs in map(_runs, policies):
         if name in named:
             raise TokenRatioError(
-                f"two policies have the name {name}: give names, as in a=FOLDER b=FOLDER"
+                f"two policies have the name {name}: name them, as in a=FOLDER b=FOLDER"
             )
         named[name] = runs
 

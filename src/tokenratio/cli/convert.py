@@ -1,4 +1,4 @@
-"""`tokenratio convert FILE --to FORMAT`: generations from and for AlpacaEval and MT-Bench."""
+"""`tokenratio convert FILE --to FORMAT`: converts from and to AlpacaEval and MT-Bench files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +9,8 @@ from tokenratio.settings import option
 
 USAGE = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
 
-FILE has one of three formats, recognised by its first record: our generations (JSON lines),
-AlpacaEval's model outputs (JSON), FastChat's answers to MT-Bench (JSON lines).
+FILE has one of three formats, recognised by its first record: generations of tokenratio (JSON
+lines), AlpacaEval's model outputs (JSON), or FastChat's answers to MT-Bench (JSON lines).
 """
 KINDS = ("generations", "alpaca-eval", "mt-bench")
 
@@ -20,16 +20,16 @@ class ConvertOptions:
     """The options of `convert`."""
 
     to: Literal["generations", "alpaca-eval", "mt-bench"] = option(
-        "", f"One of {', '.join(KINDS)}."
+        "", f"Output format: {', '.join(KINDS)}."
     )
     output: str = option("", "Output file.")
-    generator: str | None = option(None, "The model's name; default: the one in FILE, if any.")
+    generator: str | None = option(None, "Name of the model. Default: the one in FILE, if any.")
     questions: str | None = option(
         None,
-        "Where the prompts come from: AlpacaEval's instructions, MT-Bench's "
-        "question.jsonl. Gives the ids; answers to MT-Bench hold no questions, so they need it.",
+        "File of the prompts and their ids: AlpacaEval's instructions or MT-Bench's "
+        "question.jsonl. Required for FILEs of MT-Bench, which do not contain the questions.",
     )
-    turn: int = option(1, "Of MT-Bench's answers: which turn's become generations.")
+    turn: int = option(1, "Turn of MT-Bench's answers to convert.")
     overwrite: bool = option(False, "Replace an existing output.")
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class ConvertOptions:
 
 
 def convert_file(path: str, options: ConvertOptions) -> None:
-    """Convert one file; prints what was written."""
+    """Convert one file and print what was written."""
     from tokenratio.cli.answer_files import convert
 
     print(convert(path, options))

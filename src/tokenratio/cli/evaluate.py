@@ -1,4 +1,4 @@
-"""`tokenratio evaluate RECIPE|RUN ...`: generate, judge, measure; every figure with its error."""
+"""`tokenratio evaluate RECIPE|RUN ...`: generates, judges and measures, with standard errors."""
 
 from typing import Any
 
@@ -9,14 +9,15 @@ from tokenratio.settings import build, fields_of
 
 USAGE = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
 
-RUN is a folder of a run, another model's folder or hub name, a file of generations, or NAME=one of
-these. A recipe's keys and the flags are the same; flags win. Every stage writes a file, which is
-resumed: OUTPUT/NAME/generations.jsonl, judgements-JUDGE.jsonl, measures.json; OUTPUT/table.md.
+RUN is the folder of a run or of another model, a hub name, a file of generations, or NAME=one of
+these. Every setting can be a key of the recipe or a flag; flags take precedence. Each run gets a
+folder in --output_dir with generations.jsonl, judgements-JUDGE.jsonl and measures.json; table.md
+compares all runs. Run the same command again to resume.
 """
 
 
 def print_evaluation(runs: list[str], flags: dict[str, Any]) -> None:
-    """Evaluate the runs, or those that one recipe names, and print the table."""
+    """Evaluate the given runs, or those of a recipe, and print the table."""
     where = "evaluate"
     if len(runs) == 1 and runs[0].endswith((".yaml", ".yml")):
         where = runs.pop()
@@ -34,7 +35,7 @@ def print_evaluation(runs: list[str], flags: dict[str, Any]) -> None:
     print(table(policies))
 
 
-_ARGUMENT = "a recipe with runs, or runs"
+_ARGUMENT = "runs, or a recipe with runs"
 COMMAND = Command(
     USAGE,
     print_evaluation,

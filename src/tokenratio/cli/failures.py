@@ -1,4 +1,4 @@
-"""Messages for errors that no command expected."""
+"""Messages for unexpected errors."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def shortage(error: BaseException) -> str | None:
 
 
 def describe_failure(error: BaseException, command: str) -> str:
-    """One line: what went wrong, what was saved (the error's notes), and what to do."""
+    """One line: what went wrong, what was saved (from the error's notes) and what to do."""
     kept = " ".join(getattr(error, "__notes__", []))
     found = shortage(error)
     if found is not None:
@@ -40,7 +40,7 @@ def describe_failure(error: BaseException, command: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """File and line that raised it."""
+    """The file and line that raised the error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""Which folder a run may write into, and what of an old run is removed for a new one."""
+"""Checks a run's output folder and removes the old run in it."""
 
 import re
 import shutil
@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.run_folder import (
-    BASE_FOLDER,
-    EVAL_FILE,
-    METRICS_FILE,
-    ORIGIN_FILE,
-    RUN_FILE,
-)
+from tokenratio.run_folder import BASE_FOLDER, EVAL_FILE, METRICS_FILE, ORIGIN_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-# Everything that training and saving write, tokenratio and transformers; only this is removed.
+# Everything that tokenratio and transformers write; nothing else is removed.
 _FILES = (
     *(METRICS_FILE, RUN_FILE, EVAL_FILE, "stage.json", "training_args.bin", "chat_template.jinja"),
     *("config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json"),
@@ -31,31 +25,27 @@ _FILES = (
 def claim_output(
     args: "TrainingArguments", *, overwrite: bool, inputs: Sequence[str | None]
 ) -> None:
-    """Claim the output folder of a run on the process that saves, before the others go on.
-
-    Raises:
-        TokenRatioError: see `claim_folder`.
-    """
+    """Call `claim_folder` on the process that saves, before the others continue."""
     with args.main_process_first():
         if args.should_save:
             claim_folder(Path(args.output_dir), overwrite=overwrite, inputs=inputs)
 
 
 def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None]) -> None:
-    """Make sure a run may write into `folder`, and remove an old run only if asked to.
+    """Make sure that a run may write into `folder`.
 
     Args:
-        overwrite: remove the run of tokenratio's that it holds.
+        overwrite: remove the old run that the folder holds.
         inputs: models the run starts from; their folders are never written into.
     Raises:
-        TokenRatioError: it holds a run and `overwrite` is off, or a model that was not
+        TokenRatioError: the folder holds a run and `overwrite` is False, or a model that was not
             written by tokenratio.
     """
     if folder.exists() and not folder.is_dir():
         raise TokenRatioError(f"output_dir {folder} is a file")
-    for name in inputs:
-        if name is not None and Path(name).resolve() == folder.resolve():
-            raise TokenRatioError(f"output_dir {folder} is a model that the run starts from")
+    starts = {name: Path(name).resolve() for name in inputs if name is not None}
+    if folder.resolve() in starts.values():
+        raise TokenRatioError(f"output_dir {folder} is a model that the run starts from")
     found = sorted(_artefacts(folder))
     if not found:
         return
@@ -69,10 +59,9 @@ def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None])
             f"{folder} already holds a run: resume it with --resume_from_checkpoint true, "
             "replace it with --overwrite, or choose another --output_dir"
         )
-    for name in inputs:
-        if name is not None and {*Path(name).resolve().parents, Path(name).resolve()} & {
-            path.resolve() for path in found
-        }:
+    removed = {path.resolve() for path in found}
+    for name, start in starts.items():
+        if removed & {start, *start.parents}:
             raise TokenRatioError(
                 f"{name}, which the run starts from, is part of the run in {folder} that "
                 "--overwrite would remove: choose another --output_dir"

@@ -66,9 +66,7 @@ class GenerateOptions(TemplateOptions):
             raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
         output = Path(self.output)
         if output.is_dir() or output.resolve() == Path(self.prompts).resolve():
-            raise TokenRatioError(
-                f"--output {output} is a folder or the prompts: choose a new file"
-            )
+            raise TokenRatioError(f"--output {output} is a folder or the file of the prompts")
 
 
 def _endpoint_fields() -> dict[str, Field]:

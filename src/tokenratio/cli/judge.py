@@ -147,19 +147,15 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     print(describe(summary))
 
 
+def _describe_judge(kind: str) -> str:
+    settings = JUDGES[kind]
+    needs = ", ".join(f"--{name}" for name in settings.required)
+    text = f"{kind:14}{settings.__doc__}" + (f" Needs {needs}." if needs else "")
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 16)
+
+
 COMMAND = Command(
-    USAGE.format(
-        judges="\n".join(
-            textwrap.fill(
-                f"{kind:14}{settings.__doc__}"
-                + "".join(f" Needs --{name}." for name in settings.required),
-                100,
-                initial_indent="  ",
-                subsequent_indent=" " * 16,
-            )
-            for kind, settings in JUDGES.items()
-        )
-    ),
+    USAGE.format(judges="\n".join(map(_describe_judge, JUDGES))),
     judge_files,
     argument="one file of generations",
     fields=_fields,

@@ -1,4 +1,4 @@
-"""`tokenratio COMMAND ...`: runs the command; a user's mistake is one line and exit code 2."""
+"""`tokenratio COMMAND ...`: runs a command; a user's mistake prints one line and exits with 2."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from typing import NoReturn
 from tokenratio import __version__
 from tokenratio.errors import TokenRatioError
 
-# Each module has a COMMAND. Modules are imported on demand, and
-# import torch only after the command line has been checked.
+# Each module has a COMMAND. It is imported on demand and imports torch only after the command line
+# has been checked.
 COMMANDS = {
     "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
     "merge": ("tokenratio.cli.merge", "merge adapters into their base model"),
@@ -18,16 +18,22 @@ COMMANDS = {
     "judge": ("tokenratio.cli.judge", "compare two sets of responses with a judge"),
     "evaluate": ("tokenratio.cli.evaluate", "generate, judge and measure policies"),
     "compare": ("tokenratio.cli.compare", "test whether policies differ by more than chance"),
-    "convert": ("tokenratio.cli.convert", "convert responses from and to AlpacaEval and MT-Bench"),
-    "inspect-data": ("tokenratio.cli.inspect_data", "show a data set as training sees it"),
-    "methods": ("tokenratio.cli.methods", "list the training methods, what they need and cost"),
+    "convert": (
+        "tokenratio.cli.convert",
+        "convert files from and to AlpacaEval and MT-Bench",
+    ),
+    "inspect-data": (
+        "tokenratio.cli.inspect_data",
+        "show a data set as training uses it",
+    ),
+    "methods": ("tokenratio.cli.methods", "list the training methods, their needs and their cost"),
     "score-tokens": (
         "tokenratio.cli.score_tokens",
-        "compute the token scores that tis_dpo, sepo and t_reg need",
+        "compute the token scores for tis_dpo, sepo and t_reg",
     ),
     "quickstart": (
         "tokenratio.cli.quickstart",
-        "run SFT, TBPO-A and evaluation on the review world",
+        "train and evaluate a small policy on the review world",
     ),
 }
 
@@ -46,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 for success, 2 for a mistake the user can fix, 1 for an unexpected error;
-        errors are one line on standard error.
+        The exit code: 0 for success, 2 for a user's mistake, 1 for an unexpected error. An error is
+        one line on standard error.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -69,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _print_line(str(error))
         return 2
-    except BrokenPipeError:  # such as `| head`: the rest of the output is discarded
+    except BrokenPipeError:  # as in `| head`: discard the rest of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as interrupt:
@@ -85,18 +91,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print_line(text: str) -> None:
-    """Print a message on standard error, without characters that could move the cursor."""
+    """Print a message on standard error, without control characters."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     print(f"tokenratio: {' '.join(printable.split())}", file=sys.stderr)
 
 
 def run_as_process() -> NoReturn:
-    """Run `main` and end the process with its exit code, as `python -m` and launchers start it."""
+    """Run `main` and end the process with its exit code, for `python -m` and launchers."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads that gloo leaves behind can abort a process while the interpreter shuts down, after
-    # all work is done; so it does not shut down, it stops.
+    # Threads that gloo leaves behind can abort a process during the interpreter's shutdown, so skip
+    # the shutdown.
     os._exit(code)
 
 

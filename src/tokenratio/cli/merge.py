@@ -1,4 +1,4 @@
-"""`tokenratio merge ADAPTER ...`: adapters and their base joined into a plain model."""
+"""`tokenratio merge ADAPTER ...`: merges adapters into their base model."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from tokenratio.settings import option
 
 USAGE = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag value ...]
 
-Joins adapters and the model they were trained on into a plain model with its tokenizer, which needs
-no peft to be loaded. ADAPTER is a folder or hub name; one whose base is an adapter brings that
-along. Several are joined in the order given, each on top of what the ones before it make.
+Merges adapters into the model they were trained on and saves it with its tokenizer; loading the
+result does not need peft. ADAPTER is a folder or hub name; if its base is an adapter too, that one
+is merged first. Several adapters are merged in the given order.
 """
 
 
@@ -21,12 +21,11 @@ along. Several are joined in the order given, each on top of what the ones befor
 class MergeOptions:
     """Settings of `merge`."""
 
-    output: str = option("", "Folder to write; it must not exist yet.")
+    output: str = option("", "Output folder; must not exist yet.")
     dtype: str = option(
         "float32",
-        "Precision of the merged weights (auto: the base's); sums are made in float32 "
-        "at least. bfloat16 halves the size but may round small updates away; a warning "
-        "says so.",
+        "Precision of the saved weights (auto: that of the base); merging sums in float32 or "
+        "higher. bfloat16 halves the size but can lose small updates, with a warning.",
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +70,7 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # half a model is not to be taken for one
+            shutil.rmtree(folder, ignore_errors=True)  # leave no incomplete model
             raise
     print(*notes, f"{joined}: merged in {options.dtype}, saved in {folder}", sep="\n")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: tokenratio methods [--markdown true]
 
-Every method that `loss` can name. R_t is the ratio of rejected over chosen at step t
+Lists all methods that `loss` can be set to. R_t is the ratio of rejected to chosen at step t
 (docs/method.md §2).
 """
 _NEEDS = {
@@ -75,7 +75,7 @@ def _rows() -> list[tuple[str, ...]]:
 
 
 def _compared(method: "Method") -> str:
-    """The point of the space: generator × state weight × aggregation."""
+    """Generator × state weight × aggregation, for a ratio-matching loss."""
     from tokenratio.losses import RatioMatching
 
     if not isinstance(method, RatioMatching):

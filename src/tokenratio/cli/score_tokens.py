@@ -109,7 +109,6 @@ def score_source(source: str, options: ScoreOptions) -> None:
         columns=options.columns,
     )
     print(data.report.summary())
-    how = {"split": options.split, "columns": options.columns}
     sides = []
     for model, prompt in (
         (positive, options.positive_prompt),

@@ -28,13 +28,9 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def user_mistakes(doing: str) -> Iterator[None]:
-    """Turn an error that a library raises about a user's settings into one line.
+    """Turn a library's error into a `TokenRatioError`, except when memory or disk space runs out.
 
-    For set-up only, where an error is nearly always an invalid setting; running out of memory or
-    disk space is passed on. TOKENRATIO_DEBUG=1 still shows the traceback.
-
-    Raises:
-        TokenRatioError: for any exception inside.
+    For set-up only, where an error nearly always means an invalid setting.
     """
     try:
         yield
@@ -51,13 +47,10 @@ def user_mistakes(doing: str) -> Iterator[None]:
 
 @contextmanager
 def training(trainer: Trainer) -> Iterator[None]:
-    """Note in the error of a run that ends early which checkpoint was saved last.
+    """Add the newest checkpoint to the error of a run that fails, as a note.
 
     Optimizers, schedules and samplers are built when training begins, so an error before the first
-    step is an invalid setting.
-
-    Raises:
-        TokenRatioError: for any exception before the first step.
+    step means an invalid setting and becomes a `TokenRatioError`.
     """
     from tokenratio.training.resume import last_checkpoint
 
