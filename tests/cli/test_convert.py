@@ -126,7 +126,7 @@ def test_mt_bench_there_and_back(capsys):
 
     # without the questions: the number that each id ends in, and it is said
     said = convert(capsys, *argv, "--overwrite")
-    assert "question_id is the number each id ends in" in said
+    assert "question_id is the number at each id's end" in said
     assert [a.question_id for a in read_mt_bench_answers("answers.jsonl")] == [1, 2, 3]
 
 
@@ -158,7 +158,7 @@ def test_a_second_turn_is_a_conversation(capsys):
     ]
     assert "no turn 3" in convert(capsys, *argv, "--output", "x.jsonl", "--turn", "3", code=2)
     argv = ["two.jsonl", "--to", "alpaca-eval", "--output", "x.json"]
-    assert "conversation of several turns" in convert(capsys, *argv, code=2)
+    assert "prompt has several turns" in convert(capsys, *argv, code=2)
 
 
 def test_choices_that_differ_before_the_turn_are_refused(capsys):
@@ -191,7 +191,7 @@ def test_between_the_two_benchmarks(capsys):
 def test_what_a_format_cannot_hold_is_said(capsys):
     write_generations("ours.jsonl", [("a:1", [{"role": "user", "content": "Count."}])], samples=3)
     said = convert(capsys, "ours.jsonl", "--to", "alpaca-eval", "--output", "out.json")
-    assert "a model without a name" in said
+    assert "an unnamed model" in said
     assert "2 further samples left out" in said
     (output,) = read_alpaca_outputs("out.json")
     assert (output.instruction, output.generator) == ("Count.", None)
@@ -202,7 +202,7 @@ def test_an_output_that_exists_is_kept(capsys):
     argv = ["ours.jsonl", "--to", "alpaca-eval", "--generator", "g"]
     Path("out.json").write_text("mine")
     said = convert(capsys, *argv, "--output", "out.json", code=2)
-    assert "out.json exists" in said
+    assert "out.json already exists" in said
     assert "--overwrite" in said
     assert Path("out.json").read_text() == "mine"
     convert(capsys, *argv, "--output", "out.json", "--overwrite")
@@ -210,13 +210,13 @@ def test_an_output_that_exists_is_kept(capsys):
     back = ["out.json", "--to", "generations", "--output", "back.jsonl"]
     convert(capsys, *back)
     before = Path("back.jsonl").read_bytes()
-    assert "back.jsonl exists" in convert(capsys, *back, "--generator", "h", code=2)
+    assert "back.jsonl already exists" in convert(capsys, *back, "--generator", "h", code=2)
     assert Path("back.jsonl").read_bytes() == before
     convert(capsys, *back, "--generator", "h", "--overwrite")
     (settings,) = read_settings("back.jsonl").values()
     assert settings["model"] == "h"
     Path("back.jsonl").unlink()
-    assert "back.settings.json exists" in convert(capsys, *back, code=2)
+    assert "back.settings.json already exists" in convert(capsys, *back, code=2)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,10 @@ def test_an_output_that_exists_is_kept(capsys):
         (["ours.jsonl", "--to", "mt-bench", "--output", "x", "--frm", "y"], "unknown flag 'frm'"),
         (["none.jsonl", "--to", "mt-bench", "--output", "x"], "none.jsonl"),
         (["ours.txt", "--to", "mt-bench", "--output", "x"], "not one of .json"),
-        (["ours.jsonl", "--to", "generations", "--output", "x"], "is generations already"),
+        (
+            ["ours.jsonl", "--to", "generations", "--output", "x"],
+            "is already in the format generations",
+        ),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x"], "give --generator"),
         (["ours.jsonl", "--to", "mt-bench", "--output", ".", "--overwrite"], "is a folder"),
         (
@@ -237,8 +240,8 @@ def test_an_output_that_exists_is_kept(capsys):
             "would replace",
         ),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x", "--turn", "0"], "turn must be"),
-        (["question.jsonl", "--to", "mt-bench", "--output", "x"], "not of a supported format"),
-        (["empty.jsonl", "--to", "mt-bench", "--output", "x"], "holds no records"),
+        (["question.jsonl", "--to", "mt-bench", "--output", "x"], "not have a supported format"),
+        (["empty.jsonl", "--to", "mt-bench", "--output", "x"], "has no records"),
         (["broken.jsonl", "--to", "mt-bench", "--output", "x"], "broken.jsonl:1: not JSON"),
         (["several.json", "--to", "mt-bench", "--output", "x"], "several models (a, b)"),
         (

@@ -1,8 +1,8 @@
-"""Files of answers of tokenratio, AlpacaEval and MT-Bench, converted into each other."""
+"""Converts files of answers between tokenratio, AlpacaEval and MT-Bench."""
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,10 @@ from tokenratio.evaluation.interchange import (
     write_mt_bench_answers,
 )
 from tokenratio.evaluation.journal import read_settings, settings_path
-from tokenratio.evaluation.response_files import (
-    read_responses,
-    write_responses,
-)
+from tokenratio.evaluation.response_files import read_responses, write_responses
 from tokenratio.models.response import Response
 
-# Which fields a record of each kind has, and no other kind's.
+# Fields that only a record of this format has.
 _FIELDS = {
     "generations": ("id", "prompt", "samples"),
     "alpaca-eval": ("instruction", "output"),
@@ -39,9 +36,9 @@ _NUMBER = re.compile(r"[0-9]+$")
 
 @dataclass(frozen=True)
 class _Answers:
-    """What was read: `(id, prompt, samples)` each, who answered, and what was left out, in words.
+    """Answers as `(id, prompt, samples)`, the model's name, and a note of what was left out.
 
-    Benchmarks' files do not say how an answer ended: its `finish_reason` is "unknown".
+    Benchmarks' files do not record how an answer ended, so its `finish_reason` is "unknown".
     """
 
     answers: Sequence[tuple[str, Prompt, tuple[Response, ...]]]
@@ -50,35 +47,35 @@ class _Answers:
 
 
 def convert(given: str, options: ConvertOptions) -> str:
-    """Write the file that is asked for; returns what was done, in words.
+    """Write the converted file; returns what was done, in words.
 
     Raises:
-        TokenRatioError: a file of no known kind, or answers that the other kind cannot hold.
+        TokenRatioError: the format is unknown, or the other format cannot hold the answers.
     """
     path, output = Path(given), Path(options.output)
     kind = _kind_of(path)
     if kind == options.to:
-        raise TokenRatioError(f"{path} is {kind} already")
+        raise TokenRatioError(f"{path} is already in the format {kind}")
     inputs = [path] if options.questions is None else [path, Path(options.questions)]
     _check_output(output, inputs, options)
     found = _READERS[kind](path, options)
     generator = options.generator or found.generator
     left_out = _WRITERS[options.to](output, found, generator, options)
-    text = f"{len(found.answers)} answers of {generator or 'a model without a name'} in {output}"
+    text = f"{len(found.answers)} answers of {generator or 'an unnamed model'} in {output}"
     return "; ".join(part for part in (text, found.left_out, left_out) if part)
 
 
 def _kind_of(path: Path) -> str:
     rows = read_file(path, str(path))
     if not rows:
-        raise TokenRatioError(f"{path} holds no records")
+        raise TokenRatioError(f"{path} has no records")
     if rows[0].problem is not None:
         raise TokenRatioError(f"{rows[0].origin}: {rows[0].problem}")
     for kind, names in _FIELDS.items():
         if all(name in rows[0].fields for name in names):
             return kind
     kinds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in _FIELDS.items())
-    raise TokenRatioError(f"{rows[0].origin} is not of a supported format ({kinds})")
+    raise TokenRatioError(f"{rows[0].origin} does not have a supported format ({kinds})")
 
 
 def _check_output(output: Path, inputs: Sequence[Path], options: ConvertOptions) -> None:
@@ -87,10 +84,10 @@ def _check_output(output: Path, inputs: Sequence[Path], options: ConvertOptions)
         if path.is_dir():
             raise TokenRatioError(f"{path} is a folder")
         if path.resolve() in {given.resolve() for given in inputs}:
-            raise TokenRatioError(f"--output would replace {path}, which is read")
+            raise TokenRatioError(f"--output {path} is an input: choose another name")
         if path.exists() and not options.overwrite:
             raise TokenRatioError(
-                f"{path} exists: choose another --output, or replace it with --overwrite"
+                f"{path} already exists: choose another --output, or replace it with --overwrite"
             )
 
 
@@ -104,7 +101,7 @@ def _read_responses(path: Path, options: ConvertOptions) -> _Answers:
 
 def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
     outputs = read_alpaca_outputs(path)
-    # An instruction may occur twice: its ids are then used in their order.
+    # If an instruction occurs twice, its ids are used in order.
     ids: dict[Prompt, deque[str]] = {}
     for id, prompt in read_prompts(options.questions) if options.questions is not None else []:
         text = _single_turn(prompt)
@@ -117,8 +114,8 @@ def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
         if options.questions is not None:
             if not ids.get(each.instruction):
                 raise TokenRatioError(
-                    f"{path}:{number}: {options.questions} does not have this instruction (again): "
-                    f"{each.instruction!r:.80}"
+                    f"{path}:{number}: {options.questions} does not have this instruction, or has "
+                    f"it too few times: {each.instruction!r:.80}"
                 )
             id = ids[each.instruction].popleft()
         answers.append((id, each.instruction, (Response(each.output),)))
@@ -127,7 +124,7 @@ def _read_alpaca(path: Path, options: ConvertOptions) -> _Answers:
 
 def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
     if options.questions is None:
-        raise TokenRatioError(f"{path} holds no questions: give MT-Bench's with --questions")
+        raise TokenRatioError(f"{path} has no questions: give MT-Bench's with --questions")
     origins = [origin for origin, _ in read_prompts(options.questions)]
     asked = zip(origins, read_mt_bench_questions(options.questions), strict=True)
     questions = {question.question_id: (origin, question) for origin, question in asked}
@@ -135,7 +132,7 @@ def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
     for number, each in enumerate(found, start=1):
         where = f"{path}: answer {number}, question {each.question_id}"
         if each.question_id not in questions:
-            raise TokenRatioError(f"{where}: {options.questions} has no such question")
+            raise TokenRatioError(f"{where}: {options.questions} does not have this question")
         origin, question = questions[each.question_id]
         turns = [turns for turns in each.choices if len(turns) >= options.turn]
         if not turns or len(turns) < len(each.choices) or len(question.turns) < options.turn:
@@ -159,19 +156,11 @@ def _read_mt_bench(path: Path, options: ConvertOptions) -> _Answers:
 def _write_generations(
     output: Path, found: _Answers, generator: str | None, options: ConvertOptions
 ) -> str:
-    settings = {"model": generator, "converted": True}
-
-    def backend(
-        prompts: Sequence[tuple[str, Prompt]],
-    ) -> Iterator[tuple[str, Sequence[Response]]]:
-        yield from ((id, samples) for id, _, samples in found.answers)
-
-    prompts = [(id, prompt) for id, prompt, _ in found.answers]
     write_responses(
-        prompts,
-        backend,
+        [(id, prompt) for id, prompt, _ in found.answers],
+        lambda prompts: ((id, samples) for id, _, samples in found.answers),
         output,
-        settings,
+        {"model": generator, "converted": True},
         overwrite=options.overwrite,
         report=lambda line: None,
     )
@@ -187,7 +176,7 @@ def _write_alpaca(
         text = _single_turn(prompt)
         if text is None:
             raise TokenRatioError(
-                f"{id}: the prompt is a conversation of several turns; AlpacaEval's are one text"
+                f"{id}: the prompt has several turns; AlpacaEval's instructions have one"
             )
         outputs.append(AlpacaOutput(text, samples[0].text, generator, extra={"id": id}))
         num_others += len(samples) - 1
@@ -199,7 +188,7 @@ def _write_mt_bench(
     output: Path, found: _Answers, generator: str | None, options: ConvertOptions
 ) -> str:
     if generator is None:
-        raise TokenRatioError("MT-Bench's answers need a model's name: give --generator")
+        raise TokenRatioError("MT-Bench's answers need the name of the model: give --generator")
     numbers: dict[str, int] = {}
     if options.questions is not None:
         for question in read_mt_bench_questions(options.questions):
@@ -212,17 +201,13 @@ def _write_mt_bench(
         if number in taken:
             raise TokenRatioError(f"{taken[number]} and {id} both answer question {number}")
         taken[number] = id
-        # A second turn's prompt holds what was answered to the first.
-        earlier = (
-            []
-            if isinstance(prompt, str)
-            else [m for m in prompt.messages if m["role"] == "assistant"]
-        )
-        before = tuple(str(message["content"]) for message in earlier)
+        # The prompt of a second turn contains the answer to the first.
+        turns = () if isinstance(prompt, str) else prompt.messages
+        before = tuple(str(turn["content"]) for turn in turns if turn["role"] == "assistant")
         choices = tuple((*before, sample.text) for sample in samples)
         answers.append(MtBenchAnswer(number, generator, choices))
     write_mt_bench_answers(output, answers)
-    return "" if options.questions is not None else "question_id is the number each id ends in"
+    return "" if options.questions is not None else "question_id is the number at each id's end"
 
 
 def _question_id(
@@ -232,12 +217,12 @@ def _question_id(
         turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.messages]
         number = next((numbers[turn] for turn in turns if turn in numbers), None)
         if number is None:
-            raise TokenRatioError(f"{options.questions} has no question that {id} answers")
+            raise TokenRatioError(f"{options.questions} does not have the question of {id}")
         return number
     ending = _NUMBER.search(id)
     if ending is None:
         raise TokenRatioError(
-            f"{id} ends in no number that could be the question's: give --questions"
+            f"{id} does not end in a number to use as the question's: give --questions"
         )
     return int(ending.group())
 
@@ -249,14 +234,14 @@ def _refuse_extras(id: str, prompt: Prompt) -> None:
 
 
 def _single_turn(prompt: Prompt) -> str | None:
-    """The text of a prompt that is one; None of a longer conversation."""
+    """The text of a prompt with one turn; None for a longer conversation."""
     if isinstance(prompt, str):
         return prompt
     return str(prompt.messages[0]["content"]) if len(prompt.messages) == 1 else None
 
 
 def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:
-    """The one name that all records have."""
+    """The name that all records have in common."""
     if len(names) > 1 and options.generator is None:
         listed = ", ".join(sorted(map(str, names)))
         raise TokenRatioError(f"{path} has answers of several models ({listed}): give --generator")

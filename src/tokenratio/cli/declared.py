@@ -1,13 +1,14 @@
 """The settings that a dataclass declares, read from its source without importing it.
 
-transformers' `TrainingArguments` and all that subclasses it take seconds to import. `--help` and a
-misspelt flag need only names, types, defaults and help, which are literals in the source.
+transformers' `TrainingArguments` and its subclasses take seconds to import. `--help` and the check
+for misspelt flags need only names, types, defaults and help, which the source spells out.
 """
 
 import ast
+import contextlib
 import importlib.util
 import typing
-from collections.abc import Mapping
+from collections import defaultdict
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,30 +16,32 @@ from typing import Any
 
 from tokenratio.settings import Field, fields_of
 
-# Where a package keeps what it exports from elsewhere.
+# Where classes that are exported from another module are defined.
 _HOMES = {
     ("transformers", "TrainingArguments"): ("transformers.training_args", "TrainingArguments"),
     ("transformers.utils", "PushToHubMixin"): ("transformers.utils.hub", "PushToHubMixin"),
 }
-# Modules that are quick to import, so that their classes can be inspected directly.
+# Modules that are quick to import.
 _LIGHT = ("tokenratio.training.method_settings",)
 _TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set)}
 _TYPES |= {"Any": Any, "ClassVar": typing.ClassVar, "Literal": typing.Literal}
 _TYPES |= {"Optional": typing.Optional, "Union": typing.Union}
-
-
-class _NotLiteralError(ValueError):
-    """A declaration holds an expression that only Python can evaluate."""
+# What a default may refer to: a declaration evaluates to its arguments.
+_NAMES = {
+    **_TYPES,
+    "field": dict,
+    "option": lambda default, help, **_: {"default": default, "metadata": {"help": help}},
+}
 
 
 def declared_fields(module: str, name: str) -> dict[str, Field]:
-    """The same as `fields_of` a class, without importing its module if its source allows it.
+    """`fields_of` a class, without importing its module if its source can be evaluated.
 
     A type that the source imports counts as text: transformers' enumerations are given by name.
     """
     try:
         return dict(_declared(module, name))
-    except (_NotLiteralError, OSError, SyntaxError, LookupError):
+    except (OSError, SyntaxError, LookupError, NameError, TypeError, AttributeError, ValueError):
         return fields_of(getattr(import_module(module), name))
 
 
@@ -50,20 +53,20 @@ def _declared(module: str, name: str) -> dict[str, Field]:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     definition = classes[name]
     fields: dict[str, Field] = {}
-    # As dataclasses do it: of two bases the first wins, and a field stays where it stood first.
+    # As in dataclasses, the first of two bases wins, and a redefined field keeps its place.
     for base in reversed(definition.bases):
         fields |= _declared(*_home(tree, base, module))
-    constants = _constants(definition)
+    names = defaultdict(_Unknown, _NAMES | _constants(definition))
     for statement in definition.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            field = _field(statement, constants)
+            field = _field(statement, names)
             if field is not None:
                 fields[statement.target.id] = field
     return fields
 
 
 def _source(module: str) -> Path:
-    """The file of a module; of its package no more than the place is looked up."""
+    """The file of a module, found without importing its package."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -74,7 +77,7 @@ def _source(module: str) -> Path:
 def _home(tree: ast.Module, base: ast.expr, module: str) -> tuple[str, str]:
     """The module that a base class is defined in, and its name there."""
     if not isinstance(base, ast.Name):
-        raise _NotLiteralError
+        raise LookupError(ast.unparse(base))
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.module:
             above = module.split(".")[: -statement.level] if statement.level else []
@@ -85,66 +88,44 @@ def _home(tree: ast.Module, base: ast.expr, module: str) -> tuple[str, str]:
     return module, base.id
 
 
-def _constants(definition: ast.ClassDef) -> dict[str, ast.expr]:
-    """Names that a class gives to values. Under a condition, the last one: newer torch has it."""
-    return {
-        statement.targets[0].id: statement.value
-        for statement in ast.walk(definition)
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
+def _constants(definition: ast.ClassDef) -> dict[str, Any]:
+    """Names that a class gives to literals; of two under a condition, the last (for new torch)."""
+    found = {}
+    for statement in ast.walk(definition):
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
 
 
-def _field(statement: ast.AnnAssign, constants: Mapping[str, ast.expr]) -> Field | None:
+def _field(statement: ast.AnnAssign, names: dict[str, Any]) -> Field | None:
     """One declaration; None if it is not an argument of the class."""
-    hint = _hint(statement.annotation)
-    value = statement.value
+    hint = _evaluated(statement.annotation, defaultdict(lambda: str, _TYPES))
     if typing.get_origin(hint) is typing.ClassVar:
         return None
-    if not isinstance(value, ast.Call):
-        return Field(hint, "" if value is None else str(_literal(value)), "")
-    given = {keyword.arg: keyword.value for keyword in value.keywords}
-    if isinstance(value.func, ast.Name) and value.func.id == "option":
-        given |= dict(zip(("default", "help"), value.args, strict=False))
-    elif not isinstance(value.func, ast.Name) or value.func.id != "field" or value.args:
-        raise _NotLiteralError
-    if "init" in given and not _literal(given["init"]):
+    hint = str if isinstance(hint, str) else hint
+    value = "" if statement.value is None else _evaluated(statement.value, names)
+    if not isinstance(value, dict):
+        return Field(hint, str(value), "")
+    if not value.get("init", True):
         return None
-    default = ""
-    if "default" in given:
-        value = given["default"]
-        default = str(
-            _literal(constants.get(value.id, value) if isinstance(value, ast.Name) else value)
-        )
-    help_text = " ".join(str(_literal(given["help"])).split()) if "help" in given else ""
-    metadata = given.get("metadata")
-    if metadata is not None:
-        if not isinstance(metadata, ast.Dict):
-            raise _NotLiteralError
-        for key, each in zip(metadata.keys, metadata.values, strict=True):
-            if key is not None and _literal(key) == "help":
-                help_text = " ".join(str(_literal(each)).split())
-    return Field(hint, default, help_text)
+    help_text = value.get("metadata", {}).get("help", "")
+    return Field(hint, str(value.get("default", "")), " ".join(help_text.split()))
 
 
-def _literal(value: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except ValueError:
-        raise _NotLiteralError from None
+def _evaluated(expression: ast.expr, names: dict[str, Any]) -> Any:
+    """The value of an expression, as importing its module would evaluate it."""
+    return eval(compile(ast.Expression(expression), "source", "eval"), {"__builtins__": {}}, names)
 
 
-def _hint(annotation: ast.expr) -> Any:
-    """The type that an annotation names; importing its module would evaluate the same text."""
-    code = compile(ast.Expression(annotation), "annotation", "eval")
-    try:
-        hint = eval(code, {"__builtins__": {}}, _Types())
-    except (TypeError, AttributeError) as error:
-        raise _NotLiteralError from error
-    return str if isinstance(hint, str) else hint
+class _Unknown:
+    """What only importing the module would define; fails where its value is needed."""
 
+    def __getattr__(self, name: str) -> "_Unknown":
+        return self
 
-class _Types(dict[str, Any]):
-    """Types by name; what is not among them counts as text."""
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Unknown":
+        return self
 
-    def __missing__(self, name: str) -> Any:
-        return _TYPES.get(name, str)
+    def __repr__(self) -> str:
+        raise NameError
