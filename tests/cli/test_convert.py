@@ -231,13 +231,13 @@ def test_an_output_that_exists_is_kept(capsys):
         (["ours.txt", "--to", "mt-bench", "--output", "x"], "not one of .json"),
         (
             ["ours.jsonl", "--to", "generations", "--output", "x"],
-            "is already in the format generations",
+            "in the format generations",
         ),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x"], "give --generator"),
         (["ours.jsonl", "--to", "mt-bench", "--output", ".", "--overwrite"], "is a folder"),
         (
             ["ours.jsonl", "--to", "alpaca-eval", "--output", "./ours.jsonl", "--overwrite"],
-            "would replace",
+            "is an input",
         ),
         (["ours.jsonl", "--to", "mt-bench", "--output", "x", "--turn", "0"], "turn must be"),
         (["question.jsonl", "--to", "mt-bench", "--output", "x"], "not have a supported format"),
@@ -246,7 +246,7 @@ def test_an_output_that_exists_is_kept(capsys):
         (["several.json", "--to", "mt-bench", "--output", "x"], "several models (a, b)"),
         (
             ["ours.jsonl", "--to", "mt-bench", "--output", "x", "--generator", "g"],
-            "first ends in no number",
+            "first does not end in a number",
         ),
         (
             [
@@ -260,7 +260,7 @@ def test_an_output_that_exists_is_kept(capsys):
                 "--questions",
                 "question.jsonl",
             ],
-            "question.jsonl has no question that first answers",
+            "question.jsonl does not have the question of first",
         ),
         (
             ["twice.jsonl", "--to", "mt-bench", "--output", "x", "--generator", "g"],

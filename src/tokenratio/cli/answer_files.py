@@ -47,11 +47,7 @@ class _Answers:
 
 
 def convert(given: str, options: ConvertOptions) -> str:
-    """Write the converted file; returns what was done, in words.
-
-    Raises:
-        TokenRatioError: the format is unknown, or the other format cannot hold the answers.
-    """
+    """Write the converted file; returns what was done, in words."""
     path, output = Path(given), Path(options.output)
     kind = _kind_of(path)
     if kind == options.to:

@@ -43,12 +43,7 @@ class Command:
     headings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def run(self, argv: list[str]) -> int:
-        """Print help, or read the command line and do the work; returns the exit code.
-
-        Raises:
-            TokenRatioError: see `read_flags`; the wrong number of arguments; a value that the
-                options class refuses; or what the work raises.
-        """
+        """Print help, or read the command line and do the work; returns the exit code."""
         fields = self.fields() if self.options is None else fields_of(self.options)
         if "--help" in argv or "-h" in argv:
             print(f"{self.usage}\n{describe(fields, {} if 'all' in argv else self.headings)}")
@@ -73,10 +68,7 @@ def read_flags(
     """Split a command line into positional arguments and flags.
 
     Accepts `--name value`, `--name=value` and, for a bool, `--name` alone; dashes and underscores
-    are equivalent.
-
-    Raises:
-        TokenRatioError: an unknown flag, or a flag without a value.
+    are equivalent. An unknown flag or one without a value raises `TokenRatioError`.
     """
     positional: list[str] = []
     flags: dict[str, str | bool] = {}
@@ -102,11 +94,7 @@ def read_flags(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        TokenRatioError: no such file, not YAML, or not a mapping.
-    """
+    """The mapping in a YAML file; raises `TokenRatioError` for any other file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

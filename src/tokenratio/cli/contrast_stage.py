@@ -41,12 +41,7 @@ def score_stage(
     """Train the models that the contrast needs and score all rows of the run; returns the folder.
 
     The folder's name has a digest of everything that the scores depend on, so that later runs can
-    use them.
-
-    Args:
-        sources: the run's training and held-out data.
-    Raises:
-        TokenRatioError: a model cannot be loaded or cannot read the rows, or the run uses FSDP.
+    use them. `sources` are the run's training and held-out data.
     """
     args = main.args
     if args.fsdp:

@@ -36,11 +36,7 @@ class MergeOptions:
 
 
 def merge(adapters: Sequence[str], options: MergeOptions) -> None:
-    """Merge and save; prints what was done.
-
-    Raises:
-        TokenRatioError: a name that is not an adapter, or adapters that do not fit together.
-    """
+    """Merge, save and print what was done."""
     import shutil
 
     from tokenratio.cli.terminal import quiet_libraries, user_mistakes

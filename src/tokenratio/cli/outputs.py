@@ -8,13 +8,7 @@ from tokenratio.evaluation.journal import check_is_journal, settings_path
 
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output of generations or judgements that would destroy something else.
-
-    Args:
-        inputs: files that are read; those that hold their settings are protected too.
-    Raises:
-        TokenRatioError: it is a folder, one of the inputs, or a file of another kind.
-    """
+    """Refuse an output that is a folder, one of the inputs or their settings, or another file."""
     if path.is_dir():
         raise TokenRatioError(f"--output {path} is a folder")
     for given in inputs:

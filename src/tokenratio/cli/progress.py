@@ -26,11 +26,7 @@ _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaini
 
 
 def use_terminal(trainer: Trainer, *, every: int = 1) -> None:
-    """Report a trainer's progress with a bar on a terminal, with lines elsewhere.
-
-    Args:
-        every: without a terminal, print one in this many logged steps.
-    """
+    """Report a trainer's progress with a bar on a terminal, with `Lines(every)` elsewhere."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not is_terminal() or trainer.args.disable_tqdm:
@@ -124,11 +120,7 @@ def describe_resumption(state: TrainerState) -> str:
 
 
 def describe_step(logs: Mapping[str, float], state: TrainerState, seconds: float | None) -> str:
-    """A logged step in a line.
-
-    Args:
-        seconds: estimated time left; None while unknown.
-    """
+    """A logged step in a line, with the estimated seconds left, if known."""
     values = {**logs, "accuracy": accuracy_of(logs)}
     shown = {
         "loss": "loss {:.4f}",
@@ -171,12 +163,7 @@ def describe_evaluations(logs: Mapping[str, float], eval_dataloader: Any, step: 
 
 
 def describe_held_out(metrics: Mapping[str, float], num: int, prefix: str = "eval_") -> str:
-    """Held-out metrics in words; for pairs, the accuracy with its interval and ties.
-
-    Args:
-        num: number of rows.
-        prefix: of the metrics' names.
-    """
+    """Metrics on `num` held-out rows in words; for pairs, the accuracy with its interval."""
     loss = f"loss {metrics[prefix + 'loss']:.4f}"
     figures = held_out_figures(metrics, num, prefix)
     if figures is None:
@@ -201,14 +188,7 @@ def describe_accuracy(
 def held_out_figures(
     metrics: Mapping[str, float], num: int, prefix: str = "eval_"
 ) -> dict[str, Any] | None:
-    """The accuracy on held-out pairs, a tie counting half, and Wilson's 95 % interval.
-
-    Args:
-        num: number of pairs.
-        prefix: of the metrics' names.
-    Returns:
-        `accuracy`, `interval`, `num_pairs`, `num_ties`; None if the metrics do not describe pairs.
-    """
+    """The arguments of `describe_accuracy`, with Wilson's 95 % interval; None for other data."""
     accuracy = accuracy_of(metrics, prefix)
     if accuracy is None:
         return None

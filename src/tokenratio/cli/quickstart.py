@@ -165,11 +165,7 @@ COMMAND = Command(USAGE, quickstart, options=QuickstartOptions)
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier quickstart.
-
-    Raises:
-        TokenRatioError: the folder holds anything else.
-    """
+    """Remove an earlier quickstart; refuse a folder that holds anything else."""
     from tokenratio.losses import LOSSES
 
     if not folder.exists():

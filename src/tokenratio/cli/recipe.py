@@ -41,11 +41,7 @@ def run_recipe(path: str, flags: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The keys of a recipe that are not settings of its run: models, data, stages.
-
-    Raises:
-        TokenRatioError: neither or both of `model` and `model_config`, or no data.
-    """
+    """The keys of a recipe that are not settings of its run: models, data, stages."""
 
     model: str | None = option(None, "Starting policy: a hub name or a folder.")
     model_config: dict[str, Any] | None = option(
@@ -193,11 +189,7 @@ class ResolvedRecipe:
 
 
 def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe and the given settings of its run; flags take precedence.
-
-    Raises:
-        TokenRatioError: an unknown key, at any depth; an invalid value of `Recipe`.
-    """
+    """A recipe and the given settings of its run, with the keys checked at any depth."""
     recipe, settings = read_values(path, flags, recipe_fields(), fields_of(Recipe))
     if recipe.sft is not None:
         check_known(recipe.sft, [*_config_fields(), *_SFT_KEYS], f"key in sft of {path}")
@@ -226,8 +218,6 @@ def read_values(
     Args:
         flags: take precedence over the recipe.
         known: all keys that are allowed; `of_recipe`: those that are fields of `Recipe`.
-    Raises:
-        TokenRatioError: an unknown key, with the nearest known one; an invalid value of `Recipe`.
     """
     values = read_yaml(path)
     check_known(values, known, f"key in {path}")
@@ -248,11 +238,7 @@ def _check_adapter(settings: Any, where: str) -> None:
 
 
 def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> ResolvedRecipe:
-    """Read a recipe and fill in its defaults: flags, the recipe, `defaults`, in this order.
-
-    Raises:
-        TokenRatioError: an unknown key, with the nearest known one; an invalid value.
-    """
+    """Read a recipe and fill in its defaults: flags, the recipe, `defaults`, in this order."""
     recipe, settings = read_recipe(path, flags)
     loss = str(settings.get("loss", "tbpo_a"))
     base = Path("runs") / Path(path).stem

@@ -40,13 +40,7 @@ _LONGEST_WORLD_RESPONSE = 64
 
 
 def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names or trains on its data, with the run's chat template.
-
-    Args:
-        args: the settings of the run.
-    Raises:
-        TokenRatioError: it cannot be loaded or trained.
-    """
+    """The tokenizer that a recipe names or trains on its data, with the run's chat template."""
     spec = recipe.model if recipe.tokenizer is None else recipe.tokenizer
     assert spec is not None
     if isinstance(spec, dict):
@@ -60,11 +54,7 @@ def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
 
 
 def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of the starting policy.
-
-    Raises:
-        TokenRatioError: transformers does not know the model type, or refuses the settings.
-    """
+    """The configuration of the starting policy."""
     if recipe.model_config is not None:
         model_type = str(recipe.model_config["model_type"])
         if model_type not in CONFIG_MAPPING:
@@ -82,11 +72,7 @@ def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
 
 
 def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The starting policy: loaded, or built from its configuration with the stage's seed.
-
-    Raises:
-        TokenRatioError: it cannot be loaded or built.
-    """
+    """The starting policy: loaded, or built from its configuration with the stage's seed."""
     if recipe.model is not None:
         return load_model(recipe.model, stage.args.model_init_kwargs)
     config = config_of(recipe, tokenizer)
@@ -108,11 +94,7 @@ def sources_of(
 def reward_model_of(
     recipe: Recipe, args: "RewardConfig", tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The reward model to start from: loaded, or built from its configuration.
-
-    Raises:
-        TokenRatioError: it cannot be loaded or built.
-    """
+    """The reward model to start from: loaded, or built from its configuration."""
     if recipe.model is not None:
         return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)
     config = config_of(recipe, tokenizer)
