@@ -226,7 +226,10 @@ def test_dry_run_resolves_everything_and_writes_nothing(recipe, tmp_path, capsys
         (["train", "RECIPE", "--seed", "1e20"], "eed"),
         (["train", "RECIPE", "--train_dataset", "none.jsonl", "--dry-run"], "none.jsonl"),
         (["generate", "none", "--prompts", "x.jsonl", "--num_prompts", "-3"], "num_prompts"),
-        (["generate", "none", "--prompts", "x.jsonl", "--output", "x.jsonl"], "themselves"),
+        (
+            ["generate", "none", "--prompts", "x.jsonl", "--output", "x.jsonl"],
+            "file of the prompts",
+        ),
         (["generate", "none", "--prompts", "none.jsonl"], "none.jsonl"),
         (["generate", "none"], "needs --prompts"),
         (["inspect-data"], "needs one source"),

@@ -40,32 +40,22 @@ def reward_fields() -> dict[str, Field]:
     return chosen | declared_fields("tokenratio.training.reward_trainer", "RewardConfig")
 
 
-def run_recipe(path: str, flags: dict[str, Any]) -> None:
-    """Read a recipe and train what it describes."""
+def train_reward(path: str, flags: dict[str, Any]) -> None:
+    """Train what a recipe describes, save and evaluate it."""
     recipe, settings = read_values(path, flags, reward_fields(), _RECIPE_KEYS)
-    from tokenratio.cli.terminal import is_terminal, quiet_libraries
-    from tokenratio.training.reward_trainer import RewardConfig
-
-    quiet_libraries()
-    defaults = {
-        "output_dir": str(Path("runs") / Path(path).stem),
-        "disable_tqdm": not is_terminal(),
-    }
-    args = build(RewardConfig, defaults | without_null_output(settings), path)
-    train_reward(Stage(args, recipe.train_dataset, recipe.eval_dataset), recipe)
-
-
-def train_reward(stage: Stage, recipe: Recipe) -> None:
-    """Train, save and evaluate."""
     from tokenratio.cli.folders import claim_output
     from tokenratio.cli.recipe_models import reward_model_of, tokenizer_of
     from tokenratio.cli.stages import leave_together, resume_of, run_stage
-    from tokenratio.cli.terminal import user_mistakes
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.training.arguments import check_machine
-    from tokenratio.training.reward_trainer import RewardTrainer
+    from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
     from tokenratio.training.run_checks import check_settings
 
-    args = stage.args
+    quiet_libraries()
+    folder = str(Path("runs") / Path(path).stem)
+    defaults = {"output_dir": folder, "disable_tqdm": not is_terminal()}
+    args = build(RewardConfig, defaults | without_null_output(settings), path)
+    stage = Stage(args, recipe.train_dataset, recipe.eval_dataset)
     check_machine(args)
     check_settings(args, stage.eval_dataset)
     if not resume_of(args):
@@ -112,5 +102,5 @@ def _evaluate(trainer: "RewardTrainer") -> "HeldOut":
 
 
 COMMAND = Command(
-    USAGE, run_recipe, argument="one recipe", fields=reward_fields, headings=TRAINING_HEADINGS
+    USAGE, train_reward, argument="one recipe", fields=reward_fields, headings=TRAINING_HEADINGS
 )
