@@ -276,7 +276,7 @@ def test_an_output_that_exists_is_kept(capsys):
                 "--questions",
                 "question.jsonl",
             ],
-            "question 7: question.jsonl has no such question",
+            "question 7: question.jsonl does not have this question",
         ),
     ],
 )

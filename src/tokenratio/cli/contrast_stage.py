@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from tokenratio.cli.folders import claim_output
 from tokenratio.cli.recipe import TRAINED, Contrast, Stage
 from tokenratio.cli.stages import by_role, is_done, mark_done, report, stage_key, train_policy
 from tokenratio.data import PreparedData, padding_id, read_rows, source_digest
+from tokenratio.data.columns import Columns
 from tokenratio.data.contrast import PLACE, with_prompt_template
+from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import merge_adapters
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import read_run_file
-from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.data_settings import Role, encode_source
+from tokenratio.training.data_settings import encode_source
 from tokenratio.training.token_contrast import (
     ContrastSide,
     TokenContrast,
@@ -70,17 +72,13 @@ def score_stage(
             data = pairs if name == "dpo" else _swapped(pairs)
             models[name] = _trained(contrast.dpo, folder / name, model, tokenizer, data)
     scores: TokenContrast | None = None
-    prompts = (
-        (contrast.positive, contrast.positive_prompt),
-        (contrast.negative, contrast.negative_prompt),
-    )
+    compared = [
+        (models[contrast.positive], contrast.positive_prompt),
+        (models[contrast.negative], contrast.negative_prompt),
+    ]
     for source, role, data in parts:
-        sides = [
-            ContrastSide(
-                models[name], _prompted(data, source, role, tokenizer, prompt, args), prompt
-            )
-            for name, prompt in prompts
-        ]
+        how = {"split": args.split(role), "template": args.template, "columns": args.columns}
+        sides = contrast_sides(data, source, tokenizer, compared, **how)
         new = compute_contrast(
             data,
             *sides,
@@ -118,18 +116,26 @@ def _can_be_read(folder: Path) -> bool:
     return True
 
 
-def _prompted(
+def contrast_sides(
     data: PreparedData,
     source: Any,
-    role: Role,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    args: TokenRatioConfig,
-) -> PreparedData:
-    if prompt == PLACE:
-        return data
-    how: dict[str, Any] = {"settings": args.template, "columns": args.columns}
-    return with_prompt_template(data, source, tokenizer, prompt, split=args.split(role), **how)
+    compared: Iterable[tuple[PreTrainedModel, str]],
+    *,
+    split: str | None,
+    template: TemplateSettings | None,
+    columns: Columns | None,
+) -> list[ContrastSide]:
+    """Each model with the data after its prompt; the settings are those that `data` has."""
+    sides = []
+    for model, prompt in compared:
+        after = data
+        if prompt != PLACE:
+            after = with_prompt_template(
+                data, source, tokenizer, prompt, split=split, settings=template, columns=columns
+            )
+        sides.append(ContrastSide(model, after, prompt))
+    return sides
 
 
 def _swapped(data: PreparedData) -> PreparedData:

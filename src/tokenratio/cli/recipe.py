@@ -13,6 +13,7 @@ from tokenratio.cli.command import Command, read_yaml
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.template_options import TEMPLATE_FLAGS
 from tokenratio.settings import Field, build, check_known, convert, fields_of, option
 from tokenratio.training.method_settings import PUBLISHED_CONTRASTS, MethodSettings
 
@@ -101,11 +102,9 @@ class Recipe:
 # Models of a contrast that are trained for it: the starting policy after DPO on the pairs, and on
 # the swapped pairs.
 TRAINED = ("dpo", "reversed_dpo")
-# A stage before the run renders conversations as the run does, unless it has its own settings.
-_TEMPLATE = ("chat_template", "chat_template_kwargs", "tools", "template_date")
 # What makes a policy of the run's kind; not what the run reports, saves, evaluates or uploads.
 _CARRIED_TO_DPO = (
-    *_TEMPLATE,
+    *TEMPLATE_FLAGS,
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
     *("train_split", "columns"),
     *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
@@ -118,7 +117,7 @@ _OF_ALL_STAGES = ("held_out_share", "selection_seed")
 # Only what depends on the machine and the data: SFT is another kind of run.
 _CARRIED_TO_SFT = (
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16"),
-    *("data_cache_dir", "dataset_num_proc", *_OF_ALL_STAGES, *_TEMPLATE),
+    *("data_cache_dir", "dataset_num_proc", *_OF_ALL_STAGES, *TEMPLATE_FLAGS),
 )
 _DATA = ("train_dataset", "eval_dataset")
 # The SFT stage may have its own data and adapter, and any setting of a run.
@@ -180,7 +179,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe with every default filled in: optional stages before it, then the run itself."""
+    """A recipe with all defaults filled in: the optional stages and the run itself."""
 
     recipe: Recipe
     sft: Stage | None
@@ -251,8 +250,9 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
     if recipe.sft.get("loss", "sft") != "sft":
         raise TokenRatioError(f"the sft stage of {path} cannot have loss {recipe.sft['loss']!r}")
     own = {k: v for k, v in recipe.sft.items() if k not in _SFT_KEYS}
-    has_own_data = "train_dataset" in recipe.sft
-    of_data = () if has_own_data else ("train_split", "max_samples", "columns")
+    carried = _CARRIED_TO_SFT
+    if "train_dataset" not in recipe.sft:
+        carried += ("train_split", "max_samples", "columns")
     settings = {
         "output_dir": str(base / "sft"),
         "optim": "adamw_torch",
@@ -260,7 +260,7 @@ def resolve(path: str, flags: dict[str, Any], defaults: dict[str, Any]) -> Resol
         "max_grad_norm": 1.0,
         "gradient_accumulation_steps": 1,
         **defaults,
-        **{k: v for k, v in settings.items() if k in (*_CARRIED_TO_SFT, *of_data)},
+        **{k: v for k, v in settings.items() if k in carried},
         **without_null_output(own),
         "loss": "sft",
     }
@@ -281,11 +281,10 @@ def _contrast(
     """How the run's tokens are to be scored; None if they need not be, or already are."""
     from tokenratio.data.contrast import PLACE, check_prompt_template
 
-    sections = recipe.score_tokens
-    needs_none = not main.args.method.needs_contrast or main.args.token_scores is not None
-    if sections is None or needs_none:
+    is_needed = main.args.method.needs_contrast and main.args.token_scores is None
+    if recipe.score_tokens is None or not is_needed:
         return None
-    section = sections.get(main.args.loss) or {}
+    section = recipe.score_tokens.get(main.args.loss) or {}
     where = f"score_tokens.{main.args.loss} of {path}"
     if not isinstance(section, dict) or not isinstance(section.get("dpo") or {}, dict):
         raise TokenRatioError(f"{where}, and dpo in it, must hold `key: value` lines")

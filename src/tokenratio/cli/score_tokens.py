@@ -73,13 +73,12 @@ class ScoreOptions(TemplateOptions):
 
 def score_source(source: str, options: ScoreOptions) -> None:
     """Score every token of a source's pairs and add the scores to the output folder."""
+    from tokenratio.cli.contrast_stage import contrast_sides
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
-    from tokenratio.data.contrast import with_prompt_template
     from tokenratio.models.device import default_device
     from tokenratio.models.loading import load_model, load_tokenizer
     from tokenratio.training.token_contrast import (
-        ContrastSide,
         TokenContrast,
         compute_contrast,
         ingredients_of,
@@ -93,11 +92,18 @@ def score_source(source: str, options: ScoreOptions) -> None:
     negative = positive
     if options.negative_model is not None:
         negative = load_model(options.negative_model, {"dtype": options.dtype})
+        # Vocabularies of the same size may still differ.
+        names = (options.positive_model, options.negative_model)
+        first, second = (load_tokenizer(name).get_vocab() for name in names)
+        if first != second:
+            raise TokenRatioError(
+                f"{names[0]} and {names[1]} have different tokenizers, so their log-probabilities "
+                "cannot be compared: choose models with the same tokenizer"
+            )
     # Added rows are rendered with the date of the existing ones.
     day = None if before is None else before.template.get("template_date")
     tokenizer = load_tokenizer(options.tokenizer or options.positive_model)
     tokenizer, template = template_of(options, tokenizer, options.positive_model, day=day)
-    _check_tokenizers(options)
     data = prepare_pairs(
         source,
         tokenizer,
@@ -109,23 +115,15 @@ def score_source(source: str, options: ScoreOptions) -> None:
         columns=options.columns,
     )
     print(data.report.summary())
-    sides = []
-    for model, prompt in (
-        (positive, options.positive_prompt),
-        (negative, options.negative_prompt),
-    ):
-        after = data
-        if prompt != _PLACE:
-            after = with_prompt_template(
-                data,
-                source,
-                tokenizer,
-                prompt,
-                split=options.split,
-                settings=template,
-                columns=options.columns,
-            )
-        sides.append(ContrastSide(model, after, prompt))
+    sides = contrast_sides(
+        data,
+        source,
+        tokenizer,
+        [(positive, options.positive_prompt), (negative, options.negative_prompt)],
+        split=options.split,
+        template=template,
+        columns=options.columns,
+    )
     if before is not None:
         before.require_same(ingredients_of(*sides))
     with user_mistakes(f"cannot write to {folder}"):
@@ -147,18 +145,3 @@ def score_source(source: str, options: ScoreOptions) -> None:
 
 
 COMMAND = Command(USAGE, score_source, argument="one source of pairs", options=ScoreOptions)
-
-
-def _check_tokenizers(options: ScoreOptions) -> None:
-    """Refuse models whose tokenizers differ, even if their vocabularies have the same size."""
-    if options.negative_model is None:
-        return
-    from tokenratio.models.loading import load_tokenizer
-
-    names = (options.positive_model, options.negative_model)
-    first, second = (load_tokenizer(name).get_vocab() for name in names)
-    if first != second:
-        raise TokenRatioError(
-            f"{names[0]} and {names[1]} have different tokenizers, so their log-probabilities "
-            "cannot be compared: choose models with the same tokenizer"
-        )
