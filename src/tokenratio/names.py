@@ -1,4 +1,4 @@
-"""Messages about a name or a value that is not among the valid ones."""
+"""Messages about names and values that are not valid."""
 
 import difflib
 from collections.abc import Iterable
@@ -59,3 +59,14 @@ def require_choice(name: str, value: object, choices: Iterable[str], *, listed: 
     if len(choices) > _FEW:
         raise TokenRatioError(f"unknown {name} {shown}{meant or (listed and f'; {listed}')}")
     raise TokenRatioError(f"{name} must be one of {', '.join(choices)}, not {shown}{meant}")
+
+
+def require_at_least(least: int, **values: float | None) -> None:
+    """Refuse a number below `least`; None is allowed.
+
+    Raises:
+        TokenRatioError: names the value.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise TokenRatioError(f"{name} must be at least {least}, not {value}")

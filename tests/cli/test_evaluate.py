@@ -19,7 +19,8 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
-from tokenratio.evaluation.judges import GoldJudge, LLMJudge
+from tokenratio.evaluation.judges.gold import GoldJudge
+from tokenratio.evaluation.judges.llm import LLMJudge
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.results import PolicyMeasures
 from tokenratio.evaluation.subjects import subjects_of

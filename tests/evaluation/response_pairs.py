@@ -1,6 +1,6 @@
 """Pairs of responses for judges, from texts alone."""
 
-from tokenratio.evaluation.judges import ResponsePair
+from tokenratio.evaluation.judges.protocol import ResponsePair
 from tokenratio.models.response import Response
 
 

@@ -17,10 +17,9 @@ from openai.types.chat import ChatCompletion
 from evaluation.loopback import KEY, Loopback, first_times, wait_until
 from tokenratio.data.chat import Conversation
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.budget import Budget, Ledger
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
-from tokenratio.evaluation.replies import ReplyError, read_reply, retry_after
+from tokenratio.evaluation.openai_api import ReplyError, Request, read_reply, retry_after
 from tokenratio.models.response import Response
 
 
@@ -334,7 +333,7 @@ def test_nothing_is_sent_while_the_consumer_is_busy():
 
 ABANDONED = """
     import sys
-    from tokenratio.evaluation.asking import Request
+    from tokenratio.evaluation.openai_api import Request
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 
     endpoint = Endpoint(EndpointSettings(sys.argv[1], "tiny", concurrency=3))

@@ -9,22 +9,19 @@ from tokenratio.data.prompts import read_prompts
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.interchange import (
     AlpacaAnnotation,
-    AlpacaInstruction,
     AlpacaOutput,
     MtBenchAnswer,
     MtBenchJudgement,
     MtBenchQuestion,
     read_alpaca_annotations,
-    read_alpaca_instructions,
     read_alpaca_outputs,
     read_mt_bench_answers,
     read_mt_bench_judgements,
     read_mt_bench_questions,
-    write_alpaca_annotations,
-    write_alpaca_outputs,
-    write_mt_bench_answers,
-    write_mt_bench_judgements,
+    write_alpaca,
+    write_mt_bench,
 )
+from tokenratio.evaluation.response_files import dataset_responses
 
 text = st.one_of(
     st.text(max_size=8), st.sampled_from(["\u2028", "a\r\nb", "\x85", '"\\', "\ud800"])
@@ -41,12 +38,12 @@ winners = st.sampled_from(["model_1", "model_2", "tie", "error"])
 FORMATS = {
     "outputs.json": (
         read_alpaca_outputs,
-        write_alpaca_outputs,
+        write_alpaca,
         st.builds(AlpacaOutput, text, text, maybe, maybe, extra=extra),
     ),
     "annotations.json": (
         read_alpaca_annotations,
-        write_alpaca_annotations,
+        write_alpaca,
         st.builds(
             AlpacaAnnotation,
             *[text] * 6,
@@ -57,7 +54,7 @@ FORMATS = {
     ),
     "answers.jsonl": (
         read_mt_bench_answers,
-        write_mt_bench_answers,
+        write_mt_bench,
         st.builds(
             MtBenchAnswer,
             st.integers(),
@@ -69,7 +66,7 @@ FORMATS = {
     ),
     "judgements.jsonl": (
         read_mt_bench_judgements,
-        write_mt_bench_judgements,
+        write_mt_bench,
         st.builds(
             MtBenchJudgement,
             st.integers(),
@@ -139,7 +136,7 @@ def test_an_alpaca_eval_file_as_published(tmp_path):
     }
     assert (failed.preference, failed.second_wins) == (None, None)
     assert draw.preference == 1.5  # AlpacaEval's older files say 0
-    write_alpaca_annotations(path, [first, failed, draw])
+    write_alpaca(path, [first, failed, draw])
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written[0] == json.loads(published)[0]
     assert written[1]["preference"] is None
@@ -148,7 +145,7 @@ def test_an_alpaca_eval_file_as_published(tmp_path):
 def test_alpaca_outputs_are_what_its_loader_takes(tmp_path):
     """`alpaca_eval` loads a file by pandas and wants one generator, instruction and output."""
     outputs = [AlpacaOutput(f"question {i}", "answer\n", "ours", "koala") for i in range(3)]
-    write_alpaca_outputs(tmp_path / "outputs.json", outputs)
+    write_alpaca(tmp_path / "outputs.json", outputs)
     table = pd.read_json(tmp_path / "outputs.json")
     assert table["generator"].unique().tolist() == ["ours"]
     assert list(table.columns) == ["instruction", "output", "generator", "dataset"]
@@ -164,7 +161,7 @@ def test_fastchat_reads_the_judgements(tmp_path):
         MtBenchJudgement(83, "ours", "gpt-4", "tie", "tie", ("gpt-4", "pair-v2"), 1),
     ]
     path = tmp_path / "gpt-4_pair.jsonl"
-    write_mt_bench_judgements(path, judgements)
+    write_mt_bench(path, judgements)
     for line, judgement in zip(path.read_text().splitlines(), judgements, strict=True):
         obj = json.loads(line)
         assert tuple(obj["judge"]) == ("gpt-4", "pair-v2")
@@ -200,7 +197,7 @@ def test_fastchat_answers(tmp_path):
     path.write_text(json.dumps(line) + "\n", encoding="utf-8")
     (answer,) = read_mt_bench_answers(path)
     assert answer.choices == (("Aloha!", "Again."),)
-    write_mt_bench_answers(path, [answer])
+    write_mt_bench(path, [answer])
     assert json.loads(path.read_text()) == line
 
 
@@ -285,10 +282,10 @@ def test_broken_files_are_named(tmp_path, name, content, message):
 
 def test_what_json_cannot_hold_is_not_written(tmp_path):
     path = tmp_path / "outputs.json"
-    write_alpaca_outputs(path, [AlpacaOutput("a", "b")])
+    write_alpaca(path, [AlpacaOutput("a", "b")])
     before = path.read_bytes()
-    with pytest.raises(TokenRatioError, match=r"outputs.json: not written"):
-        write_alpaca_outputs(path, [AlpacaOutput("a", "b", extra={"score": float("nan")})])
+    with pytest.raises(TokenRatioError, match=r"outputs.json is not written"):
+        write_alpaca(path, [AlpacaOutput("a", "b", extra={"score": float("nan")})])
     assert path.read_bytes() == before
 
 
@@ -304,9 +301,7 @@ def test_the_mt_bench_questions(data_folder):
 
 def test_the_alpaca_eval_set(data_folder):
     path = data_folder / "alpaca_eval" / "eval_set.jsonl"
-    instructions = read_alpaca_instructions(path)
-    assert len(instructions) == 805
-    assert {type(each) for each in instructions} == {AlpacaInstruction}
-    assert all(each.reference_output is not None for each in instructions)
-    assert instructions[0].extra["reference_generator"] == "gpt4_1106_preview"
-    assert [each.instruction for each in instructions] == [p for _, p in read_prompts(path)]
+    references = dataset_responses(path, column="reference_output")
+    assert len(references) == 805
+    assert [each.prompt for each in references] == [p for _, p in read_prompts(path)]
+    assert all(each.samples[0].text for each in references)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from contextlib import closing
 
 import pytest
 import torch
@@ -18,20 +19,16 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.chat import Conversation, prompt_of
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.judges import (
-    TEMPLATES,
-    GoldJudge,
-    HumanJudge,
-    ImplicitRewardJudge,
-    JudgeTemplate,
-    LLMJudge,
-    RewardModelJudge,
-    VerdictCache,
-    write_sheet,
-)
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
+from tokenratio.evaluation.judges.cache import VerdictCache
+from tokenratio.evaluation.judges.gold import GoldJudge
+from tokenratio.evaluation.judges.human import HumanJudge, write_sheet
+from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
+from tokenratio.evaluation.judges.llm import LLMJudge
 from tokenratio.evaluation.judges.registry import JUDGES
+from tokenratio.evaluation.judges.reward_model import RewardModelJudge
+from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
 from tokenratio.models.response import Response
 
 CHAT_TEMPLATE = (
@@ -593,7 +590,7 @@ def test_templates_differ_and_are_told_apart():
     assert f"Tools: {json.dumps(tools)}\n\nUser: hi\n\n" in user
     assert f"Assistant: [calls {json.dumps([call])}]\n" in user
     for text in ("{prompt} {response_a}", "{prompt} {response_a} {response_b} {other}"):
-        with pytest.raises(TokenRatioError, match="template mine: it has the fields"):
+        with pytest.raises(TokenRatioError, match="template mine has the fields"):
             JudgeTemplate("mine", "", text, VERDICTS, 10)
     text = "{prompt} {response_a} {response_b}"
     for mark in ("A", "[B]", "[[]]", "[[A]] or [[B]]"):
@@ -606,11 +603,11 @@ def test_templates_differ_and_are_told_apart():
 
 def test_the_cache_keeps_the_first_answer(tmp_path):
     path = tmp_path / "new" / "verdicts.sqlite"
-    with VerdictCache(path) as cache:
+    with closing(VerdictCache(path)) as cache:
         assert cache.get("k") is None
         cache.put("k", "é\ud83d", "eos")
         cache.put("k", "another", "eos")
-    with VerdictCache(path) as cache:
+    with closing(VerdictCache(path)) as cache:
         assert cache.get("k") == ("é?", "eos")
         assert len(cache) == 1
 
@@ -657,7 +654,7 @@ def test_writers_do_not_disturb_each_other_even_killed(tmp_path):
         writer.stdout.close()
         writer.wait()
     assert writers[0].returncode == 0
-    with VerdictCache(path) as cache:
+    with closing(VerdictCache(path)) as cache:
         assert cache._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         numbers = {text for text in said if text != "ready"}
         assert len(numbers) > 60

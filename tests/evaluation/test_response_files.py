@@ -138,8 +138,8 @@ def test_more_prompts_are_added_to_a_file(tmp_path):
     [
         ({"settings": SETTINGS | {"temperature": 0.5}}, r"other settings \(temperature 1.0, now 0"),
         ({"settings": {"model": "m"}}, r"\(temperature 1.0, now not set\)"),
-        ({"prompts": PROMPTS[:-1]}, "p:5, which is not among the 5 prompts"),
-        ({"prompts": [("p:0", "another"), *PROMPTS[1:]]}, "the prompt of p:0 has changed"),
+        ({"prompts": PROMPTS[:-1]}, "p:5 is not among the 5 prompts"),
+        ({"prompts": [("p:0", "another"), *PROMPTS[1:]]}, "p:0 has changed since"),
         ({"prompts": [*PROMPTS, PROMPTS[0]]}, "two prompts have the id p:0"),
     ],
 )
@@ -171,8 +171,8 @@ def test_two_processes_do_not_write_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("oops", "g.jsonl:2: no JSON object, and not the last"),
-        ("[1]", "g.jsonl:2: no JSON object"),
+        ("oops", "g.jsonl:2: not a JSON object, and not the last"),
+        ("[1]", "g.jsonl:2: not a JSON object"),
         ('{"text": "x"}', "g.jsonl:2: no id and prompt"),
         ('{"id": "a", "prompt": "b", "samples": []}', "g.jsonl:2: no samples"),
         ('{"id": "a", "prompt": "b", "samples": [{"text": 1}]}', "g.jsonl:2: a sample without"),

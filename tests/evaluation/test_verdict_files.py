@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 
@@ -16,7 +17,10 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.evaluation.journal import parse_lines, read_settings
-from tokenratio.evaluation.judges import GoldJudge, LLMJudge, ResponsePair, Verdict, VerdictCache
+from tokenratio.evaluation.judges.cache import VerdictCache
+from tokenratio.evaluation.judges.gold import GoldJudge
+from tokenratio.evaluation.judges.llm import LLMJudge
+from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import (
     Judgement,
@@ -204,9 +208,14 @@ def test_another_judging_is_refused_in_words(tmp_path):
     for judge, given, settings, said in (
         (Scripted({}, comparisons), comparisons, {"ours": "b"}, r"other settings \(ours 'a', now"),
         (GoldJudge(len, "length"), comparisons, {"ours": "a"}, "judge 'scripted', now 'gold'"),
-        (Scripted({}, comparisons), changed, {"ours": "a"}, "j.jsonl:3: sample 0 of c:2 does not"),
-        (Scripted({}, comparisons), comparisons[:2], {"ours": "a"}, "j.jsonl:3: sample 0 of c:2"),
-        (Scripted({}, comparisons), [comparisons[0]] * 2, {"ours": "a"}, "two comparisons are"),
+        (Scripted({}, comparisons), changed, {"ours": "a"}, "j.jsonl:3: c:2, sample 0 has"),
+        (
+            Scripted({}, comparisons),
+            comparisons[:2],
+            {"ours": "a"},
+            "j.jsonl:3: c:2, sample 0 is not among",
+        ),
+        (Scripted({}, comparisons), [comparisons[0]] * 2, {"ours": "a"}, "two comparisons have"),
         (Scripted({}, comparisons), [], {"ours": "a"}, "nothing to compare"),
     ):
         with pytest.raises(TokenRatioError, match=said):
@@ -327,7 +336,7 @@ def test_kept_answers_are_read_again_and_not_paid_again(tmp_path, monkeypatch):
             assert [j.probability for j in judgements] == expected
             assert read_judgements(path) == judgements
             num = sum(value is not None for value in expected[:lines])
-            assert f"{num} kept answers without a full verdict could be read this time" in said[1]
+            assert f"{num} kept answers without a full verdict were read this time" in said[1]
         again, said = judged(path, llm(server.url, tmp_path / "v"), comparisons)
         assert again == judgements
         assert not any("read this time" in line for line in said)
@@ -342,7 +351,7 @@ def test_the_budget_stops_in_words_and_keeps_everything(tmp_path):
             judged(path, judge, comparisons)
         assert "20 requests to tiny" in said[0]
         assert server.asked.total() == 7
-        with VerdictCache(tmp_path / "v") as cache:
+        with closing(VerdictCache(tmp_path / "v")) as cache:
             assert len(cache) == 7
         judgements, _ = judged(path, llm(server.url, tmp_path / "v"), comparisons)
         assert server.asked.total() == 20
@@ -355,7 +364,8 @@ SCRIPT = """
     from tiny import word_pairs
     from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
     from evaluation.response_pairs import pair_of
-    from tokenratio.evaluation.judges import LLMJudge, VerdictCache
+    from tokenratio.evaluation.judges.cache import VerdictCache
+    from tokenratio.evaluation.judges.llm import LLMJudge
     from tokenratio.evaluation.verdict_files import judge_all
 
     url, cache, path = sys.argv[1:]
@@ -387,7 +397,7 @@ def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
         answered = server.answered.total()
         lines, _ = parse_lines(path.read_bytes(), path)
         assert 30 <= answered < 80
-        with VerdictCache(cache) as kept:
+        with closing(VerdictCache(cache)) as kept:
             assert answered - 4 <= len(kept) <= answered
         assert 0 < len(lines) <= answered // 2
         judgements, said = judged(path, llm(server.url, cache), comparisons)

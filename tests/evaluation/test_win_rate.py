@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.win_rate import swap_policies, win_rate
+from tokenratio.evaluation.win_rate import flips, outcomes, swap_policies, win_rate
 
 VERDICTS = st.one_of(st.sampled_from([0.0, 0.5, 1.0, math.nan]), st.floats(0, 1))
 COMPARISONS = st.lists(st.tuples(VERDICTS, VERDICTS, st.integers(0, 5)), min_size=1, max_size=30)
@@ -114,3 +114,32 @@ def test_mistakes_are_named(first, second, prompts, message):
         win_rate(first, second, prompts)
     with pytest.raises(TokenRatioError, match="num_resamples"):
         win_rate([1.0], [1.0], num_resamples=0)
+
+
+# The probability that A is better, A shown first and second; who wins, and whether it flipped.
+ORDERS = [
+    (1.0, 0.7, 1.0, 0.0),
+    (0.2, 0.0, 0.0, 0.0),
+    (1.0, 0.0, 0.5, 1.0),  # whoever is first
+    (0.1, 0.9, 0.5, 1.0),  # whoever is second
+    (0.5, 1.0, 0.5, 0.0),  # one order is even
+    (0.0, 0.5, 0.5, 0.0),
+    (0.5, 0.5, 0.5, 0.0),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "outcome", "flipped"), ORDERS)
+def test_a_win_needs_both_orders(first, second, outcome, flipped):
+    assert (float(outcomes(first, second)), float(flips(first, second))) == (outcome, flipped)
+    # The same for B: where A stood first, B stood second.
+    assert float(outcomes(1 - second, 1 - first)) == 1 - outcome
+    assert float(flips(1 - second, 1 - first)) == flipped
+
+
+def test_many_at_once_and_without_a_verdict():
+    first, second, won, flipped = zip(*ORDERS, strict=True)
+    assert outcomes(first, second).tolist() == list(won)
+    assert flips(first, second).tolist() == list(flipped)
+    for pair in ((None, 1.0), (0.0, math.nan), (None, None)):
+        assert math.isnan(outcomes(*pair))
+        assert math.isnan(flips(*pair))

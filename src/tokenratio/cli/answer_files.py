@@ -18,8 +18,8 @@ from tokenratio.evaluation.interchange import (
     read_alpaca_outputs,
     read_mt_bench_answers,
     read_mt_bench_questions,
-    write_alpaca_outputs,
-    write_mt_bench_answers,
+    write_alpaca,
+    write_mt_bench,
 )
 from tokenratio.evaluation.journal import read_settings, settings_path
 from tokenratio.evaluation.response_files import read_responses, write_responses
@@ -176,7 +176,7 @@ def _write_alpaca(
             )
         outputs.append(AlpacaOutput(text, samples[0].text, generator, extra={"id": id}))
         num_others += len(samples) - 1
-    write_alpaca_outputs(output, outputs)
+    write_alpaca(output, outputs)
     return f"{num_others} further samples left out: AlpacaEval has one" if num_others else ""
 
 
@@ -202,7 +202,7 @@ def _write_mt_bench(
         before = tuple(str(turn["content"]) for turn in turns if turn["role"] == "assistant")
         choices = tuple((*before, sample.text) for sample in samples)
         answers.append(MtBenchAnswer(number, generator, choices))
-    write_mt_bench_answers(output, answers)
+    write_mt_bench(output, answers)
     return "" if options.questions is not None else "question_id is the number at each id's end"
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.data.chat import Conversation, Prompt
 from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.judges.protocol import digest_of
+from tokenratio.evaluation.openai_api import Request
 from tokenratio.models.generation import eos_ids, iterate_samples
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import stream_seed
+from tokenratio.names import require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class TransformersBackend:
     """A policy in this process; see `sample_responses` for the settings.
 
-    A prompt's id names its random stream, so that a resumed run continues with the samples that it
-    would have had, and two policies that are asked the same prompts get the same random draws.
+    A prompt's id selects its random stream, so that a resumed run draws the samples that it would
+    have drawn, and policies with the same prompts get the same random draws.
     """
 
     model: "PreTrainedModel"
@@ -40,13 +41,17 @@ class TransformersBackend:
 
     def settings(self) -> dict[str, Any]:
         """What the responses depend on, except the weights; they do not depend on `batch_size`."""
-        cut: dict[str, Any] = {"max_prompt_length": self.max_prompt_length}
-        # Another chat template or end-of-turn token would give other responses.
         tokenizer = self.tokenizer
-        reads = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-        cut["reading"] = digest_of([*reads, eos_ids(self.model, tokenizer, self.template)])[:16]
-        cut |= self.template.record(tokenizer)
-        return {"backend": "transformers", **_sampling(self), **cut, "seed": self.seed}
+        reading = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+        reading.append(eos_ids(self.model, tokenizer, self.template))
+        return {
+            "backend": "transformers",
+            **_sampling(self),
+            "max_prompt_length": self.max_prompt_length,
+            "reading": digest_of(reading)[:16],
+            **self.template.record(tokenizer),
+            "seed": self.seed,
+        }
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
@@ -75,11 +80,10 @@ class TransformersBackend:
 class EndpointBackend:
     """A policy behind an OpenAI-compatible endpoint.
 
-    All samples of a prompt are requested at once, so that the prompt is paid for once. Servers that
-    return fewer are asked again for the rest.
+    All samples of a prompt are requested at once, so that the prompt is paid for once.
 
     Attributes:
-        seed: each request sends one derived from this and the prompt's id; None sends none, for
+        seed: each request sends a seed derived from this and the prompt's id; None sends none, for
             servers that do not support it.
         template: its arguments and tools are sent with every prompt; the prompt's own take
             precedence. The server renders, with its own clock.
@@ -94,35 +98,22 @@ class EndpointBackend:
     template: TemplateSettings = field(default_factory=TemplateSettings)
 
     def __post_init__(self) -> None:
-        given = [
-            name
-            for name, value in (
-                ("chat_template_kwargs", self.template.kwargs),
-                ("tools", self.template.tools),
-            )
-            if value
-        ]
+        given = self._template_settings()
         if given and self.endpoint.settings.api == "completions":
             raise TokenRatioError(
                 f"{' and '.join(given)} cannot be sent with api=completions, which has no chat "
                 "template: use api=chat"
             )
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(1, num_samples=self.num_samples, max_new_tokens=self.max_new_tokens)
+
+    def _template_settings(self) -> dict[str, Any]:
+        given = {"chat_template_kwargs": dict(self.template.kwargs), "tools": self.template.tools}
+        return {name: value for name, value in given.items() if value}
 
     def settings(self) -> dict[str, Any]:
         """What the responses depend on, including the server and its model."""
-        identity = self.endpoint.settings.identity()
-        given = {"chat_template_kwargs": dict(self.template.kwargs), "tools": self.template.tools}
-        template = {name: value for name, value in given.items() if value}
-        return {
-            "backend": "endpoint",
-            **identity,
-            **_sampling(self),
-            **template,
-            "seed": self.seed,
-        }
+        settings = {"backend": "endpoint", **self.endpoint.settings.identity(), **_sampling(self)}
+        return {**settings, **self._template_settings(), "seed": self.seed}
 
     def __call__(
         self, prompts: Sequence[tuple[str, Prompt]]
@@ -138,7 +129,7 @@ class EndpointBackend:
             raise TokenRatioError(f"{len(failed)} prompts got no answer, first {id}: {reason}")
 
     def _request(self, id: str, prompt: Prompt) -> Request:
-        # servers read the seed as a 32-bit number, and some count choices up from it
+        # Servers read it as a 32-bit number, and some add the index of the choice.
         seed = None if self.seed is None else stream_seed(self.seed, id, 0) % 2**30
         return Request(
             id,

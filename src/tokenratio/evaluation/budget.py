@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.replies import Answer
+from tokenratio.evaluation.openai_api import Answer
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from tokenratio.data.chat import Prompt
 
-_CHARACTERS_PER_TOKEN = 4  # of English under current vocabularies, about
+_CHARACTERS_PER_TOKEN = 4  # roughly, in English
 _TOKENS_PER_MESSAGE = 4  # the role and its delimiters
 
 
@@ -23,7 +23,7 @@ class BudgetError(TokenRatioError):
 
 @dataclass(frozen=True)
 class Budget:
-    """Where to stop, and the prices that costs are counted with."""
+    """Limits, and the prices that costs are computed with."""
 
     max_requests: int | None = option(None, "Stop after this many requests, retries included.")
     max_cost: float | None = option(
@@ -62,9 +62,9 @@ class Demand:
 class Ledger:
     """What was sent and spent, within a budget.
 
-    A request reserves the most it can cost before it is sent, so that concurrent requests stay
-    within the budget; its answer then counts with the usage that the server reports. A request
-    that was never answered counts in full if the server may have processed it.
+    Before a request is sent, the most it can cost is reserved, so that concurrent requests stay
+    within the budget. Its answer then counts with the usage that the server reports; a request
+    without an answer counts in full if the server may have processed it.
 
     Args:
         count_tokens: of a text; None assumes four characters per token.
@@ -92,7 +92,7 @@ class Ledger:
         return Demand(read, max_tokens * num_choices)
 
     def reserve(self, demand: Demand) -> None:
-        """Before a request is sent.
+        """Reserve what a request can take, before it is sent.
 
         Raises:
             BudgetError: it could exceed the budget.
@@ -130,14 +130,12 @@ class Ledger:
         self.tokens_out += written
 
     def estimate(self, demands: Iterable[Demand], where: str) -> str:
-        """What is about to be requested, and its highest cost, in words."""
+        """A line on what will be requested, and its highest cost."""
         demands = list(demands)
         read = sum(demand.tokens_in for demand in demands)
         written = sum(demand.tokens_out for demand in demands)
-        text = (
-            f"{len(demands):,} requests to {where}: about {read:,} tokens in, at most "
-            f"{written:,} out"
-        )
+        text = f"{len(demands):,} requests to {where}: about {read:,} tokens in, "
+        text += f"at most {written:,} out"
         budget = self.budget
         if budget.price_in is not None:
             cost = budget.cost(read, written)
@@ -152,7 +150,7 @@ class Ledger:
         return text
 
     def totals(self, seconds: float) -> str:
-        """What was requested and spent, in words."""
+        """A line on what was requested and spent."""
         text = (
             f"{self.num_answered:,} answers to {self.num_requests:,} requests in {seconds:.1f} s: "
             f"{self.tokens_in:,} tokens in, {self.tokens_out:,} out "

@@ -1,7 +1,7 @@
-"""Requests to an OpenAI-compatible endpoint: concurrent, retried, within a budget.
+"""An OpenAI-compatible endpoint: concurrent requests, with retries and a budget.
 
-vLLM, TGI, llama.cpp and hosted services all speak this protocol. The `openai` client sends; when to
-retry and when to stop is decided here, because answers cost money.
+vLLM, TGI, llama.cpp and hosted services support this protocol. The `openai` client sends; this
+module decides when to retry and when to stop, because answers cost money.
 """
 
 import asyncio
@@ -21,23 +21,24 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.asking import Request, arguments_of
 from tokenratio.evaluation.budget import Budget, BudgetError, Ledger
-from tokenratio.evaluation.replies import (
+from tokenratio.evaluation.openai_api import (
     ReplyError,
+    Request,
+    arguments_of,
     may_have_cost,
     read_reply,
     reason_of,
     retry_after,
 )
 from tokenratio.models.response import Response
-from tokenratio.names import require_choice
+from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_SECONDS_TO_GIVE_UP = 600.0  # a server that asks for a longer pause than this means "not today"
+_LONGEST_PAUSE = 600.0  # seconds; a request fails if the server asks for a longer one
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,10 @@ class EndpointSettings:
     )
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("api", ("chat", "completions")),
-            ("max_tokens_name", ("max_tokens", "max_completion_tokens")),
-        ):
-            require_choice(name, getattr(self, name), choices)
-        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):  # not repeated: perhaps a key
+        require_choice("api", self.api, ("chat", "completions"))
+        names = ("max_tokens", "max_completion_tokens")
+        require_choice("max_tokens_name", self.max_tokens_name, names)
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):  # not shown: it may be a key
             raise TokenRatioError(
                 "api_key_env must be the name of an environment variable, in capitals, not the "
                 "key itself"
@@ -98,14 +97,13 @@ class EndpointSettings:
                 "base_url must not contain a user, password or query: keys come from the "
                 "environment"
             )
-        for name, least in (("concurrency", 1), ("max_retries", 0), ("max_failures", 1)):
-            if getattr(self, name) < least:
-                raise TokenRatioError(f"{name} must be at least {least}")
+        require_at_least(1, concurrency=self.concurrency, max_failures=self.max_failures)
+        require_at_least(0, max_retries=self.max_retries)
         if not (self.timeout > 0 and self.backoff >= 0 and self.max_backoff >= 0):
             raise TokenRatioError("timeout must be positive, backoff and max_backoff at least 0")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the answers depend on; neither the key nor what only affects speed."""
+        """The settings that the answers depend on, without the key."""
         names = ("base_url", "model", "api")
         extra = {"extra_body": dict(self.extra_body)} if self.extra_body else {}
         return {name: getattr(self, name) for name in names} | extra
@@ -113,11 +111,11 @@ class EndpointSettings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request without an answer that would get none if it were sent again now.
+    """A request that was not answered.
 
     Attributes:
-        is_final: it would never get one: the server refuses this request, for example because it
-            is too long or filtered.
+        is_final: it never will be: the server refuses it, for example because it is too long or
+            filtered.
     """
 
     reason: str
@@ -126,8 +124,8 @@ class Failure:
 
 Answers = Generator[tuple[Request, tuple[Response, ...] | Failure], None, None]
 
-# Streams left open are closed before the interpreter ends: later their loop's thread is gone, and
-# closing would wait for it forever.
+# Open streams are closed before the interpreter exits: later, the thread of their event loop is
+# gone, and closing would wait for it forever.
 _STREAMS: "weakref.WeakSet[Answers]" = weakref.WeakSet()
 
 
@@ -141,10 +139,9 @@ class Endpoint:
     """A server, with a budget for all requests to it.
 
     Args:
-        settings: its address, and how to send.
-        budget: applies to all calls of `ask` together.
+        budget: for all calls of `ask` together.
         count_tokens: of a text, for estimates; None assumes four characters per token.
-        report: where the estimate before the first request and the totals after the last go.
+        report: receives the estimate before the first request and the totals after the last.
         progress: draw a bar, in requests, with token rates.
 
     Raises:
@@ -175,13 +172,13 @@ class Endpoint:
     def ask(self, requests: Sequence[Request]) -> Answers:
         """Send all requests; yield each with its choices as soon as they arrive, in any order.
 
-        The next request is sent only when the consumer asks for more: a consumer that saves each
-        answer first loses at most the requests in flight when it is killed.
+        The next request is sent only when the consumer asks for more, so a consumer that saves each
+        answer first and is killed loses at most the requests in flight.
 
         Raises:
             TokenRatioError: the server refuses the key, the model or the address; the budget is
                 used up; or `max_failures` requests in a row failed. Requests in flight are still
-                awaited and yielded, because they may have been paid for.
+                awaited and yielded, because they may be charged.
         """
         stream = self._stream(requests)
         _STREAMS.add(stream)
@@ -194,14 +191,16 @@ class Endpoint:
             return
         for request in requests:
             self._check(request)
-        self._report(self._estimate(requests))
+        demands = (self.ledger.demand(r.prompt, r.max_tokens, r.num_choices) for r in requests)
+        where = f"{self.settings.model} at {self.settings.base_url}"
+        self._report(self.ledger.estimate(demands, where))
         waiting = deque(requests)
         stop: TokenRatioError | None = None
         failures = 0
         started = time.perf_counter()
         with (
-            # An event loop in its own thread runs while the consumer writes, and also in a
-            # notebook, which already has a loop.
+            # An event loop in its own thread: it runs while the consumer writes, and in notebooks,
+            # which have a loop of their own.
             start_blocking_portal() as portal,
             tqdm(total=len(requests), unit="request", disable=not self._progress) as bar,
         ):
@@ -242,12 +241,6 @@ class Endpoint:
         if stop is not None:
             raise stop
 
-    def _estimate(self, requests: Sequence[Request]) -> str:
-        where = f"{self.settings.model} at {self.settings.base_url}"
-        return self.ledger.estimate(
-            (self.ledger.demand(r.prompt, r.max_tokens, r.num_choices) for r in requests), where
-        )
-
     def _check(self, request: Request) -> None:
         if self.settings.api == "completions" and not isinstance(request.prompt, str):
             raise TokenRatioError(
@@ -257,7 +250,7 @@ class Endpoint:
     async def _connect(self) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
 
-        # Retries and timeouts are handled here. The client requires a key, even if there is none.
+        # Retries and timeouts are handled here. The client requires a key.
         return AsyncOpenAI(
             base_url=self.settings.base_url,
             api_key=self._key or "none",
@@ -266,7 +259,7 @@ class Endpoint:
         )
 
     async def _answer(self, client: "AsyncOpenAI", request: Request) -> tuple[Response, ...]:
-        """All choices of a request; servers that return fewer are asked again for the rest."""
+        """All choices of a request; a server that returns fewer is asked again for the rest."""
         choices: tuple[Response, ...] = ()
         while len(choices) < request.num_choices:
             choices += await self._some_choices(client, request, len(choices))
@@ -289,10 +282,10 @@ class Endpoint:
                 return answer.choices
             except Exception as error:
                 maybe_paid = may_have_cost(error)
-                reason, pause = self._judge_error(error)
+                reason, pause = self._retry_reason(error)
             finally:
                 self.ledger.settle(demand, answer, maybe_paid=maybe_paid)
-            if pause > _SECONDS_TO_GIVE_UP:
+            if pause > _LONGEST_PAUSE:
                 raise _FailedError(f"{reason}; the server asks to wait for {pause:.0f} s")
         raise _FailedError(f"{reason}; tried {self.settings.max_retries + 1} times")
 
@@ -303,11 +296,11 @@ class Endpoint:
             raw = await resource.with_raw_response.create(**arguments)
             return str(raw.http_response.text)
 
-    def _judge_error(self, error: Exception) -> tuple[str, float]:
-        """The reason of an error that is worth a retry, and the seconds to wait as the server asks.
+    def _retry_reason(self, error: Exception) -> tuple[str, float]:
+        """The reason to retry after an error, and the seconds that the server asks to wait.
 
         Raises:
-            _RefusedError, _FailedError: it is not worth a retry.
+            _RefusedError, _FailedError: there is no reason to retry.
         """
         import openai
 
@@ -336,7 +329,7 @@ class Endpoint:
         raise _RefusedError(f"{settings.base_url} refuses to answer ({reason}): {hint}")
 
     def _clean(self, text: str) -> str:
-        """A server's message, shortened, and without the key, which some servers repeat."""
+        """A server's message, shortened and without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
         text = " ".join(text.split())
@@ -348,7 +341,7 @@ class _RefusedError(Exception):
 
 
 class _FailedError(Exception):
-    """This request will not be answered; `is_final` if asking again would not help."""
+    """This request will not be answered; `is_final` if another try would not help."""
 
     def __init__(self, reason: str, *, is_final: bool = False) -> None:
         super().__init__(reason)

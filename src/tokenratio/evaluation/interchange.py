@@ -1,8 +1,8 @@
-"""AlpacaEval's and MT-Bench's files, read and written: outputs, answers, judgements, questions.
+"""Read and write files of AlpacaEval and MT-Bench: outputs, answers, judgements, questions.
 
 Field names are those of tatsu-lab/alpaca_eval (`model_outputs.json`, `annotations.json`) and of
-lm-sys/FastChat's llm_judge (`model_answer/*.jsonl`, `model_judgment/*_pair.jsonl`). Fields this
-module does not know are kept in `extra` and written back, those of a single choice aside.
+lm-sys/FastChat's llm_judge (`model_answer/*.jsonl`, `model_judgment/*_pair.jsonl`). Unknown fields
+are kept in `extra` and written back, except those of a single choice.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ T = TypeVar("T")
 Winner = Literal["model_1", "model_2", "tie", "error"]
 
 _WINNERS = ("model_1", "model_2", "tie", "error")
+_JUDGEMENT_TEXTS = ("g1_user_prompt", "g1_judgment", "g2_user_prompt", "g2_judgment")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class AlpacaAnnotation:
     """A judgement between two outputs, as in AlpacaEval's `annotations.json`.
 
     Attributes:
-        preference: 1 if the first output wins, 2 if the second, 1.5 for a draw, between them a
-            judge's probability; None where the judge gave no verdict.
+        preference: 1 if the first output wins, 2 if the second, 1.5 for a draw, in between for a
+            judge's probability; None without a verdict.
     """
 
     instruction: str
@@ -65,16 +66,6 @@ class AlpacaAnnotation:
 
 
 @dataclass(frozen=True)
-class AlpacaInstruction:
-    """One of AlpacaEval's instructions, with the output others are compared with where given."""
-
-    instruction: str
-    dataset: str | None = None
-    reference_output: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class MtBenchQuestion:
     """A question of MT-Bench, in turns."""
 
@@ -84,15 +75,17 @@ class MtBenchQuestion:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def conversation(self, answers: Sequence[str] = ()) -> list[dict[str, str]]:
-        """What a model is asked after it gave `answers` to the first turns: the next turn.
+        """The messages up to the next turn, after `answers` to the first turns.
 
         >>> MtBenchQuestion(1, "math", ("2+2?", "Twice that?")).conversation(["4"])[-1]
         {'role': 'user', 'content': 'Twice that?'}
         """
         messages = []
         for turn, answer in zip(self.turns, answers, strict=False):
-            messages.append({"role": "user", "content": turn})
-            messages.append({"role": "assistant", "content": answer})
+            messages += [
+                {"role": "user", "content": turn},
+                {"role": "assistant", "content": answer},
+            ]
         return [*messages, {"role": "user", "content": self.turns[len(answers)]}]
 
 
@@ -102,8 +95,8 @@ class MtBenchAnswer:
 
     Attributes:
         choices: for each sample, its answer to each turn.
-        tstamp: when, in seconds since 1970.
-        answer_id: any name; by default one made from the contents.
+        tstamp: time in seconds since 1970.
+        answer_id: any name; by default derived from the contents.
     """
 
     question_id: int
@@ -125,11 +118,11 @@ class MtBenchJudgement:
     """A judge's verdicts on two models' answers, as in FastChat's `model_judgment/*_pair.jsonl`.
 
     Attributes:
-        g1_winner: with `model_1`'s answer first; `"error"` where the judge gave no verdict.
+        g1_winner: with `model_1`'s answer first; `"error"` without a verdict.
         g2_winner: with `model_2`'s answer first.
         judge: the judging model and the name of its prompt ("pair-v2").
         turn: 1, or 2 for a verdict on both turns.
-        tstamp: when, in seconds since 1970.
+        tstamp: time in seconds since 1970.
     """
 
     question_id: int
@@ -148,9 +141,9 @@ class MtBenchJudgement:
 
     @property
     def winner(self) -> Literal["model_1", "model_2", "tie", "inconsistent", "error"]:
-        """What both orders agree on; `"inconsistent"`, which MT-Bench counts as a tie, if nothing.
+        """The winner in both orders, or `"inconsistent"`, which MT-Bench counts as a tie.
 
-        `"error"` if either order has no verdict: MT-Bench leaves such a game out.
+        `"error"` if either order has no verdict; MT-Bench skips the game.
         """
         if "error" in (self.g1_winner, self.g2_winner):
             return "error"
@@ -161,53 +154,47 @@ def read_alpaca_outputs(path: str | Path) -> list[AlpacaOutput]:
     """AlpacaEval's outputs, a JSON list.
 
     Raises:
-        TokenRatioError: here and in the other readers: a file that cannot be read, or a record that
-            is not what it should be; names file and line (in a JSON list, the record, from 1).
+        TokenRatioError: like the other readers: the file cannot be read, or a record is wrong;
+            names file and line (in a JSON list, the record, from 1).
     """
-    return _read(path, lambda row: AlpacaOutput(**row.known(_OUTPUT), extra=row.rest()))
-
-
-def write_alpaca_outputs(path: str | Path, outputs: Iterable[AlpacaOutput]) -> None:
-    """Write what `alpaca_eval --model_outputs` reads."""
-    _write_list(path, map(_fields, outputs))
+    names = ("instruction", "output", "generator?", "dataset?")
+    return _read(path, lambda row: AlpacaOutput(**row.texts(*names), extra=row.fields))
 
 
 def read_alpaca_annotations(path: str | Path) -> list[AlpacaAnnotation]:
-    """AlpacaEval's annotations, a JSON list; the draws of old files, preference 0, become 1.5."""
+    """AlpacaEval's annotations, a JSON list; preference 0, a draw in old files, becomes 1.5."""
+    names = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator")
 
     def parse(row: "_Row") -> AlpacaAnnotation:
-        known = row.known(_ANNOTATION)
-        preference = row.number("preference", or_none=True)
+        texts = row.texts(*names, "dataset?")
+        preference = row.number("preference")
         if preference is not None and math.isnan(preference):
             preference = None
         if preference == 0:
             preference = 1.5
         if preference is not None and not 1 <= preference <= 2:
             row.refuse(f"preference must lie between 1 and 2, not {preference}")
-        return AlpacaAnnotation(**known, preference=preference, extra=row.rest())
+        return AlpacaAnnotation(**texts, preference=preference, extra=row.fields)
 
     return _read(path, parse)
 
 
-def write_alpaca_annotations(path: str | Path, annotations: Iterable[AlpacaAnnotation]) -> None:
-    """Write annotations; a missing verdict becomes null."""
-    _write_list(path, map(_fields, annotations))
-
-
-def read_alpaca_instructions(path: str | Path) -> list[AlpacaInstruction]:
-    """AlpacaEval's evaluation set: JSON or JSON lines with an `instruction` each."""
-    return _read(path, lambda row: AlpacaInstruction(**row.known(_INSTRUCTION), extra=row.rest()))
+def write_alpaca(
+    path: str | Path, records: "Iterable[AlpacaOutput] | Iterable[AlpacaAnnotation]"
+) -> None:
+    """Write the JSON list that `alpaca_eval` reads; a missing verdict becomes null."""
+    replace_text(Path(path), _json([_fields(record) for record in records], path, indent=2) + "\n")
 
 
 def read_mt_bench_questions(path: str | Path) -> list[MtBenchQuestion]:
     """MT-Bench's `question.jsonl`, a question per line."""
 
     def parse(row: "_Row") -> MtBenchQuestion:
-        turns = row.texts("turns")
+        turns = row.list_of_texts("turns")
         if not turns:
             row.refuse("turns must not be empty")
-        known = row.known(("category",))
-        return MtBenchQuestion(row.whole("question_id"), turns=turns, **known, extra=row.rest())
+        texts = row.texts("category")
+        return MtBenchQuestion(row.whole("question_id"), turns=turns, **texts, extra=row.fields)
 
     return _read(path, parse)
 
@@ -222,26 +209,13 @@ def read_mt_bench_answers(path: str | Path) -> list[MtBenchAnswer]:
         turns = [_Row(row.origin, dict(choice)) for choice in choices]
         return MtBenchAnswer(
             row.whole("question_id"),
-            choices=tuple(choice.texts("turns") for choice in turns),
-            tstamp=row.number("tstamp", or_none=True) or 0.0,
-            **row.known(("answer_id", "model_id")),
-            extra=row.rest(),
+            choices=tuple(choice.list_of_texts("turns") for choice in turns),
+            tstamp=row.number("tstamp") or 0.0,
+            **row.texts("answer_id", "model_id"),
+            extra=row.fields,
         )
 
     return _read(path, parse)
-
-
-def write_mt_bench_answers(path: str | Path, answers: Iterable[MtBenchAnswer]) -> None:
-    """Write what FastChat's `gen_judgment.py` reads."""
-
-    def record(answer: MtBenchAnswer) -> dict[str, Any]:
-        fields = _fields(answer)
-        fields["choices"] = [
-            {"index": index, "turns": list(turns)} for index, turns in enumerate(answer.choices)
-        ]
-        return fields
-
-    _write_lines(path, map(record, answers))
 
 
 def read_mt_bench_judgements(path: str | Path) -> list[MtBenchJudgement]:
@@ -259,42 +233,34 @@ def read_mt_bench_judgements(path: str | Path) -> list[MtBenchJudgement]:
         for name, winner in winners.items():
             if winner not in _WINNERS:
                 row.refuse(f"{name} must be one of {', '.join(_WINNERS)}, not {winner!r}")
-        judge = row.texts("judge")
+        judge = row.list_of_texts("judge")
         if len(judge) != 2:
             row.refuse("judge must be the names of a model and of a prompt")
-        row.fields.setdefault("turn", 1)  # score-based games of old files have none
+        row.fields.setdefault("turn", 1)  # missing in score-based games of old files
+        has = [name for name in _JUDGEMENT_TEXTS if isinstance(row.fields.get(name), str)]
         return MtBenchJudgement(
             row.whole("question_id"),
             judge=(judge[0], judge[1]),
             turn=row.whole("turn"),
-            tstamp=row.number("tstamp", or_none=True) or 0.0,
+            tstamp=row.number("tstamp") or 0.0,
             **winners,
-            **row.known(("model_1", "model_2")),
-            **{name: row.fields.pop(name) for name in _JUDGEMENT_TEXTS if row.has_text(name)},
-            extra=row.rest(),
+            **row.texts("model_1", "model_2", *has),
+            extra=row.fields,
         )
 
     return _read(path, parse)
 
 
-def write_mt_bench_judgements(path: str | Path, judgements: Iterable[MtBenchJudgement]) -> None:
-    """Write what FastChat's `show_result.py` reads."""
-    _write_lines(path, map(_fields, judgements))
-
-
-# Names ending in "?" may be missing or null.
-_OUTPUT = ("instruction", "output", "generator?", "dataset?")
-_ANNOTATION = (
-    *("instruction", "output_1", "output_2", "generator_1", "generator_2"),
-    *("annotator", "dataset?"),
-)
-_INSTRUCTION = ("instruction", "dataset?", "reference_output?")
-_JUDGEMENT_TEXTS = ("g1_user_prompt", "g1_judgment", "g2_user_prompt", "g2_judgment")
+def write_mt_bench(
+    path: str | Path, records: "Iterable[MtBenchAnswer] | Iterable[MtBenchJudgement]"
+) -> None:
+    """Write the lines that FastChat's `gen_judgment.py` and `show_result.py` read."""
+    replace_text(Path(path), "".join(_json(_fields(record), path) + "\n" for record in records))
 
 
 @dataclass
 class _Row:
-    """A record being taken apart: every field is taken once, the rest is `extra`."""
+    """A record being parsed: each field is taken out once; what is left is `extra`."""
 
     origin: str
     fields: dict[str, Any]
@@ -307,11 +273,8 @@ class _Row:
             self.refuse(f"no field {name!r}")
         return self.fields.pop(name)
 
-    def has_text(self, name: str) -> bool:
-        return isinstance(self.fields.get(name), str)
-
-    def known(self, names: Iterable[str]) -> dict[str, Any]:
-        """Text fields by name."""
+    def texts(self, *names: str) -> dict[str, Any]:
+        """Text fields by name; names that end in "?" may be missing or null."""
         taken: dict[str, Any] = {}
         for name in names:
             plain = name.removesuffix("?")
@@ -321,7 +284,7 @@ class _Row:
             taken[plain] = value
         return taken
 
-    def texts(self, name: str) -> tuple[str, ...]:
+    def list_of_texts(self, name: str) -> tuple[str, ...]:
         value = self.take(name)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             self.refuse(f"{name} must be a list of texts, not {value!r:.80}")
@@ -333,16 +296,14 @@ class _Row:
             self.refuse(f"{name} must be a whole number, not {value!r:.80}")
         return int(value)
 
-    def number(self, name: str, *, or_none: bool = False) -> float | None:
-        value = self.fields.pop(name, None) if or_none else self.take(name)
-        if value is None and or_none:
+    def number(self, name: str) -> float | None:
+        """None if it is missing or null."""
+        value = self.fields.pop(name, None)
+        if value is None:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
             self.refuse(f"{name} must be a number, not {value!r:.80}")
         return float(value)
-
-    def rest(self) -> dict[str, Any]:
-        return self.fields
 
 
 def _read(path: str | Path, parse: Callable[[_Row], T]) -> list[T]:
@@ -356,18 +317,13 @@ def _read(path: str | Path, parse: Callable[[_Row], T]) -> list[T]:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """A record's fields, those that are None but for the preference left out, then its extra."""
+    """A record as it is written: fields that are None are omitted, except `preference`."""
     named = {name: value for name, value in vars(record).items() if name != "extra"}
     kept = {k: v for k, v in named.items() if v is not None or k == "preference"}
+    if "choices" in kept:
+        choices = enumerate(kept["choices"])
+        kept["choices"] = [{"index": index, "turns": list(turns)} for index, turns in choices]
     return kept | {k: v for k, v in record.extra.items() if k not in named}
-
-
-def _write_list(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    replace_text(Path(path), _json(list(records), path, indent=2) + "\n")
-
-
-def _write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    replace_text(Path(path), "".join(_json(record, path) + "\n" for record in records))
 
 
 def _json(value: Any, path: str | Path, **options: Any) -> str:

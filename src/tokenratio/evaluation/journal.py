@@ -1,9 +1,8 @@
 """JSON-lines files of results, all made with the same settings, that an interrupted run resumes.
 
-A line is handed to the operating system whole before the next begins, so a process killed at any
-moment leaves at most a torn last line, which is dropped when the file is opened again. Every line
-has an `id` and, under `settings`, a digest; the settings it stands for are in
-`NAME.settings.json` beside the file.
+Each line is written whole before the next one begins, so a killed process leaves at most a
+truncated last line, which is dropped when the file is opened again. Every line has an `id` and,
+under `settings`, the digest of settings that are stored in `NAME.settings.json` beside the file.
 """
 
 import hashlib
@@ -13,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.run_folder import read_document
 
 try:
     import fcntl
@@ -25,7 +24,7 @@ except ImportError:  # Windows: two runs that write one file are then not detect
 
 
 class Record(Protocol):
-    """What a line holds; `settings` is the digest of how it was made."""
+    """The content of a line; `settings` is the digest of how it was made."""
 
     @property
     def settings(self) -> str: ...
@@ -42,64 +41,81 @@ class LineFormat(Generic[Key, R]):
     """How lines are read and written.
 
     Attributes:
-        read: from an object and where it stands ("FILE:LINE"); raises `TokenRatioError`.
+        read: from an object and its origin ("FILE:LINE"); raises `TokenRatioError`.
         write: the object, with an `id`.
-        key: what the record is about; no two lines have the same.
-        items, done: for messages: "prompts" that are "answered".
+        key: identifies a record; unique in a file.
+        matches: whether a record is about the item that has its key now.
+        records, items, done: for messages: "generations", "prompts" that are "answered".
     """
 
     read: Callable[[Mapping[str, Any], str], R]
     write: Callable[[R], dict[str, Any]]
     key: Callable[[R], Key]
+    matches: Callable[[R, Any], bool]
+    records: str
     items: str
     done: str
 
-    def read_file(self, path: Path) -> list[R]:
-        """The records of a finished file.
+    def read_file(self, path: str | Path) -> list[R]:
+        """The records of a finished file, in its order.
 
         Raises:
-            TokenRatioError: it cannot be read or is unfinished, or a line is wrong; names the line.
+            TokenRatioError: it cannot be read, is empty or unfinished, or a line is wrong.
         """
-        lines = enumerate(read_whole(path), start=1)
-        return [self.read(line, f"{path}:{number}") for number, line in lines]
+        lines = enumerate(read_whole(Path(path)), start=1)
+        found = [self.read(line, f"{path}:{number}") for number, line in lines]
+        if not found:
+            raise TokenRatioError(f"{path} holds no {self.records}")
+        self.unique((self.key(record), record) for record in found)
+        return found
+
+    def unique(self, items: Iterable[tuple[Key, Any]]) -> dict[Key, Any]:
+        """Items by key; refuses two with the same key."""
+        found: dict[Key, Any] = {}
+        for key, item in items:
+            if key in found:
+                raise TokenRatioError(f"two {self.items} have the id {_shown(key)}")
+            found[key] = item
+        return found
 
 
 class Journal(Generic[Key, R]):
-    """A file of records open for appending, by this process alone.
+    """A file of records that this process alone appends to; close it at the end.
 
     Args:
-        path: made if it does not exist, with its folder.
+        path: created if it does not exist, with its folder.
         settings: everything that decides what the records hold. JSON; the order of keys does not
             matter.
         lines: its format.
-        num: how many records it will have, for messages.
-        check: refuses a record that is not wanted; called with it and where it stands.
-        overwrite: begin anew.
+        items: what it will have records of, by key, in the order of the finished file.
+        overwrite: drop its present content.
         report: receives lines on what was kept and dropped.
 
     Attributes:
-        records: those that the file has, by key.
+        items: by key.
+        records: those in the file, by key.
         digest: of the settings.
 
     Raises:
-        TokenRatioError: another process writes the file, it was made with other settings, a line
-            is damaged or not wanted, or tokenratio did not write it. The file is then as it was.
+        TokenRatioError: another process is writing the file, it was made with other settings or
+            from other items, a line is damaged, or tokenratio did not write it. The file is then
+            unchanged.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         settings: Mapping[str, Any],
         lines: LineFormat[Key, R],
+        items: Iterable[tuple[Key, Any]],
         *,
-        num: int,
-        check: Callable[[R, str], None],
         overwrite: bool = False,
         report: Callable[[str], None] = print,
     ) -> None:
-        self.path, self.digest = path, settings_digest(settings)
+        self.path = path = Path(path)
+        self.digest, self._lines = settings_digest(settings), lines
+        self.items = lines.unique(items)
         self.records: dict[Key, R] = {}
-        self._lines, self._num = lines, num
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _open_alone(path)
         try:
@@ -110,11 +126,11 @@ class Journal(Generic[Key, R]):
             content = b"" if overwrite else content
             objects, whole = parse_lines(content, path)
             for number, line in enumerate(objects, start=1):
-                self._keep(line, f"{path}:{number}", settings, check)
+                self._keep(line, f"{path}:{number}", settings)
             torn = content[whole:].lstrip()
             if torn and not _is_ours(torn):
                 raise TokenRatioError(
-                    f"{path} ends in something tokenratio did not write: choose another file"
+                    f"{path} ends in text that tokenratio did not write: choose another file"
                 )
             if whole < os.fstat(self._file).st_size:
                 os.ftruncate(self._file, whole)
@@ -126,15 +142,9 @@ class Journal(Generic[Key, R]):
         if torn:
             report(f"{path}: the last line was cut off and is dropped")
         if self.records:
-            report(f"{path}: {len(self.records)} of {num} {lines.items} are already {lines.done}")
+            report(f"{path}: {self._progress()} are already {lines.done}")
 
-    def _keep(
-        self,
-        line: Mapping[str, Any],
-        origin: str,
-        settings: Mapping[str, Any],
-        check: Callable[[R, str], None],
-    ) -> None:
+    def _keep(self, line: Mapping[str, Any], origin: str, settings: Mapping[str, Any]) -> None:
         record = self._lines.read(line, origin)
         if record.settings != self.digest:
             old = read_settings(self.path).get(record.settings)
@@ -144,17 +154,32 @@ class Journal(Generic[Key, R]):
                 f"{self.path} was made with other settings{changed}: use those, overwrite or "
                 "delete the file, or choose another"
             )
-        check(record, origin)
-        key = self._lines.key(record)
+        key, items, problem = self._lines.key(record), self._lines.items, ""
+        if key not in self.items:
+            problem = f"is not among the {len(self.items)} {items}"
+        elif not self._lines.matches(record, self.items[key]):
+            problem = "has changed since"
+        if problem:
+            raise TokenRatioError(
+                f"{origin}: {_shown(key)} {problem}: delete the file, or choose another"
+            )
         if key in self.records:
-            raise TokenRatioError(f"{origin}: a second line for {key}")
+            raise TokenRatioError(f"{origin}: a second line for {_shown(key)}")
         self.records[key] = record
+
+    @property
+    def missing(self) -> dict[Key, Any]:
+        """The items without a record."""
+        return {key: item for key, item in self.items.items() if key not in self.records}
+
+    def _progress(self) -> str:
+        return f"{len(self.records)} of {len(self.items)} {self._lines.items}"
 
     def add(self, record: R, *, sync: bool = True) -> None:
         """Write a record.
 
         Args:
-            sync: wait until it is on the disk, so that not even a power cut loses it.
+            sync: wait until it is on disk, where it survives a power cut.
         """
         content = memoryview(self._line(record))
         while content:
@@ -165,24 +190,23 @@ class Journal(Generic[Key, R]):
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Add to a `TokenRatioError` raised inside how much is kept, and that it can be resumed."""
+        """Add to a `TokenRatioError` raised inside how much is kept and how to resume."""
         try:
             yield
         except TokenRatioError as error:
             raise TokenRatioError(
-                f"{error}\n{self.path} has {len(self.records)} of {self._num} {self._lines.items} "
-                f"{self._lines.done}: run the same command again to resume"
+                f"{error}\n{self.path} has {self._progress()} {self._lines.done}: run the same "
+                "command again to resume"
             ) from error
 
-    def finish(self, keys: Iterable[Key], changed: Mapping[Key, R] | None = None) -> list[R]:
-        """The records in the order of `keys`, in which the file then has them too.
+    def finish(self, changed: Mapping[Key, R] | None = None) -> list[R]:
+        """Sort the file in the order of the items; returns its records.
 
         Args:
-            changed: records to put in the place of those there.
+            changed: records that replace those there.
         """
-        keys = list(keys)
-        records = [{**self.records, **(changed or {})}[key] for key in keys]
-        if changed or list(self.records) != keys:
+        records = [{**self.records, **(changed or {})}[key] for key in self.items]
+        if changed or list(self.records) != list(self.items):
             replace_durably(self.path, b"".join(map(self._line, records)))
         return records
 
@@ -191,29 +215,18 @@ class Journal(Generic[Key, R]):
         return to_line({"id": line["id"], **line})
 
     def close(self) -> None:
-        """Release the file; its lines are on the disk."""
+        """Release the file, with all lines on disk."""
         if self._file >= 0:
             os.fsync(self._file)
             os.close(self._file)
             self._file = -1
 
-    def __enter__(self) -> "Journal[Key, R]":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def check_is_journal(path: Path) -> None:
-    """Refuse a file that no `Journal` wrote; there need not be one.
+    """Refuse an existing file that no `Journal` wrote.
 
     Raises:
-        TokenRatioError: it is something else, or cannot be read.
+        TokenRatioError: it is another file, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -233,11 +246,16 @@ def _not_ours(path: Path) -> TokenRatioError:
 
 
 def _is_ours(line: bytes) -> bool:
-    """Whether a `Journal` wrote a line, which may be cut off anywhere."""
+    """Whether a `Journal` wrote this line, which may be truncated."""
     value = _object(line)
     if value is not None:
         return {"id", "settings"} <= value.keys()
     return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+
+
+def _shown(key: Any) -> str:
+    """A record's key in messages: the id of a prompt, and which of its samples."""
+    return key if isinstance(key, str) else ", sample ".join(map(str, key))
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -251,16 +269,8 @@ def settings_path(path: Path) -> Path:
 
 
 def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The settings of a journal by digest; empty where they are not known.
-
-    Args:
-        path: of the journal.
-    """
-    try:
-        value = json.loads(settings_path(Path(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The settings of the journal at `path`, by digest; empty if they are unknown."""
+    return read_document(settings_path(Path(path))) or {}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -275,12 +285,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file, and how many bytes they take.
-
-    What follows those bytes is a torn last line.
+    """The objects of a JSON-lines file, and how many bytes they take; a truncated line may follow.
 
     Raises:
-        TokenRatioError: a line other than the last is no JSON object.
+        TokenRatioError: a line other than the last is not a JSON object.
     """
     lines: list[dict[str, Any]] = []
     begin = 0
@@ -290,8 +298,8 @@ def parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
         if value is None:
             if end and content[end:].strip():
                 raise TokenRatioError(
-                    f"{path}:{len(lines) + 1}: no JSON object, and not the last line: the file was "
-                    "edited by hand or damaged; mend or delete the line"
+                    f"{path}:{len(lines) + 1}: not a JSON object, and not the last line: the file "
+                    "was edited or damaged; repair or delete the line"
                 )
             return lines, begin
         lines.append(value)
@@ -303,7 +311,7 @@ def read_whole(path: Path) -> list[dict[str, Any]]:
     """The objects of a finished file.
 
     Raises:
-        TokenRatioError: there is none, or its last line is torn.
+        TokenRatioError: it cannot be read, or its last line is truncated.
     """
     try:
         content = path.read_bytes()
@@ -312,8 +320,8 @@ def read_whole(path: Path) -> list[dict[str, Any]]:
     lines, whole = parse_lines(content, path)
     if whole < len(content):
         raise TokenRatioError(
-            f"{path}:{len(lines) + 1}: the last line is cut off: the command that wrote the "
-            "file was interrupted; run it again to resume"
+            f"{path}:{len(lines) + 1}: the last line is cut off: the command that wrote the file "
+            "was interrupted; run it again to resume"
         )
     return lines
 
@@ -327,7 +335,7 @@ def to_line(line: Mapping[str, Any]) -> bytes:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file so that a crash or a power cut leaves the old one or the new one."""
+    """Write a file so that a crash or a power cut leaves either the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -360,7 +368,7 @@ def _open_alone(path: Path) -> int:
             raise TokenRatioError(
                 f"{path} is being written by another process: wait for it, or choose another file"
             ) from None
-        # Between opening and locking, another process may have put a new file in its place.
+        # Before it was locked, another process may have replaced the file.
         if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
             return file
         os.close(file)

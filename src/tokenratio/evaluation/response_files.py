@@ -1,11 +1,12 @@
 """Files of generated responses: written as they arrive, resumed, read.
 
-`generations.jsonl` has a line per prompt: `id`, `prompt` (a text or messages), where its row has
-them `tools` and `chat_template_kwargs`, `samples` (each with `text`, `token_ids`, `finish_reason`)
-and `settings`, the digest of the settings that `generations.settings.json` holds.
+`generations.jsonl` has a line per prompt: `id`, `prompt` (a text or messages), `tools` and
+`chat_template_kwargs` where its row has them, `samples` (each with `text`, `token_ids`,
+`finish_reason`) and `settings`, the digest of the settings in `generations.settings.json`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,8 +34,8 @@ class AnsweredPrompt:
 class Backend(Protocol):
     """A source of responses.
 
-    It is called with `(id, prompt)` pairs and yields `(id, samples)` in any order, each as soon as
-    it is finished: the consumer writes it before it asks for the next.
+    It takes `(id, prompt)` pairs and yields `(id, samples)` in any order, each as soon as it is
+    finished; the consumer writes it before asking for the next.
     """
 
     def __call__(
@@ -53,44 +54,23 @@ def write_responses(
 ) -> list[AnsweredPrompt]:
     """Write the responses to all prompts, asking the backend only for what the file does not have.
 
-    Every line is on the disk before the backend is asked for the next. At the end the lines are in
-    the prompts' order.
+    Every line is on disk before the backend is asked for the next. At the end the lines are in the
+    prompts' order.
 
     Args:
-        prompts: `(id, prompt)`; ids differ.
-        path: the file; what an interrupted run left of it is kept.
+        prompts: `(id, prompt)`; ids are unique.
+        path: the file; what an interrupted run wrote to it is kept.
         settings: everything that decides what the responses are: model, prompts, sampling. JSON.
-        overwrite: begin the file anew.
+        overwrite: drop the file's present content.
         report: receives lines on what was kept and dropped.
 
     Raises:
         TokenRatioError: the file was made with other settings or from other prompts, another
-            process writes it, or the backend gave up: what it gave until then is in the file.
+            process is writing it, or the backend failed; what it gave before is in the file.
     """
-    path, wanted = Path(path), _by_id(prompts)
-
-    def check(answered: AnsweredPrompt, origin: str) -> None:
-        if answered.id not in wanted:
-            raise TokenRatioError(
-                f"{origin}: an answer to {answered.id}, which is not among the {len(wanted)} "
-                "prompts: delete the file, or choose another"
-            )
-        if answered.prompt != wanted[answered.id]:
-            raise TokenRatioError(
-                f"{origin}: the prompt of {answered.id} has changed: delete the file, or choose "
-                "another"
-            )
-
-    with Journal(
-        path,
-        settings,
-        _LINES,
-        num=len(wanted),
-        check=check,
-        overwrite=overwrite,
-        report=report,
-    ) as journal:
-        missing = {id: prompt for id, prompt in prompts if id not in journal.records}
+    journal = Journal(path, settings, _LINES, prompts, overwrite=overwrite, report=report)
+    with closing(journal):
+        missing = journal.missing
         with journal.resumable():
             for id, samples in backend(list(missing.items())) if missing else ():
                 prompt = missing.pop(id)
@@ -98,7 +78,7 @@ def write_responses(
         if missing:
             few = ", ".join(list(missing)[:3]) + (", …" if len(missing) > 3 else "")
             raise TokenRatioError(f"the backend left out {len(missing)} prompts: {few}")
-        return journal.finish(wanted)
+        return journal.finish()
 
 
 def read_responses(path: str | Path) -> list[AnsweredPrompt]:
@@ -107,11 +87,7 @@ def read_responses(path: str | Path) -> list[AnsweredPrompt]:
     Raises:
         TokenRatioError: it cannot be read; names the line and what is wrong with it.
     """
-    found = _LINES.read_file(Path(path))
-    if not found:
-        raise TokenRatioError(f"{path} holds no generations")
-    _by_id([(answered.id, answered.prompt) for answered in found])
-    return found
+    return _LINES.read_file(path)
 
 
 def dataset_responses(
@@ -123,14 +99,14 @@ def dataset_responses(
 ) -> list[AnsweredPrompt]:
     """The responses in a column of a data set.
 
-    Ids and prompts are those that `read_prompts` gives, so that they pair with what was generated
-    from the same source.
+    Ids and prompts are those of `read_prompts`, so they pair with responses generated from the same
+    source.
 
     Args:
-        column: a text, or messages of which the last is the response.
+        column: holds a text, or messages that end with the response.
         columns: of the prompts; see `SourceColumns`.
     Raises:
-        TokenRatioError: a row without a usable prompt or response, named by its origin.
+        TokenRatioError: a row has no usable prompt or response.
     """
     settings = settings_digest({"source": str(source), "split": split, "column": column})
     prompts = read_prompts(source, split=split, columns=columns)
@@ -145,7 +121,7 @@ def dataset_responses(
                 value = last.get("content", last.get("value"))
         if not isinstance(value, str):
             raise TokenRatioError(
-                f"{origin}: column {column} is neither a text nor messages that end in one"
+                f"{origin}: column {column} is neither a text nor messages that end with one"
             )
         sample = Response(value, finish_reason="eos")
         generations.append(AnsweredPrompt(origin, prompt, (sample,), settings))
@@ -153,18 +129,9 @@ def dataset_responses(
 
 
 def date_of_responses(path: Path) -> str | None:
-    """The date that the prompts of a file were rendered with, where their template wrote it."""
+    """The date that a file's prompts were rendered with, if their template writes it."""
     dates = {settings.get("template_date") for settings in read_settings(path).values()}
     return next(iter(dates)) if path.exists() and len(dates) == 1 else None
-
-
-def _by_id(prompts: Sequence[tuple[str, Prompt]]) -> dict[str, Prompt]:
-    found: dict[str, Prompt] = {}
-    for id, prompt in prompts:
-        if id in found:
-            raise TokenRatioError(f"two prompts have the id {id}; ids must differ")
-        found[id] = prompt
-    return found
 
 
 def _write_line(answered: AnsweredPrompt) -> dict[str, Any]:
@@ -218,6 +185,8 @@ _LINES = LineFormat(
     read=_read_line,
     write=_write_line,
     key=lambda answered: answered.id,
+    matches=lambda answered, prompt: answered.prompt == prompt,
+    records="generations",
     items="prompts",
     done="answered",
 )

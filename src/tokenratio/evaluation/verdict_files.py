@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokenratio.evaluation.judges.protocol import (
     digest_of,
 )
 from tokenratio.evaluation.response_files import AnsweredPrompt
-from tokenratio.evaluation.win_rule import flips, outcomes
+from tokenratio.evaluation.win_rate import flips, outcomes
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,14 @@ class Judgement:
 
     Attributes:
         id, sample: which comparison.
-        prob_a_first, prob_a_second: that response A is better, A shown first or second; None where
-            there was no verdict.
-        probability: their mean; None unless both exist, since one alone reflects the position.
+        prob_a_first, prob_a_second: that response A is better, A shown first or second; None
+            without a verdict.
+        probability: their mean; None unless both exist, because one alone reflects the position.
         flipped: whether the preference followed the position: one order prefers A, the other B.
-            An even verdict prefers neither. None unless both are there.
-        unparsed: orders without a verdict.
-        reasons: why, one for each.
-        characters_a, characters_b, words_a, words_b: lengths of the responses; words are what
-            whitespace separates.
+            An even verdict prefers neither. None unless both exist.
+        unparsed: orders without a verdict; `reasons`: one for each.
+        characters_a, characters_b, words_a, words_b: lengths of the responses; whitespace separates
+            words.
         content: digest of prompt and responses.
         settings: digest of judge and settings.
     """
@@ -69,11 +69,11 @@ class Judgement:
 def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) -> list[ResponsePair]:
     """Every response of ours (A) against theirs (B) to the same prompt.
 
-    Sample i meets sample i; where one side has a single response to a prompt, all of the other's
-    meet it.
+    Sample i is paired with sample i; a side with a single response pairs it with all of the
+    other's.
 
     Raises:
-        TokenRatioError: the prompts are not the same, or the numbers of samples do not match.
+        TokenRatioError: the prompts or the numbers of samples differ.
     """
     others = {generation.id: generation for generation in theirs}
     unpaired = [g.id for g in ours if g.id not in others]
@@ -98,10 +98,10 @@ def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) ->
                 f"{generation.id}: {len(a)} samples against {len(b)}; both sides need the same "
                 "number, or one side a single sample"
             )
-        for number, (first, second) in enumerate(zip(a, b, strict=True)):
-            comparisons.append(
-                ResponsePair(generation.id, number, generation.prompt, first, second)
-            )
+        comparisons += [
+            ResponsePair(generation.id, number, generation.prompt, first, second)
+            for number, (first, second) in enumerate(zip(a, b, strict=True))
+        ]
     return comparisons
 
 
@@ -116,56 +116,39 @@ def judge_all(
 ) -> list[Judgement]:
     """Write a judgement of every comparison, asking the judge only for what the file lacks.
 
-    Where the file has no full verdict, answers that the judge keeps are read again: they may be
-    readable to this version.
+    Where the file has no full verdict, the answers that a judge keeps are parsed again, because
+    this version may be able to read them.
 
     Args:
-        path: the file; what an interrupted run left of it is kept.
+        path: the file; what an interrupted run wrote to it is kept.
         settings: what else distinguishes the verdicts, such as the names of both sides. JSON.
-        overwrite: begin the file anew.
+        overwrite: drop the file's present content.
         report: receives lines on what was kept and dropped, and on missing verdicts.
 
     Returns:
-        The judgements in the order of the comparisons, as the file then has them.
+        The judgements in the order of the comparisons, which is then the file's.
 
     Raises:
         TokenRatioError: the file was made from other comparisons or by another judge, another
-            process writes it, or the judge gave up: its verdicts until then are in the file.
+            process is writing it, or the judge failed; its verdicts until then are in the file.
     """
-    path, wanted = Path(path), _by_place(comparisons)
+    if not comparisons:
+        raise TokenRatioError("there is nothing to compare")
     settings = {**judge.identity(), **(settings or {})}
-
-    def check(judgement: Judgement, origin: str) -> None:
-        place = (judgement.id, judgement.sample)
-        if place not in wanted or judgement.content != _content(wanted[place]):
-            raise TokenRatioError(
-                f"{origin}: sample {judgement.sample} of {judgement.id} does not match the "
-                "responses compared now: delete the file, or choose another"
-            )
-
-    with Journal(
-        path,
-        settings,
-        _LINES,
-        num=len(wanted),
-        check=check,
-        overwrite=overwrite,
-        report=report,
-    ) as journal:
-        reread = _reread(judge, journal.records, wanted, journal.digest)
+    pairs = [((each.id, each.sample), each) for each in comparisons]
+    journal = Journal(path, settings, _LINES, pairs, overwrite=overwrite, report=report)
+    with closing(journal):
+        reread = _reread(judge, journal)
         if reread:
-            report(
-                f"{path}: {len(reread)} kept answers without a full verdict could be read this time"
-            )
-        missing = [pair for place, pair in wanted.items() if place not in journal.records]
+            report(f"{path}: {len(reread)} kept answers without a full verdict were read this time")
         failed: list[tuple[ResponsePair, str]] = []
         with journal.resumable():
-            for comparison, verdicts in _ask(judge, missing):
+            for comparison, verdicts in _ask(judge, list(journal.missing.values())):
                 unasked = [v.reason for v in verdicts if not v.is_final]
                 if unasked:
                     failed.append((comparison, str(unasked[0])))
                     continue
-                # No wait for the disk: a judge that is paid has a cache that waits.
+                # No sync: paid judges have a cache that is written first.
                 journal.add(_judgement(comparison, verdicts, journal.digest), sync=False)
             if failed:
                 comparison, reason = failed[0]
@@ -173,7 +156,7 @@ def judge_all(
                     f"{len(failed)} comparisons could not be judged, first {comparison.id}, sample "
                     f"{comparison.sample}: {reason}"
                 )
-        judgements = journal.finish(wanted, reread)
+        judgements = journal.finish(reread)
     report(describe(judgements, order_matters=judge.order_matters))
     return judgements
 
@@ -184,10 +167,7 @@ def read_judgements(path: str | Path) -> list[Judgement]:
     Raises:
         TokenRatioError: it cannot be read; names the line and what is wrong with it.
     """
-    judgements = _LINES.read_file(Path(path))
-    if not judgements:
-        raise TokenRatioError(f"{path} holds no judgements")
-    return judgements
+    return _LINES.read_file(path)
 
 
 def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> str:
@@ -207,56 +187,39 @@ def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> 
     return f"{text}; the position decided {flips} of {len(whole)}"
 
 
-def _by_place(comparisons: Sequence[ResponsePair]) -> dict[tuple[str, int], ResponsePair]:
-    places: dict[tuple[str, int], ResponsePair] = {}
-    for comparison in comparisons:
-        place = (comparison.id, comparison.sample)
-        if place in places:
-            raise TokenRatioError(f"two comparisons are sample {place[1]} of {place[0]}")
-        places[place] = comparison
-    if not places:
-        raise TokenRatioError("there is nothing to compare")
-    return places
-
-
 def _reread(
-    judge: Judge,
-    done: Mapping[tuple[str, int], Judgement],
-    wanted: Mapping[tuple[str, int], ResponsePair],
-    digest: str,
+    judge: Judge, journal: Journal[tuple[str, int], Judgement]
 ) -> dict[tuple[str, int], Judgement]:
-    """Judgements that had no full verdict and have one in the judge's kept answers."""
+    """Judgements that had no full verdict and have one in the answers that the judge keeps."""
     found: dict[tuple[str, int], Judgement] = {}
     if not isinstance(judge, KeepsAnswers):
         return found
-    for place, judgement in done.items():
-        if judgement.probability is not None:
-            continue
-        comparison = wanted[place]
-        verdicts = [judge.recall(each) for each in _orders(judge, comparison)]
-        whole = [verdict for verdict in verdicts if verdict is not None]
-        if len(whole) == len(verdicts) and all(v.probability is not None for v in whole):
-            found[place] = _judgement(comparison, whole, digest)
+    for key, judgement in journal.records.items():
+        if judgement.probability is None:
+            comparison = journal.items[key]
+            kept = [judge.recall(each) for each in _orders(judge, comparison)]
+            whole = [v for v in kept if v is not None and v.probability is not None]
+            if len(whole) == len(kept):
+                found[key] = _judgement(comparison, whole, journal.digest)
     return found
 
 
 def _orders(judge: Judge, comparison: ResponsePair) -> list[ResponsePair]:
-    """The comparison in its own order and, where that can matter, swapped."""
     return [comparison, comparison.swapped()] if judge.order_matters else [comparison]
 
 
 def _ask(
     judge: Judge, comparisons: Sequence[ResponsePair]
 ) -> Iterator[tuple[ResponsePair, list[Verdict]]]:
-    """The verdicts on each comparison, in every order that is asked for."""
+    """The verdicts on each comparison, in every order that matters."""
     if not comparisons:
         return
-    times = 2 if judge.order_matters else 1
-    asked = [c for each in comparisons for c in _orders(judge, each)]
+    orders = [_orders(judge, each) for each in comparisons]
+    asked = list(chain.from_iterable(orders))
     with closing(_counted(judge(asked), len(asked))) as verdicts:
-        for comparison in comparisons:
-            yield comparison, [next(verdicts) for _ in range(times)]
-        for _ in verdicts:
+        for comparison, of_one in zip(comparisons, orders, strict=True):
+            yield comparison, [next(verdicts) for _ in of_one]
+        for _ in verdicts:  # the judge reports its totals at the end
             pass
 
 
@@ -313,6 +276,8 @@ _LINES = LineFormat(
     read=_read_judgement,
     write=asdict,
     key=lambda judgement: (judgement.id, judgement.sample),
+    matches=lambda judgement, comparison: judgement.content == _content(comparison),
+    records="judgements",
     items="comparisons",
     done="judged",
 )

@@ -1,4 +1,7 @@
-"""How often a judge prefers one policy's responses to another's, each pair asked in both orders."""
+"""How often a judge prefers one policy's responses to another's, each pair asked in both orders.
+
+A win needs both orders, as in MT-Bench: a judge that always takes the first response ties.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,9 @@ from numpy.typing import ArrayLike
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import clustered_mean
 from tokenratio.evaluation.resampling import LEVEL, cluster_codes, draws
-from tokenratio.evaluation.win_rule import flips, outcomes, preference
+
+Probability = ArrayLike | None
+Values = Float[np.ndarray, "*comparisons"]
 
 
 @dataclass(frozen=True)
@@ -19,17 +24,16 @@ class WinRate:
 
     Attributes:
         win: A is preferred in both orders.
-        tie: neither is: one order contradicts the other, or a verdict is even.
+        tie: neither is: the orders contradict each other, or a verdict is even.
         lose: B is preferred in both orders.
         win_rate: wins and half the ties.
         standard_error: of the win rate, clustered by prompt; nan for one prompt.
         interval: 95 %, of the win rate.
-        mean_probability: that A is better, by the judge's own account; what length control takes.
-        flip_rate: comparisons in which the preference follows the position: one order prefers A,
-            the other B.
-        num_comparisons: with both verdicts; all of the above is over these.
+        mean_probability: the judge's mean probability that A is better.
+        flip_rate: comparisons in which the preference follows the position; see `flips`.
+        num_comparisons: with both verdicts; the figures above are over these.
         num_prompts: among them.
-        num_incomplete: comparisons without a verdict in one order or both, left out.
+        num_incomplete: comparisons without a verdict in one order or both; not counted.
     """
 
     win: float
@@ -45,6 +49,33 @@ class WinRate:
     num_incomplete: int
 
 
+def outcomes(prob_a_first: Probability, prob_a_second: Probability) -> Values:
+    """1 where response A is preferred in both orders, 0 where B is, else 1/2.
+
+    Args:
+        prob_a_first, prob_a_second: the probability that A is better, A shown first or second; nan
+            or None without a verdict.
+    Returns:
+        nan where either verdict is missing.
+    """
+    orders = np.sign(_preference(prob_a_first)) + np.sign(_preference(prob_a_second))
+    return np.where(np.isnan(orders), np.nan, np.trunc(orders / 2) / 2 + 0.5)
+
+
+def flips(prob_a_first: Probability, prob_a_second: Probability) -> Values:
+    """1 where the preference follows the position: one order prefers A, the other B; else 0.
+
+    An even verdict prefers neither. nan where either verdict is missing.
+    """
+    product = np.sign(_preference(prob_a_first)) * np.sign(_preference(prob_a_second))
+    return np.where(np.isnan(product), np.nan, product < 0)
+
+
+def _preference(prob: Probability) -> Values:
+    """Probability less 1/2, computed so that p and 1 − p give exact negatives."""
+    return 0.5 - (1.0 - np.asarray(np.nan if prob is None else prob, dtype=np.float64))
+
+
 def win_rate(
     prob_a_first: ArrayLike,
     prob_a_second: ArrayLike,
@@ -53,17 +84,16 @@ def win_rate(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> WinRate:
-    """Count a judge's verdicts by the rule of `win_rule.outcomes`.
+    """Count a judge's verdicts by the rule of `outcomes`.
 
-    With `swap_policies` of them, win and lose change places exactly.
-
-    The interval is a percentile bootstrap over prompts. Where all comparisons end alike, resamples
-    have no spread, and it is the exact binomial one of that many prompts.
+    `swap_policies` swaps win and lose exactly. The interval is a percentile bootstrap over prompts.
+    If all comparisons have the same outcome, resamples do not vary, and it is the exact binomial
+    interval for that many prompts.
 
     Args:
-        prob_a_first: the judge's probability that A's response is better, A's shown first, one for
-            each comparison; 0, 1 and 1/2 from a judge that only names a winner; nan where it gave
-            no verdict.
+        prob_a_first: for each comparison, the judge's probability that A's response is better,
+            A's shown first; 0, 1 or 1/2 from a judge that only names a winner; nan without a
+            verdict.
         prob_a_second: the same, A's response shown second.
         prompts: of each comparison; a prompt's comparisons count as one draw. All differ if None.
         seed: fixes the interval.
@@ -90,13 +120,14 @@ def win_rate(
     first, second = first[complete], second[complete]
     kept = [name for name, keep in zip(names, complete, strict=True) if keep]
     codes = cluster_codes(kept)
-    # ±1/2 and 0: around zero, what holds for A holds for B with the other sign, to the last bit.
+    # ±1/2 and 0: centered on zero, B's figures are A's with the other sign, to the last bit.
     centered = outcomes(first, second) - 0.5
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes)
     estimate = clustered_mean(centered[order].tolist(), sizes.tolist())
     wins, losses = int((centered > 0).sum()), int((centered < 0).sum())
-    num = len(centered)
+    # The sum of each pair first, so that the order of its verdicts does not matter.
+    num, preferred = len(centered), _preference(first) + _preference(second)
     return WinRate(
         win=wins / num,
         tie=(num - wins - losses) / num,
@@ -104,8 +135,7 @@ def win_rate(
         win_rate=_share(estimate.mean),
         standard_error=estimate.standard_error,
         interval=_interval(centered, codes, sizes, num_resamples, seed),
-        # Summed pair by pair: the order of the two verdicts does not matter.
-        mean_probability=_share(float((preference(first) + preference(second)).sum()) / (2 * num)),
+        mean_probability=_share(float(preferred.sum()) / (2 * num)),
         flip_rate=float(flips(first, second).mean()),
         num_comparisons=num,
         num_prompts=len(sizes),
@@ -116,7 +146,7 @@ def win_rate(
 def swap_policies(
     prob_a_first: ArrayLike, prob_a_second: ArrayLike
 ) -> tuple[Float[np.ndarray, "comparisons"], Float[np.ndarray, "comparisons"]]:
-    """The same verdicts from the view of policy B: where A was first, B was second."""
+    """The same verdicts for policy B: where A was first, B was second."""
     return 1.0 - np.asarray(prob_a_second, float), 1.0 - np.asarray(prob_a_first, float)
 
 
@@ -128,7 +158,9 @@ def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparison
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise TokenRatioError(f"{name} has shape {array.shape}; it must hold one number for each.")
+        raise TokenRatioError(
+            f"{name} has shape {array.shape}; it must hold one number per comparison."
+        )
     wrong = np.flatnonzero((array < 0) | (array > 1))
     if wrong.size:
         raise TokenRatioError(
@@ -139,7 +171,7 @@ def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparison
 
 
 def _share(preference: float) -> float:
-    """1/2 + preference, such that the shares of ±preference sum to 1 in floating point."""
+    """1/2 + preference, rounded so that the shares of ±preference sum to exactly 1."""
     larger = 0.5 + abs(preference)
     return larger if preference >= 0 else 1.0 - larger
 
@@ -152,7 +184,7 @@ def _interval(
     seed: int,
 ) -> tuple[float, float]:
     if np.all(centered == centered[0]) and centered[0] != 0:
-        # Clopper and Pearson's, whose other end is the win rate itself.
+        # Clopper and Pearson's; its other end is the win rate itself.
         reach = (LEVEL / 2) ** (1 / len(sizes)) - 0.5
         return (_share(reach), 1.0) if centered[0] > 0 else (0.0, _share(-reach))
     sums = np.bincount(codes, weights=centered)
@@ -161,6 +193,6 @@ def _interval(
         [sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws(rng, len(sizes), num_resamples)]
     )
     means.sort()
-    # As many resamples below as above: quantiles in between would not mirror exactly.
+    # As many resamples below as above: interpolated quantiles would not mirror exactly.
     tail = int(num_resamples * LEVEL / 2)
     return _share(float(means[tail])), _share(float(means[-1 - tail]))

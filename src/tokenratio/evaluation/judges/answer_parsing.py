@@ -1,4 +1,4 @@
-"""Reading a verdict off a judge's answer, without ever guessing."""
+"""Parsing the verdict in a judge's answer, without guessing."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tokenratio.evaluation.judges.protocol import Verdict
 # Brackets may be escaped as in Markdown, and the word between them set in bold.
 _MARK = re.compile(r"\\?\[\\?\[([^\[\]\\]*)\\?\]\\?\]")
 
-# How models that think aloud mark it where the server leaves it in the answer.
+# The marks of reasoning that a server leaves in the answer.
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think"
 _TAG = re.compile(
     rf"<(?P<close>/?)(?P<name>{_NAMES})>"
@@ -20,12 +20,12 @@ _TAG = re.compile(
     r"|(?P<final><\|channel\|>final<\|message\|>)",
     re.IGNORECASE,
 )
-# An object without others in it, at the end of the answer, perhaps in a code block.
+# An object without nested ones at the end of the answer, perhaps in a code block.
 _OBJECT = re.compile(r"(\{[^{}]*\})\s*(?:```)?\s*\Z")
 _CONTROL_TOKENS = re.compile(r"(?:\s*(?:<\|[^|<>\s]*\|>|</s>))+\s*\Z")
 
-# What may stand around a verdict on its line. Not: a quotation mark of Markdown (>), which makes it
-# somebody else's word, strikethrough, or a question mark.
+# What may surround a verdict on its line. Not: Markdown's quotation mark (>), strikethrough, or a
+# question mark.
 _MARKUP = re.compile(
     r"</?(?:answer|verdict|final_?answer|final_?verdict|b|strong|em|i|p|br|code)\s*/?>"
     r"|\\(?:boxed|text|textbf|mathbf)(?![a-z])",
@@ -59,20 +59,18 @@ _CONNECTIVES = {"so", "thus", "therefore", "hence"}
 def parse_verdict(
     answer: str, finish_reason: str, verdicts: Sequence[tuple[str, float]]
 ) -> Verdict:
-    """The verdict on the answer's last line, if there is no other in it.
+    """The verdict on the answer's last line, if the answer has no other.
 
-    Reasoning that the model closed (`<think>...</think>`) is taken off first. The verdict has its
-    line to itself, but may wear emphasis, quotation marks, a full stop, or a short label such as
-    "Final verdict:", and may have been named before. In a JSON object at the answer's end it is a
-    member's whole value.
+    Closed reasoning (`<think>...</think>`) is removed first. The verdict must be alone on its line,
+    except for emphasis, quotation marks, a full stop, or a short label such as "Final verdict:". In
+    a JSON object at the end of the answer it must be the whole value of a member.
 
-    Anything else is no verdict, and none is made of it: an answer that was cut off, in its
-    reasoning or after it, has no mark on the last line, has different marks, or one that was not
-    offered.
+    There is no verdict in an answer that was cut off, in its reasoning or after it, that has no
+    mark on the last line or different marks, or that has a mark that was not offered.
 
     Args:
         finish_reason: "length" for an answer that was cut off.
-        verdicts: the marks that were offered, and the probability each stands for.
+        verdicts: the marks that were offered, and the probability of each.
 
     >>> offered = [("[[A]]", 1.0), ("[[B]]", 0.0)]
     >>> parse_verdict("A is clearer.\\n[[A]]", "eos", offered).probability
@@ -104,10 +102,10 @@ def _inner(mark: str) -> str:
 
 
 def _after_reasoning(text: str) -> str | None:
-    """The answer proper; None where the reasoning was never closed.
+    """The answer without its reasoning; None if the reasoning was never closed.
 
-    A closing tag alone ends reasoning that the chat template opened. A tag opened in the middle of
-    a line and never closed is only mentioned there.
+    A closing tag alone ends reasoning that the chat template opened. A tag in the middle of a line
+    that is never closed is only a mention.
     """
     while (opened := _TAG.search(text)) is not None:
         if _closes(opened):
@@ -140,10 +138,7 @@ def _kind(tag: re.Match[str]) -> str:
 
 
 def _last_line(text: str) -> str:
-    """The last line with more than markup on it, such as the end of a code block.
-
-    Of a JSON object, the member with the verdict: `verdict: [[A]]`.
-    """
+    """The last line that is more than markup; of a JSON object, the member with the verdict."""
     text = _CONTROL_TOKENS.sub("", text)
     found = _OBJECT.search(text)
     try:
@@ -158,12 +153,12 @@ def _last_line(text: str) -> str:
 
 
 def _is_alone(line: str) -> bool:
-    """Whether the line is a verdict with nothing around it but a label and its dress."""
+    """Whether the line is a verdict with nothing but a label and markup around it."""
     mark = _MARK.search(line)
     if mark is None:
         return False
     before, after = line[: mark.start()], line[mark.end() :]
-    # A quotation mark that belongs to a line above makes all of it a quotation.
+    # An unpaired quotation mark belongs to another line: all of this one is a quotation.
     if any(sum(map((before + after).count, quotes)) % 2 for quotes in _QUOTES):
         return False
     before = _NUMBERING.sub("", before, count=1) if _NUMBERING.match(before) else before

@@ -1,4 +1,4 @@
-"""From a score for each response to verdicts: the Bradley–Terry model."""
+"""Verdicts from a score for each response, by the Bradley–Terry model."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.response import Response
 
-# For each response to a prompt its score, or in words why it has none.
+# The score of each response to a prompt, or why there is none.
 Scorer = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[float | str]]
 
 
@@ -22,8 +22,8 @@ def bradley_terry(
     """σ(score of A − score of B) for each comparison.
 
     Args:
-        at_once: comparisons whose responses are scored together, each different one once. More can
-            be sorted better by length; fewer are sooner on the disk.
+        at_once: comparisons whose responses are scored together, without duplicates. More are
+            batched better by length; fewer reach the disk sooner.
     """
     for begin in range(0, len(comparisons), at_once):
         chunk = comparisons[begin : begin + at_once]
@@ -54,7 +54,7 @@ def _key(prompt: Prompt, response: Response) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of a model's weights, its adapter's included."""
+    """16 hex digits of the SHA-256 of a model's weights, including its adapter's."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

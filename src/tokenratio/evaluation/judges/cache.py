@@ -1,8 +1,7 @@
-"""Answers of paid judges, kept on disk by content, so that no run pays for what another has."""
+"""Answers of paid judges, kept on disk by content, so that no answer is paid for twice."""
 
 import sqlite3
 from pathlib import Path
-from types import TracebackType
 
 from tokenratio.errors import TokenRatioError
 
@@ -12,14 +11,11 @@ _SECONDS_TO_WAIT = 60.0  # for another process's write, which takes milliseconds
 class VerdictCache:
     """A SQLite file that any number of runs read and write at once.
 
-    Each answer is a transaction of its own and on the disk when `put` returns: a process killed in
-    the middle loses the one it was writing, and harms no other.
-
-    Args:
-        path: of the file; made with its folder if it does not exist.
+    Each answer is a transaction of its own, on disk when `put` returns: a killed process loses at
+    most the answer that it was writing. The file and its folder are created if needed.
 
     Raises:
-        TokenRatioError: it cannot be opened, or is something else.
+        TokenRatioError: it cannot be opened, or is not a database.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,7 +36,7 @@ class VerdictCache:
             raise self._unusable(error) from None
 
     def get(self, key: str) -> tuple[str, str] | None:
-        """The answer's text and finish reason; None where there is no answer."""
+        """The answer's text and finish reason, or None."""
         query = "SELECT text, finish_reason FROM answers WHERE key = ?"
         try:
             answer: tuple[str, str] | None = self._database.execute(query, (key,)).fetchone()
@@ -51,7 +47,7 @@ class VerdictCache:
     def put(self, key: str, text: str, finish_reason: str) -> None:
         """Keep an answer, unless another run has already stored one."""
         try:
-            # A server's escapes can hold lone surrogates, which UTF-8 does not have.
+            # A server's escapes can hold lone surrogates, which UTF-8 cannot encode.
             text = text.encode("utf-8", "replace").decode()
             self._database.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, text, finish_reason)
@@ -65,19 +61,8 @@ class VerdictCache:
     def close(self) -> None:
         self._database.close()
 
-    def __enter__(self) -> "VerdictCache":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _unusable(self, error: Exception) -> TokenRatioError:
         return TokenRatioError(
-            f"the verdict cache {self.path} cannot be used ({error}): choose another file, or "
-            "delete it and pay again"
+            f"the verdict cache {self.path} cannot be used ({error}): use another file, or "
+            "delete this one and pay for its answers again"
         )

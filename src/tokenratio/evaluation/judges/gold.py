@@ -1,4 +1,4 @@
-"""The judge with the true reward, as a synthetic world has one."""
+"""The judge that knows the true reward of a synthetic world."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class GoldSettings:
 
 
 class GoldJudge:
-    """The response with the higher reward is better, whatever the margin; equal ones tie.
+    """The response with the higher reward is better, whatever the margin; equal rewards tie.
 
     Args:
         reward_fn: of a response's text.
@@ -42,10 +42,10 @@ class GoldJudge:
 
     @classmethod
     def of_world(cls, name: str) -> "GoldJudge":
-        """The gold reward of a synthetic world, by its name or by a data source of it.
+        """The judge of a world, given by its name or a data source of it.
 
         Raises:
-            TokenRatioError: there is no such world.
+            TokenRatioError: an unknown world.
         """
         from tokenratio.data.worlds import world_of
 

@@ -1,4 +1,4 @@
-"""People as the judge: a sheet to fill in, blinded, and what they filled in."""
+"""People as the judge, who fill in a blinded sheet."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ _VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class HumanSettings:
-    """People, who fill in a sheet: the first call writes it, a later one reads it."""
+    """People, who fill in a sheet: the first call writes it, the next one reads it."""
 
     required: ClassVar[tuple[str, ...]] = ()
 
@@ -46,12 +46,11 @@ class HumanSettings:
 def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: int) -> None:
     """Write the sheet: JSON lines with `item`, `prompt`, `response_1`, `response_2`, `verdict`.
 
-    The order of the two responses and that of the lines are random, and nothing in the sheet
-    reveals them. Whoever fills it in sets `verdict` to "1", "2" or "tie". `HumanJudge` with the
-    same seed restores the order.
+    The order of the lines and of the two responses is random, and the sheet does not reveal it.
+    People set `verdict` to "1", "2" or "tie"; `HumanJudge` with the same seed restores the order.
 
     Raises:
-        TokenRatioError: the file exists; somebody may have filled it in.
+        TokenRatioError: the file exists, and may be filled in.
     """
     path = Path(path)
     if path.exists():
@@ -73,15 +72,15 @@ def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: 
 class HumanJudge:
     """Reads a sheet that people have filled in.
 
-    Each pair was shown in one order, drawn from the seed; over many pairs the position cancels.
+    Each pair is shown in one random order; over many pairs, the effect of the position cancels.
 
     Args:
         path: the sheet; its lines may be in any order.
         seed: the one it was written with.
 
     Raises:
-        TokenRatioError: a verdict other than "1", "2", "tie" or null, or a line without an
-            item or with that of another line.
+        TokenRatioError: a verdict is not "1", "2", "tie" or null, or a line's item is missing or
+            repeated.
     """
 
     order_matters = False
@@ -111,7 +110,7 @@ class HumanJudge:
         }
 
     def num_unmatched(self, comparisons: Sequence[ResponsePair]) -> int:
-        """Lines of the sheet that belong to none of these comparisons, and are ignored."""
+        """Lines of the sheet that belong to other comparisons and are ignored."""
         return len(self._verdicts.keys() - {_item(each, self._seed)[0] for each in comparisons})
 
     def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:

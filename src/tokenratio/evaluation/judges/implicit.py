@@ -20,6 +20,7 @@ from tokenratio.models.packing import model_inputs
 from tokenratio.models.response import Response
 from tokenratio.models.token_requests import TokenRequest, language_model
 from tokenratio.models.token_rows import TokenRow, score_rows
+from tokenratio.names import require_at_least
 from tokenratio.types import CompletionBatch
 
 if TYPE_CHECKING:
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
 class ImplicitRewardJudge:
     """σ(r_a − r_b) with r = β Σ_t log π(y_t|s_t) / π_ref(y_t|s_t), DPO's implicit reward.
 
-    Both models run through `token_request`, so no logits are held. The judge leaves them taught
-    that argument (`answer_token_requests`) and otherwise as they were.
+    Both models accept `token_request` afterwards (`answer_token_requests`), so that no logits are
+    stored; nothing else about them changes.
 
     Args:
-        model: the policy, an adapter around it or not.
+        model: the policy, with or without an adapter.
         ref_model: None for the policy with its adapter off.
         beta: the β it was trained with.
-        name: for digests; the model's own name or folder if None.
+        name: for digests; default: the model's own name or folder.
         batch_size: rows in one forward pass.
         max_length: tokens of prompt and response; responses are cut on the right, as in training.
-        max_prompt_length: of the prompt, cut on the left, likewise.
+        max_prompt_length: tokens of the prompt, cut on the left, as in training.
         template: the arguments that the chat template had in training.
 
     Raises:
-        TokenRatioError: no reference, or a model that the log-probabilities would be wrong for.
+        TokenRatioError: no reference, or a model whose log-probabilities would be wrong.
     """
 
     order_matters = False
@@ -69,8 +70,7 @@ class ImplicitRewardJudge:
             )
         if not beta > 0:
             raise TokenRatioError(f"beta must be positive, not {beta}")
-        if batch_size < 1:
-            raise TokenRatioError(f"batch_size must be at least 1, not {batch_size}")
+        require_at_least(1, batch_size=batch_size)
         for each in (model, ref_model):
             if each is not None:
                 check_model(each)
@@ -103,10 +103,10 @@ class ImplicitRewardJudge:
         return bradley_terry(comparisons, self.rewards, at_once=8 * self._batch_size)
 
     def rewards(self, responses: Sequence[tuple[Prompt, Response]]) -> list[float | str]:
-        """β times the log-ratio of each response, in nats; in words, why a response has none.
+        """β times each response's log-ratio, in nats, or why there is none.
 
-        Token ids are taken as they are where they spell the text; else the text is tokenised as for
-        training, with its end.
+        Token ids are used as they are if they decode to the text; otherwise the text is tokenised
+        as for training, end included.
         """
         rewards: list[float | str] = [""] * len(responses)
         rows: dict[int, TokenRow] = {}
@@ -144,13 +144,13 @@ class ImplicitRewardJudge:
                 max_prompt_length=self._limits.max_prompt_length,
             )
             longest = self._limits.max_length
-            room = None if longest is None else max(0, longest - len(prompt_ids))
-            if room == 0:
+            left = None if longest is None else max(0, longest - len(prompt_ids))
+            if left == 0:
                 raise RowDefectError(
                     DefectKind.PROMPT_FILLS_MAX_LENGTH,
                     f"the prompt has {len(prompt_ids)} tokens, max_length is {longest}",
                 )
-            return TokenRow(prompt_ids, response.token_ids[:room])
+            return TokenRow(prompt_ids, response.token_ids[:left])
         example = answered(prompt, response.text)
         rendered = render(example, self._tokenizer, self._template, self._turn_end)
         (ids,) = tokenise(self._tokenizer, [rendered], self._special)

@@ -2,22 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.asking import Request
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.cache import VerdictCache
 from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
 from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
-from tokenratio.names import require_choice
+from tokenratio.evaluation.openai_api import Request
+from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import option
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,10 @@ class LLMSettings(EndpointSettings, Budget):
         EndpointSettings.__post_init__(self)
         Budget.__post_init__(self)
         require_choice("template", self.template, TEMPLATES)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise TokenRatioError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        require_at_least(1, max_tokens=self.max_tokens)
 
     def make(self, context: JudgeContext) -> "LLMJudge":
-        endpoint = Endpoint(
-            self._part(EndpointSettings),
-            budget=self._part(Budget),
-            report=context.report,
-            progress=context.progress,
-        )
+        endpoint = Endpoint(self, budget=self, report=context.report, progress=context.progress)
         cache = context.cache if self.cache is None else Path(self.cache).expanduser()
         return LLMJudge(
             endpoint,
@@ -62,26 +54,22 @@ class LLMSettings(EndpointSettings, Budget):
             max_tokens=self.max_tokens,
         )
 
-    def _part(self, of: type[Part]) -> Part:
-        names = [field.name for field in fields(of)]  # type: ignore[arg-type]  # a dataclass
-        return of(**{name: getattr(self, name) for name in names})
-
 
 class LLMJudge:
     """Asks which of two responses is better and reads the verdict from the answer.
 
-    Every answer is in the cache before the next request is sent, also one that cannot be parsed: it
-    was paid for, and at temperature 0 would be the same again.
+    Each answer is cached before the next request is sent, even if it cannot be parsed: it was paid
+    for, and at temperature 0 another request would return the same.
 
     Args:
         endpoint: its `settings.api` must be "chat".
         template: a name in `TEMPLATES`, or a template of your own.
-        cache: answers of this run and of any other.
+        cache: answers of this and other runs.
         temperature: None leaves it to the server, for models that do not support it.
         max_tokens: most tokens in an answer; None for the template's.
 
     Raises:
-        TokenRatioError: there is no such template, or the endpoint's api is not "chat".
+        TokenRatioError: an unknown template, or the endpoint's api is not "chat".
     """
 
     order_matters = True
@@ -120,7 +108,7 @@ class LLMJudge:
     def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterator[Verdict]:
         keys = [self._key(comparison) for comparison in comparisons]
         answers = {key: self._cache.get(key) for key in keys}
-        # by key: the same question asked twice is paid once
+        # By key, so that a question that occurs twice is paid for once.
         missing = {
             key: comparison
             for key, comparison in zip(keys, comparisons, strict=True)
@@ -144,7 +132,7 @@ class LLMJudge:
                     yield Verdict(None, failure.reason, is_final=failure.is_final)
                 else:
                     yield parse_verdict(*found, self._template.verdicts)
-            for _ in stream:  # nothing is left; it says what was spent, or why it stopped
+            for _ in stream:  # the end reports what was spent, or why it stopped
                 pass
 
     def _key(self, comparison: ResponsePair) -> str:

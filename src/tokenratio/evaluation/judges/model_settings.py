@@ -1,4 +1,4 @@
-"""Settings of the judges that run a model here, apart from their classes, which import torch."""
+"""Settings of the judges that run a model; their classes, which import torch, load on use."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.protocol import JudgeContext
 from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.names import require_at_least
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RewardModelSettings(TemplateOptions):
     as_chat: bool = option(True, "Use the chat template, if the tokenizer has one.")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "batch_size", "max_length")
+        require_at_least(1, batch_size=self.batch_size, max_length=self.max_length)
 
     def make(self, context: JudgeContext) -> "RewardModelJudge":
         from tokenratio.evaluation.judges.reward_model import RewardModelJudge
@@ -70,7 +71,8 @@ class ImplicitSettings(TemplateOptions):
     )
 
     def __post_init__(self) -> None:
-        _check_positive(self, "batch_size", "max_length", "max_prompt_length")
+        require_at_least(1, batch_size=self.batch_size, max_length=self.max_length)
+        require_at_least(1, max_prompt_length=self.max_prompt_length)
 
     def make(self, context: JudgeContext) -> "ImplicitRewardJudge":
         from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
@@ -93,10 +95,3 @@ class ImplicitSettings(TemplateOptions):
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
         )
-
-
-def _check_positive(settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise TokenRatioError(f"{name} must be at least 1, not {value}")

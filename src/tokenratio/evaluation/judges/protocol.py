@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResponsePair:
-    """What a judge compares: two responses to one prompt, in the order in which it reads them.
+    """Two responses to one prompt, in the order in which a judge reads them.
 
     Attributes:
         id: of the prompt.
@@ -35,7 +35,7 @@ class ResponsePair:
         return replace(self, response_a=self.response_b, response_b=self.response_a)
 
     def content(self) -> list[Any]:
-        """What a verdict is about, the order included; for digests."""
+        """Prompt and responses in their order, as JSON; for digests."""
         from tokenratio.data.chat import prompt_value
 
         return [prompt_value(self.prompt), self.response_a.text, self.response_b.text]
@@ -46,10 +46,10 @@ class Verdict:
     """A judge's answer on a pair of responses.
 
     Attributes:
-        probability: that response A is better, in [0, 1]; None where there is no verdict.
-        reason: why there is none.
-        raw: the judge's own words, where it has any.
-        is_final: False where the judge could not be asked, so that asking again may help.
+        probability: that response A is better, in [0, 1]; None without a verdict.
+        reason: why there is no verdict.
+        raw: the judge's own words, if any.
+        is_final: False if the judge could not be asked, so that asking again may help.
     """
 
     probability: float | None
@@ -62,8 +62,8 @@ class Judge(Protocol):
     """`(prompt, response_a, response_b) → probability that a is better`, many at a time.
 
     Attributes:
-        order_matters: whether the order of the responses can change the verdict, so that both are
-            asked for.
+        order_matters: whether the order of the responses can change the verdict; both orders are
+            then judged.
     """
 
     order_matters: bool
@@ -73,31 +73,31 @@ class Judge(Protocol):
         ...
 
     def __call__(self, comparisons: Sequence[ResponsePair]) -> Iterable[Verdict]:
-        """One verdict for each comparison, in their order, each as early as it can be had."""
+        """One verdict for each comparison, in their order, each as soon as it is known."""
         ...
 
 
 @runtime_checkable
 class KeepsAnswers(Protocol):
-    """A judge that keeps what it was answered, so that it can be read again without asking."""
+    """A judge that keeps the answers it got, so that they can be parsed again without asking."""
 
     def recall(self, comparison: ResponsePair) -> Verdict | None:
-        """The verdict in a kept answer, as it is read today; None where none is kept."""
+        """The verdict in a kept answer, parsed by this version; None without an answer."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgeContext:
-    """What a judge may be made from besides its settings.
+    """What judges are made from, besides their settings.
 
     Attributes:
-        world: the prompts' source, if it is a world's.
+        world: the prompts' source, which may be a world.
         reference: of implicit rewards, unless the judge's settings name one.
-        folder: where a sheet to fill in goes.
+        folder: for a sheet to fill in.
         cache: the file of paid answers, unless the judge's settings name one.
-        comparisons: what will be asked.
-        load_model: loads a policy by hub name or folder, or shares one that is loaded.
-        day: what templates that write today's date take for today, if it is fixed.
+        comparisons: to be judged.
+        load_model: returns a policy by hub name or folder, loaded once.
+        day: today's date for chat templates that write it, if it is fixed.
         report: receives what the user has to know or do.
         progress: draw progress bars.
     """
@@ -124,10 +124,10 @@ class JudgeSettings(Protocol):
     required: ClassVar[tuple[str, ...]]
 
     def make(self, context: JudgeContext) -> Judge | None:
-        """The judge; None if it cannot judge yet, because people have a sheet to fill in.
+        """The judge; None while people have a sheet to fill in.
 
         Raises:
-            TokenRatioError: what the judge cannot be made from.
+            TokenRatioError: a setting or something in the context is missing or wrong.
         """
         ...
 

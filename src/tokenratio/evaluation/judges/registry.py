@@ -1,4 +1,4 @@
-"""The kinds of judges, and how a recipe's entry or a command's flags become one."""
+"""The kinds of judges, and their settings from a recipe's entry or a command's flags."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ JUDGES: dict[str, type[JudgeSettings]] = {
     "llm": LLMSettings,
     "human": HumanSettings,
 }
-# A judge's name is part of a file's.
+# A judge's name is part of a file name.
 _NAME = re.compile(r"(?!\.)[\w.-]{1,60}")
 
 
@@ -30,8 +30,8 @@ def judge_settings(name: str, values: Mapping[str, Any] | None) -> JudgeSettings
         name: the kind of judge, or any name if `values` has a key `judge` with the kind.
         values: from a recipe or flags; None for the defaults.
     Raises:
-        TokenRatioError: an unknown kind, a name that is not allowed, a setting that the kind does
-            not have, or one that it needs and is missing.
+        TokenRatioError: an unknown kind or setting, a name that is not allowed, or a required
+            setting that is missing.
     """
     if not isinstance(values or {}, Mapping):
         raise TokenRatioError(f"judge {name} must hold `key: value` lines")

@@ -15,6 +15,7 @@ from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_di
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.response import Response
 from tokenratio.models.token_rows import eval_mode, run_by_length
+from tokenratio.names import require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
 class RewardModelJudge:
     """σ(r_a − r_b), the Bradley–Terry model that reward models are trained with.
 
-    How prompt and response become one input: through the chat template where the tokenizer has one
-    (a text prompt is then one user turn); as a pair of sequences where the tokenizer is an
-    encoder's, with [CLS] and [SEP]; else as one text that ends with EOS, as TRL's RewardTrainer
-    joins them. A model of `train-reward` reads the tokens that it was trained on.
+    Prompt and response are rendered by the chat template if the tokenizer has one (a text prompt is
+    then one user turn), are a pair of sequences if the tokenizer is an encoder's, with [CLS] and
+    [SEP], and are otherwise joined to one text that ends with EOS, as in TRL's RewardTrainer. A
+    model of `train-reward` gets the tokens that it was trained on.
 
     Args:
         model: `AutoModelForSequenceClassification` with one label.
-        name: for digests; the model's own name or folder if None.
-        batch_size: rows at once.
-        max_length: in tokens; a longer row has no reward, and its comparison no verdict. None for
-            what the model has positions for.
-        as_chat: False leaves the chat template aside.
-        template: arguments of the chat template; a prompt's own values win.
-        as_trained: the model is one of `train-reward`.
+        name: for digests; default: the model's own name or folder.
+        batch_size: rows in one forward pass.
+        max_length: in tokens; a longer row gets no reward, and its comparison no verdict. Default:
+            the model's positions.
+        as_chat: False ignores the chat template.
+        template: arguments of the chat template; a prompt's own values take precedence.
+        as_trained: whether `train-reward` made the model.
 
     Raises:
-        TokenRatioError: another number of labels.
+        TokenRatioError: the model does not have one label.
     """
 
     order_matters = False
@@ -61,14 +62,14 @@ class RewardModelJudge:
             raise TokenRatioError(
                 f"{self._name} has {model.config.num_labels} outputs; a reward model has one"
             )
-        if batch_size < 1:
-            raise TokenRatioError(f"batch_size must be at least 1, not {batch_size}")
+        require_at_least(1, batch_size=batch_size)
         self._model, self._tokenizer = model, tokenizer
         self._as_chat = as_chat and tokenizer.chat_template is not None
         self._template, self._as_trained = template or TemplateSettings(), as_trained
-        self._as_pair = not self._as_chat and _is_encoders(tokenizer)
+        is_encoder = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
+        self._as_pair = is_encoder and not self._as_chat
         self._pad_id = model.config.get_text_config().pad_token_id
-        # Where the model knows no padding it takes the last token of a row for its end.
+        # A model without a padding token takes the last token of a row as its end.
         self._batch_size = 1 if self._pad_id is None else batch_size
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_length = max_length or positions
@@ -86,10 +87,10 @@ class RewardModelJudge:
 
         Args:
             init_kwargs: for `from_pretrained`.
-            tokenizer: None for the one saved with the model.
+            tokenizer: default: the one saved with the model.
             options: of the judge.
         Raises:
-            TokenRatioError: it cannot be loaded, or would get a head with random weights.
+            TokenRatioError: it cannot be loaded, or has no weights for its head.
         """
         from transformers import AutoModelForSequenceClassification
 
@@ -100,7 +101,7 @@ class RewardModelJudge:
         arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
-        except Exception as error:  # whatever is wrong with the files or the arguments
+        except Exception as error:  # errors of many kinds: wrong files or arguments
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TokenRatioError(f"cannot load reward model {str(name)!r}: {reason}") from None
         if info["missing_keys"]:
@@ -127,7 +128,7 @@ class RewardModelJudge:
         return bradley_terry(comparisons, self.rewards, at_once=8 * self._batch_size)
 
     def rewards(self, responses: Sequence[tuple[Prompt, Response]]) -> list[float | str]:
-        """The model's output for each response; in words, why a response has none."""
+        """The model's output for each response, or why there is none."""
         encoded: list[dict[str, list[int]]] = []
         rewards: list[float | str] = []
         for prompt, response in responses:
@@ -168,7 +169,7 @@ class RewardModelJudge:
             encoded = tokenizer(whole, add_special_tokens=False, verbose=False)
         elif not isinstance(prompt, str):
             raise TokenRatioError(
-                f"A prompt is a conversation, and {self._name} has no chat template."
+                f"a prompt is a conversation, but {self._name} has no chat template"
             )
         elif self._as_pair:
             encoded = tokenizer(prompt, text, verbose=False)
@@ -195,7 +196,3 @@ class RewardModelJudge:
             )
             for name in rows[0]
         }
-
-
-def _is_encoders(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    return tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None

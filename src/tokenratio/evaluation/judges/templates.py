@@ -1,4 +1,4 @@
-"""The questions that LLM judges are asked; the wording is this library's own."""
+"""The questions for LLM judges; the wording is this library's own."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class JudgeTemplate:
         fields = {field for _, field, _, _ in string.Formatter().parse(self.user) if field}
         if not {"prompt", "response_a", "response_b"} <= fields <= _FIELDS:
             raise TokenRatioError(
-                f"template {self.name}: it has the fields {sorted(fields)}; it needs prompt, "
+                f"template {self.name} has the fields {sorted(fields)}; it needs prompt, "
                 "response_a and response_b, and may have fence"
             )
         for mark, _ in self.verdicts:
@@ -69,10 +69,7 @@ class JudgeTemplate:
 
 
 def prompt_text(prompt: "Prompt") -> str:
-    """A prompt as a judge reads it: a text as it is, a conversation with its roles.
-
-    Tools and tool calls are shown as JSON.
-    """
+    """A prompt as a judge reads it: a conversation with roles, tools and tool calls as JSON."""
     if isinstance(prompt, str):
         return prompt
     parts = [f"Tools: {json.dumps(list(prompt.tools), ensure_ascii=False)}"] if prompt.tools else []

@@ -1,4 +1,4 @@
-"""Parsing replies of an OpenAI-compatible server, which are validated before use."""
+"""Requests to an OpenAI-compatible server, and its replies, which are validated before use."""
 
 import json
 import math
@@ -6,9 +6,71 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.models.response import Response
+
+if TYPE_CHECKING:
+    from tokenratio.data.chat import Prompt
+    from tokenratio.evaluation.endpoint import EndpointSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request.
+
+    Attributes:
+        id: identifies it to the caller.
+        prompt: a text, or a conversation, which is sent with its tools and template arguments.
+        max_tokens: most tokens in an answer.
+        temperature, top_p: None leaves them to the server.
+        num_choices: answers wanted; servers that support several charge for the prompt once.
+        seed: None sends none.
+        label: its name in messages; default: the id.
+    """
+
+    id: str
+    prompt: "Prompt"
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    num_choices: int = 1
+    seed: int | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.label or self.id
+
+
+def arguments_of(request: Request, settings: "EndpointSettings", have: int) -> dict[str, Any]:
+    """The arguments for the client; `have` choices were received before."""
+    prompt = request.prompt
+    if settings.api == "completions":
+        arguments: dict[str, Any] = {"prompt": prompt}
+    elif isinstance(prompt, str):
+        arguments = {"messages": [{"role": "user", "content": prompt}]}
+    else:
+        arguments = {"messages": [dict(message) for message in prompt.messages]}
+    arguments["model"] = settings.model
+    arguments[settings.max_tokens_name] = request.max_tokens
+    for name in ("temperature", "top_p"):
+        if getattr(request, name) is not None:
+            arguments[name] = getattr(request, name)
+    if request.num_choices - have > 1:
+        arguments["n"] = request.num_choices - have
+    if request.seed is not None:
+        arguments["seed"] = request.seed + have  # or the second answer would be the first again
+    extra_body = dict(settings.extra_body)
+    if not isinstance(prompt, str):
+        if prompt.tools:
+            # Tool calls of the policy are read as text.
+            arguments |= {"tools": list(prompt.tools), "tool_choice": "none"}
+        if prompt.template_kwargs:  # the name in vLLM and SGLang
+            given = extra_body.get("chat_template_kwargs", {})
+            extra_body["chat_template_kwargs"] = {**given, **prompt.template_kwargs}
+    return arguments | {"extra_body": extra_body}
 
 
 class ReplyError(Exception):
@@ -28,9 +90,9 @@ def read_reply(text: str, num_choices: int) -> Answer:
     """The answer in a reply's body, of `chat/completions` or `completions`.
 
     Args:
-        num_choices: asked for; of more, the first are taken.
+        num_choices: the most to take.
     Raises:
-        ReplyError: no JSON, or no choices with text in it.
+        ReplyError: not JSON, or without choices that have text.
     """
     try:
         body = json.loads(text)
@@ -38,7 +100,7 @@ def read_reply(text: str, num_choices: int) -> Answer:
         raise ReplyError(f"the answer is not JSON: {text[:100]!r}") from None
     choices = body.get("choices") if isinstance(body, Mapping) else None
     if not isinstance(choices, list) or not choices:
-        # some gateways wrap an error of the server behind them like this
+        # Some gateways wrap another server's error like this.
         raise ReplyError(f"the answer has no choices: {text[:200]}")
     usage = body.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
@@ -54,14 +116,14 @@ def _choice(choice: Any) -> Response:
         raise ReplyError("a choice is not an object")
     message = choice.get("message")
     if isinstance(message, Mapping):
-        # content is null where a filter stepped in or the model refused
+        # Null if a filter removed it or the model refused.
         text = _text(message.get("content")) or message.get("refusal") or ""
     else:
         text = choice.get("text")
     if not isinstance(text, str):
         raise ReplyError("a choice holds no text")
     reason = choice.get("finish_reason")
-    ids = choice.get("token_ids")  # of vLLM, asked with `return_token_ids`
+    ids = choice.get("token_ids")  # from vLLM with `return_token_ids`
     if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
         ids = None
     return Response(
@@ -72,7 +134,7 @@ def _choice(choice: Any) -> Response:
 
 
 def _text(content: Any) -> Any:
-    """The text of a message, also if it comes in parts (reasoning separate from the answer)."""
+    """The text of a message, which may be in parts (reasoning separate from the answer)."""
     if not isinstance(content, list):
         return content
     parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
@@ -84,7 +146,7 @@ def _count(value: Any) -> int | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a reply asks to wait, given as a number or a date; 0 if it asks for none."""
+    """Seconds to wait that a reply asks for, as a number or a date; 0 by default."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -102,7 +164,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def may_have_cost(error: Exception) -> bool:
-    """Whether the server received the request, and so may have processed and charged it."""
+    """Whether the server may have received the request, and charged for it."""
     if isinstance(error, TimeoutError | ReplyError):
         return True
     broken = type(error).__name__ == "APIConnectionError"
