@@ -25,31 +25,30 @@ def alpaca_eval_leaderboard(
 ) -> list[dict[str, Any]]:
     """Win rates of many models over one baseline, as AlpacaEval 2 publishes them.
 
-    For each model by itself, P(model wins) = σ(a tanh(Δlen/sd) + d difficulty + c), Δlen the
+    Each model is fitted alone: P(model wins) = σ(a tanh(Δlen/sd) + d difficulty + c), Δlen the
     baseline's length less the model's, with an L1 penalty chosen by 5-fold cross-validation
-    (Dubois et al., arXiv 2404.04475); the figure is the mean of σ(d difficulty + c). The extra rows
-    hold a and d to those of the baseline told to be brief or wordy: weight 0.1 each, c absent.
+    (Dubois et al., arXiv 2404.04475). The win rate is the mean of σ(d difficulty + c). The extra
+    rows, weight 0.1 each and without c, come from the baseline prompted to be concise or verbose.
 
-    Where a model lacks rows, the published code takes the difficulty of the instruction at the
-    row's position in the model's file, not that of the row's own instruction; so does this.
+    If a model lacks rows, the published code uses the difficulty of the instruction at the row's
+    position in the model's file instead of the row's own; this function does the same.
 
-    Where all of a model's responses are as long as the baseline's there is no length to control
-    for, and the figure is the raw win rate: 50 for the baseline against itself, as published. A
-    model that cannot be fitted (fewer than 5 judgements, or lengths that all differ by the same
-    amount) keeps its row, without the figure and with the reason.
+    If all of a model's responses are as long as the baseline's, the result is the raw win rate: 50
+    for the baseline against itself, as published. A model that cannot be fitted (fewer than 5
+    judgements, or lengths that all differ by the same amount) gets a reason instead.
 
     Args:
         judgements_csv: columns `model`, `file_pos` (from 0), `len_baseline`, `len_model`,
-            `preference` (1: the baseline wins, 2: the model; 0 a draw, as 1.5). May be gzipped.
+            `preference` (1: the baseline wins, 2: the model; 0 and 1.5: a draw). May be gzipped.
         eval_set_jsonl: each instruction's `instruction_difficulty`, in order.
         extra_rows_csv: columns `preference` (in [0, 1]), `std_delta_len`,
-            `instruction_difficulty`. Without it the figures differ from the published ones by up
+            `instruction_difficulty`. Without it the results differ from the published ones by up
             to 3 points.
 
     Returns:
         Best first: `model`; `win_rate`, its `standard_error` (nan for one judgement) and
         `length_controlled_win_rate`, in percent. Models that cannot be fitted come last, by raw
-        win rate: their `length_controlled_win_rate` is None, and `reason` says why.
+        win rate, with None and a `reason`.
 
     Raises:
         TokenRatioError: a file cannot be read, a value is missing or out of range, or no model can
@@ -105,8 +104,8 @@ def _alpaca_eval_row(
         reason = f"{num} judgements; cross-validation needs at least {_NUM_FOLDS}"
     elif not np.ptp(shorter):
         reason = (
-            f"every response is {length_gap(-shorter[0])} than the baseline's: what length does "
-            "and what quality does cannot be told apart"
+            f"every response is {length_gap(-shorter[0])} than the baseline's: the effects of "
+            "length and quality cannot be separated"
         )
     if reason is not None:
         return {**figures, "length_controlled_win_rate": None, "reason": reason}
@@ -128,8 +127,8 @@ def _select_and_fit(
     weights: Float[np.ndarray, "rows"],
 ) -> Float[np.ndarray, "features"]:
     """The L1-penalised fit with the penalty whose weighted log loss on held-out rows is least."""
-    # Every fifth row is held out; scikit-learn's GroupKFold, which the published code uses, breaks
-    # ties between equal groups as numpy's sort does on the machine at hand.
+    # Every fifth row is held out. The published code uses scikit-learn's GroupKFold, which breaks
+    # ties between equal groups as numpy's sort does on each machine.
     folds = np.arange(len(wins)) % _NUM_FOLDS
     losses = np.zeros(len(_INVERSE_PENALTIES))
     for fold in range(_NUM_FOLDS):
@@ -150,8 +149,8 @@ def _l1_fit(
 ) -> Float[np.ndarray, "features"]:
     from sklearn.linear_model import LogisticRegression
 
-    # Each row is a win and a loss, weighted by their probabilities. Without a loss of any weight
-    # liblinear would fit nothing.
+    # Each row is a win and a loss, weighted by their probabilities. liblinear needs some weight on
+    # each.
     wins = wins.clip(1e-9, 1 - 1e-9)
     model = LogisticRegression(
         C=inverse_penalty, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123

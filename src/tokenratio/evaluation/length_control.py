@@ -23,7 +23,7 @@ _STEP = 1e-5  # of central differences of the gradient, in log odds
 
 @dataclass(frozen=True)
 class LengthControlledWinRate:
-    """What the win rate of A over B would be if their responses were equally long.
+    """The win rate of A over B if their responses were equally long.
 
     Attributes:
         win_rate: in [0, 1].
@@ -32,10 +32,10 @@ class LengthControlledWinRate:
         quality: Δθ, log odds of a win at equal length.
         length_effect: λ, added to the log odds per unit of tanh(Δlen/sd); positive if the judge
             likes length.
-        prompt_sd: the standard deviation of u_x in log odds; 0 where no prompt occurs twice.
-        num_comparisons: with a verdict; all of the above is over these.
+        prompt_sd: the standard deviation of u_x in log odds; 0 if no prompt occurs twice.
+        num_comparisons: with a verdict; the figures above are over these.
         num_prompts: among them.
-        num_missing: comparisons without a verdict, left out.
+        num_missing: comparisons without a verdict; not counted.
     """
 
     win_rate: float
@@ -55,33 +55,29 @@ def length_controlled_win_rate(
     lengths_b: ArrayLike,
     prompts: Sequence[Hashable] | None = None,
 ) -> LengthControlledWinRate:
-    """Fit P(A wins) = σ(Δθ + λ tanh(Δlen/sd) + u_x); give the mean of σ(Δθ + u_x).
+    """Fit P(A wins) = σ(Δθ + λ tanh(Δlen/sd) + u_x); return the mean of σ(Δθ + u_x).
 
-    Δlen is A's length less B's, sd its standard deviation over the comparisons. A probability
-    counts as that share of a win and the rest of a loss, which asks nothing of its distribution:
-    the standard error is the sandwich estimator's, from what each prompt adds to the fit, by the
-    delta method, as a bootstrap over prompts with new fits gives to first order, but without noise.
+    Δlen is A's length less B's, sd its standard deviation over the comparisons. A probability p
+    counts as p wins and 1 − p losses. The standard error is the sandwich estimator's, clustered by
+    prompt, with the delta method: to first order that of a bootstrap over prompts.
 
-    u_x are normal, their standard deviation estimated, and integrated out: a prompt's own effect
-    is its mean given the prompt's verdicts, shrunk as far as these are few. One verdict says
-    nothing about u_x, so where no prompt occurs twice there is none; nor may there be one where
-    probabilities spread less than verdicts would. The figure is then σ(Δθ), of all prompts at once.
-    Were all lengths equal it would, in either case, be the mean of `prob_a` up to the prior.
+    The prompt effects u_x are normal with an estimated standard deviation and are integrated out.
+    If no prompt occurs twice, or probabilities vary less than verdicts would, there are none, and
+    the result is σ(Δθ). If all lengths are equal it is the mean of `prob_a`, up to the prior.
 
-    The prior keeps a policy that always wins, or whose responses are all longer, from infinite
-    coefficients: half a win and half a loss for Δθ, and for λ at tanh = 1 (log-F(1, 1); Greenland
-    and Mansournia, Statistics in Medicine 34, 2015). That is one comparison beside the data, where
-    a normal prior, L2, would need a scale. The standard deviation of u_x has a half-normal prior of
-    scale 2.5.
+    The prior keeps coefficients finite for a policy that always wins or whose responses are all
+    longer: half a win and half a loss for Δθ, and for λ at tanh = 1 (log-F(1, 1); Greenland and
+    Mansournia, Statistics in Medicine 34, 2015), which weighs as much as one comparison. The
+    standard deviation of u_x has a half-normal prior of scale 2.5.
 
     Args:
-        prob_a: the judge's probability that A is better, the mean of both orders; nan where there
-            is no verdict.
-        lengths_a: of A's responses, in any unit that is also that of `lengths_b`.
-        prompts: of each comparison; all differ if None. A comparison counts as in the raw rate.
+        prob_a: the judge's probability that A is better, the mean of both orders; nan without a
+            verdict.
+        lengths_a, lengths_b: of the responses, in the same unit.
+        prompts: of each comparison; all differ if None.
 
     Raises:
-        TokenRatioError: a value is not a probability or not a length, nothing has a verdict, or A's
+        TokenRatioError: a value is not a probability or not a length, there is no verdict, or A's
             responses all differ from B's by the same length.
     """
     prob, lengths = probabilities("prob_a", prob_a), []
@@ -89,8 +85,8 @@ def length_controlled_win_rate(
         array = np.asarray(given, dtype=np.float64)
         if array.shape != prob.shape:
             raise TokenRatioError(
-                f"{name} has shape {array.shape}, prob_a {prob.shape}: there must be one of each "
-                "for a comparison."
+                f"{name} has shape {array.shape}, prob_a {prob.shape}: each comparison needs "
+                "one of each"
             )
         wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
         if wrong.size:
@@ -109,7 +105,7 @@ def length_controlled_win_rate(
     params = _fit(data)
     value, error = _estimate(params, data)
     center, reach = logit(value), math.nan
-    if data.num_prompts > 1:  # a t quantile: the spread of few prompts is badly known
+    if data.num_prompts > 1:  # a t quantile, because the variance of few prompts is uncertain
         quantile = stats.t.ppf(1 - LEVEL / 2, data.num_prompts - 1)
         reach = quantile * error / (value * (1 - value))
     return LengthControlledWinRate(
@@ -126,7 +122,7 @@ def length_controlled_win_rate(
 
 
 class _Comparisons:
-    """The data, sorted by prompt, and the model's value and derivatives on them.
+    """The data, sorted by prompt, with the model's likelihood and its derivatives.
 
     Parameters are (Δθ, λ, τ), τ the standard deviation of u_x, or (Δθ, λ), without u_x.
     """
@@ -175,14 +171,14 @@ def _length_feature(difference: Float[np.ndarray, "rows"]) -> Float[np.ndarray, 
     sd = difference.std(ddof=1) if len(difference) > 1 else 0.0
     if not sd > 0:
         raise TokenRatioError(
-            f"every response of A is {length_gap(difference[0])} than B's: what length does and "
-            "what quality does cannot be told apart. Report the raw win rate."
+            f"every response of A is {length_gap(difference[0])} than B's: the effects of length "
+            "and quality cannot be separated; report the raw win rate"
         )
     return np.tanh(difference / sd)
 
 
 def length_gap(difference: float) -> str:
-    """In words, such as "longer by 4"."""
+    """A difference in words, such as "longer by 4"."""
     return f"{'longer' if difference > 0 else 'shorter'} by {abs(difference):g}"
 
 
@@ -199,7 +195,7 @@ def _log_prior(
 
 
 def _fit(data: _Comparisons) -> Float[np.ndarray, "params"]:
-    """The likeliest parameters; τ is left out where no prompt occurs twice, or where it is 0."""
+    """The likeliest parameters, without τ if no prompt occurs twice or τ is 0."""
 
     def loss(params: Float[np.ndarray, "params"]) -> tuple[float, Float[np.ndarray, "params"]]:
         value, gradient, _ = data.evaluate(params)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +15,16 @@ from tokenratio.models.adapters import load_adapter
 from tokenratio.models.device import default_device
 from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.provenance import absolute
+from tokenratio.names import require_at_least
 from tokenratio.run_folder import package_version, replace_text, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel
 
 
 _LIBRARY_FILES = ("json", "csv", "parquet", "text")
-# Of resampled standard errors; means, as all of the suites' are, have one in closed form.
-_BOOTSTRAP_DRAWS = 1000
-_HUB = ". They come from the Hugging Face hub: is it within reach, or its data in the cache?"
+_BOOTSTRAP_DRAWS = 1000  # for metrics without a standard error in closed form
+_HUB = ". They come from the Hugging Face hub: check the connection, or fill the cache"
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,9 @@ class SuiteTask:
     """One row of a suite.
 
     Attributes:
-        task: its name in the harness, a group's too.
-        shots: solved examples in front of each question.
-        metric: the harness's name; `filter`: which of its readings of the model's answer counts.
+        task: a task or group of the harness.
+        shots: solved examples before each question.
+        metric, filter: names in the harness; a filter extracts the model's answer.
     """
 
     task: str
@@ -47,7 +44,7 @@ class SuiteTask:
 
 
 SUITES: dict[str, tuple[SuiteTask, ...]] = {
-    # Open LLM Leaderboard, version 1 (docs/method.md §8). The harness weighs MMLU's 57 subjects by
+    # Open LLM Leaderboard, version 1 (docs/method.md §8). The harness weights MMLU's 57 subjects by
     # their questions; the leaderboard took their plain mean.
     "open-llm-v1": (
         SuiteTask("arc_challenge", 25, "acc_norm"),
@@ -65,8 +62,8 @@ class TaskScore:
     """A model's score on one task.
 
     Attributes:
-        value: in the metric's unit, a share of questions for all of `SUITES`.
-        stderr: standard error over questions, as the harness gives it; None where it has none.
+        value: in the metric's unit; a share of questions in all `SUITES`.
+        stderr: standard error over questions, from the harness; None if it has none.
         n: questions asked.
     """
 
@@ -85,9 +82,9 @@ class SuiteScores:
     Attributes:
         suite: its name, or the task file.
         scores: one for each task.
-        mean: over tasks, each counting alike; `stderr` of it, the tasks' questions being
-            independent draws; None where a task has none.
-        settings: what the scores depend on, model weights included, and versions.
+        mean: over tasks, with equal weights.
+        stderr: of the mean, the tasks' questions being independent; None if a task has none.
+        settings: what the scores depend on, including a digest of the weights, and versions.
     """
 
     suite: str
@@ -95,9 +92,6 @@ class SuiteScores:
     mean: float
     stderr: float | None
     settings: Mapping[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run_suite(
@@ -112,30 +106,29 @@ def run_suite(
     batch_size: int = 8,
     limit: int | None = None,
 ) -> SuiteScores:
-    """Ask a model the questions of a suite.
+    """Evaluate a model on a suite.
 
-    All data are fetched before the first question is asked. What does not fit the model's positions
-    the harness cuts on the left, and warns of it.
+    All data are loaded before the first question is asked. The harness cuts prompts that exceed the
+    model's positions on the left, and warns.
 
     Args:
-        model: a hub name or folder, also of an adapter. Code that comes with a model is never run.
-        policy: the model itself, if it is loaded already; it is used as it is.
-        suite: a name of `SUITES`, or one YAML task file of the harness; its `data_files` are
-            relative to it, its first metric and filter count. It may not hold `!function`, nor ask
-            for code to be run; its templates are Jinja's, not sandboxed: use files you trust.
-        output: JSON to write, after every task; an interrupted run with the same settings is
-            resumed.
-        peft: an adapter to put on the model.
+        model: a hub name or folder, also of an adapter. A model's own code is never run.
+        policy: the model itself, if it is loaded already.
+        suite: a name of `SUITES`, or a YAML task file of the harness with `data_files` relative to
+            it, whose first metric and filter are used. It must not contain `!function` or ask for
+            code to be run. Its Jinja templates are not sandboxed: use only files you trust.
+        output: JSON file, written after every task; an interrupted run with the same settings
+            resumes from it.
+        peft: an adapter for the model.
         init_kwargs: for `from_pretrained`, such as `dtype`.
         device: default: the accelerator if there is one.
-        limit: only the first so many questions of each task: for trying things out.
+        limit: use only the first N questions of each task, for a quick try.
     Raises:
-        TokenRatioError: the extra is missing; an unknown suite; a file that cannot be used; data
-            that cannot be fetched; a model that cannot be loaded.
+        TokenRatioError: the extra is missing, the suite is unknown, or a file, the data or the
+            model cannot be loaded.
     """
     check_installed()
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise TokenRatioError(f"batch_size and limit must be at least 1: {batch_size}, {limit}")
+    require_at_least(1, batch_size=batch_size, limit=limit)
     tasks = _load_tasks(suite)
     lm, weights = _load_lm(model, policy, peft, dict(init_kwargs or {}), device, batch_size)
     settings = {
@@ -152,19 +145,14 @@ def run_suite(
     scores = _known(output, settings)
     for spec, task in tasks[len(scores) :]:
         scores.append(_score(lm, spec, task, limit))
-        result = _summary(str(suite), scores, settings)
         if output is not None:
-            text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
-            replace_text(Path(output), text + "\n")
+            result = asdict(_summary(str(suite), scores, settings))
+            replace_text(Path(output), json.dumps(result, indent=2, allow_nan=False) + "\n")
     return _summary(str(suite), scores, settings)
 
 
 def check_installed() -> None:
-    """Check that the harness is installed.
-
-    Raises:
-        TokenRatioError: it is not installed, or broken.
-    """
+    """Raise a `TokenRatioError` if the harness is missing or broken."""
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -175,23 +163,19 @@ def check_installed() -> None:
 
 
 def _load_tasks(suite: str | Path) -> list[tuple[SuiteTask, Any]]:
-    """Each row with the harness's task or group, its data loaded."""
+    """Each row of a suite with the harness's task or group, its data loaded."""
     if isinstance(suite, str) and suite in SUITES:
         manager = _task_manager(include_defaults=True)
-        loaded = []
-        for spec in SUITES[suite]:
-            with _loading(spec.task, _HUB):
-                loaded.append((spec, _load_task(manager, spec.task)))
-        return loaded
+        return [(spec, _load_task(manager, spec.task, spec.task, _HUB)) for spec in SUITES[suite]]
     path = Path(suite)
     if path.suffix not in (".yaml", ".yml"):
         raise TokenRatioError(
             f"unknown suite {str(suite)!r}; known: {', '.join(SUITES)}, or a YAML task file"
         )
     spec, config = _read_task_file(path)
-    is_local = config.get("dataset_path") in _LIBRARY_FILES
-    with _loading(str(path), _HUB if not is_local else ""):
-        return [(spec, _load_task(_task_manager(include_defaults=False), config))]
+    hint = "" if config.get("dataset_path") in _LIBRARY_FILES else _HUB
+    manager = _task_manager(include_defaults=False)
+    return [(spec, _load_task(manager, config, str(path), hint))]
 
 
 def _task_manager(*, include_defaults: bool) -> Any:
@@ -200,24 +184,14 @@ def _task_manager(*, include_defaults: bool) -> Any:
     return TaskManager(include_defaults=include_defaults)
 
 
-def _load_task(manager: Any, spec: str | dict[str, Any]) -> Any:
-    loaded = manager.load([spec])
-    name = spec if isinstance(spec, str) else spec["task"]
-    return loaded.get("groups", {}).get(name) or loaded["tasks"][name]
-
-
-@contextmanager
-def _loading(name: str, hint: str) -> "Iterator[None]":
-    """Turn any failure to load a task's data into one line.
-
-    Raises:
-        TokenRatioError: for any exception inside.
-    """
+def _load_task(manager: Any, spec: str | dict[str, Any], origin: str, hint: str) -> Any:
     try:
-        yield
+        loaded = manager.load([spec])
+        name = spec if isinstance(spec, str) else spec["task"]
+        return loaded.get("groups", {}).get(name) or loaded["tasks"][name]
     except Exception as error:  # of datasets, huggingface_hub, httpx, Jinja or the harness itself
         raise TokenRatioError(
-            f"the questions of {name} cannot be loaded: {type(error).__name__}: "
+            f"the questions of {origin} cannot be loaded: {type(error).__name__}: "
             f"{_first_line(error)}{hint}"
         ) from error
 
@@ -230,13 +204,13 @@ def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
         raise TokenRatioError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        why = "it holds !function, which would run code" if "!function" in problem else problem
+        why = "it contains !function, which runs code" if "!function" in problem else problem
         raise TokenRatioError(f"{path} cannot be used as a task: {why}") from None
     if not isinstance(config, dict) or not isinstance(config.get("task"), str):
         raise TokenRatioError(f"{path} must hold one task: a mapping with task: NAME")
     for key in ("unsafe_code", "class", "include", "custom_dataset"):
         if config.get(key):
-            raise TokenRatioError(f"{path}: {key} is not supported, a task file must be data alone")
+            raise TokenRatioError(f"{path}: {key} is not supported: a task file must not run code")
     metrics = config.get("metric_list")
     if not isinstance(metrics, list) or not all(
         isinstance(each, dict) and isinstance(each.get("metric"), str) for each in metrics or [None]
@@ -246,17 +220,17 @@ def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
     from lm_eval.api.registry import METRIC_REGISTRY
 
     for each in metrics:
-        # The harness would fetch any other from the hub as code.
+        # The harness downloads other metrics from the hub, as code.
         if each["metric"] not in METRIC_REGISTRY or each.get("hf_evaluate"):
-            raise TokenRatioError(f"{path}: {each['metric']!r} is no metric of the harness's own")
+            raise TokenRatioError(f"{path}: {each['metric']!r} is not one of the harness's metrics")
     filters = config.get("filter_list") or [{"name": "none"}]
     shots = config.get("num_fewshot") or 0
-    config["dataset_kwargs"] = _beside(path, config)
+    config["dataset_kwargs"] = _dataset_arguments(path, config)
     return SuiteTask(config["task"], shots, metrics[0]["metric"], filters[0]["name"]), config
 
 
-def _beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_dataset`, its `data_files` taken relative to the task file."""
+def _dataset_arguments(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_dataset`, with `data_files` relative to the task file."""
     arguments = dict(config.get("dataset_kwargs") or {})
     if config.get("dataset_path") not in _LIBRARY_FILES:
         return arguments
@@ -267,7 +241,7 @@ def _beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(files, str) and "://" not in files:
             found = path.parent / files
             if not found.is_file():
-                raise TokenRatioError(f"{path}: no data file {found}")
+                raise TokenRatioError(f"{path}: there is no data file {found}")
             return str(found.resolve())
         return [resolved(each) for each in files] if isinstance(files, list) else files
 
@@ -290,7 +264,7 @@ def _load_lm(
     from tokenratio.evaluation.judges.bradley_terry import weights_digest
 
     if init_kwargs.get("trust_remote_code"):
-        raise TokenRatioError("trust_remote_code is not supported: a model must be data alone")
+        raise TokenRatioError("trust_remote_code is not supported: a model must not run code")
     tokenizer = load_tokenizer(model, init_kwargs)
     if policy is None:
         policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
@@ -323,17 +297,17 @@ def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:
         )
     except Exception as error:  # a task that does not fit its data, or the device's memory
         raise TokenRatioError(
-            f"{spec.task} cannot be asked: {type(error).__name__}: {_first_line(error)}"
+            f"{spec.task} cannot be run: {type(error).__name__}: {_first_line(error)}"
         ) from error
     leaves = _leaves(spec.task, results.get("group_subtasks", {}))
     shots = {results["n-shot"][leaf] for leaf in leaves}
     if shots != {spec.shots}:
-        raise TokenRatioError(f"{spec.task} was asked {shots} shots, not {spec.shots}")
+        raise TokenRatioError(f"{spec.task} was run with {shots} shots, not {spec.shots}")
     found = results["results"][spec.task]
     value = found.get(f"{spec.metric},{spec.filter}")
     if value is None:
         raise TokenRatioError(
-            f"{spec.task} gave no {spec.metric} by filter {spec.filter}, but {', '.join(found)}"
+            f"{spec.task} has no {spec.metric} with filter {spec.filter}; it has {', '.join(found)}"
         )
     stderr = found.get(f"{spec.metric}_stderr,{spec.filter}")
     return TaskScore(
@@ -341,7 +315,7 @@ def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:
         shots=spec.shots,
         metric=spec.metric,
         value=float(value),
-        # "N/A" where the harness has none; NaN for one question
+        # "N/A" if the harness has none; NaN for one question
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
         n=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
     )
@@ -369,15 +343,15 @@ def _known(output: str | Path | None, settings: Mapping[str, Any]) -> list[TaskS
         document = json.loads(Path(output).read_text(encoding="utf-8"))
         if document["settings"] != settings:
             raise TokenRatioError(
-                f"{output} holds scores of another model, suite or setting: choose another file"
+                f"{output} contains scores of another model, suite or setting: choose another file"
             )
         return [TaskScore(**score) for score in document["scores"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenRatioError(f"{output} does not hold a suite's scores: {error}") from None
+        raise TokenRatioError(f"{output} is not a file of a suite's scores: {error}") from None
 
 
 def _questions_digest(tasks: Iterable[Any]) -> str:
-    """16 hex digits of a SHA-256 over how the questions are asked and what they are."""
+    """16 hex digits of the SHA-256 of the questions and of the tasks' settings."""
     digest = hashlib.sha256()
     for task in tasks:
         for leaf in task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]:
