@@ -49,10 +49,18 @@ def _is_secret(key: Any, value: Any) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old or the new one."""
+    """Write a file so that a crash or a power cut leaves either the old or the new one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a crash or a power cut leaves either the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.run_folder import read_document
+from tokenratio.run_folder import read_document, replace_bytes
 
 try:
     import fcntl
@@ -135,7 +135,7 @@ class Journal(Generic[Key, R]):
             if whole < os.fstat(self._file).st_size:
                 os.ftruncate(self._file, whole)
             note = json.dumps({self.digest: settings}, indent=2) + "\n"
-            replace_durably(settings_path(path), note.encode())
+            replace_bytes(settings_path(path), note.encode())
         except BaseException:
             self.close()
             raise
@@ -207,7 +207,7 @@ class Journal(Generic[Key, R]):
         """
         records = [{**self.records, **(changed or {})}[key] for key in self.items]
         if changed or list(self.records) != list(self.items):
-            replace_durably(self.path, b"".join(map(self._line, records)))
+            replace_bytes(self.path, b"".join(map(self._line, records)))
         return records
 
     def _line(self, record: R) -> bytes:
@@ -332,17 +332,6 @@ def to_line(line: Mapping[str, Any]) -> bytes:
         return (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which an escape can hold
         return (json.dumps(line, allow_nan=False) + "\n").encode()
-
-
-def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file so that a crash or a power cut leaves either the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -38,18 +38,8 @@ _WORD = re.compile(r"[^\W\d_]+")
 _LABELS = {"verdict", "answer", "judgment", "judgement", "decision", "choice", "conclusion"}
 _LABELS |= {"winner", "result", "evaluation", "assessment", "preference", "response", "reply"}
 _LABELS |= {"assistant", "output", "rating", "pick", "vote", "summary", "choose", "prefer", "go"}
-_LABELS |= {
-    "判断",
-    "判决",
-    "裁决",
-    "结论",
-    "答案",
-    "最终判断",
-    "最终判决",
-    "最终裁决",
-    "最终结论",
-    "最终答案",
-}
+_LABELS |= {"判断", "判决", "裁决", "结论", "答案"}
+_LABELS |= {"最终判断", "最终判决", "最终裁决", "最终结论", "最终答案"}
 _BESIDE_LABELS = {"my", "the", "our", "this", "and", "in", "final", "overall", "i", "with", "for"}
 _BESIDE_LABELS |= {"better", "preferred", "best", "is", "would", "be", "as"}
 _NUMBERING = re.compile(r"\s*\d{1,2}[.)]\s+")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.journal import read_whole, replace_durably, to_line
+from tokenratio.evaluation.journal import read_whole, to_line
 from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
+from tokenratio.run_folder import replace_bytes
 from tokenratio.settings import option
 
 _VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
@@ -66,7 +67,7 @@ def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: 
             "response_2": shown.response_b.text,
             "verdict": None,
         }
-    replace_durably(path, b"".join(to_line(lines[item]) for item in sorted(lines)))
+    replace_bytes(path, b"".join(to_line(lines[item]) for item in sorted(lines)))
 
 
 class HumanJudge:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tokenratio.data.chat import Conversation, Prompt, answered, render, render_turns
 from tokenratio.data.defects import RowDefectError
@@ -188,11 +189,8 @@ class RewardModelJudge:
         return {"input_ids": input_ids, "attention_mask": [1] * len(input_ids)}
 
     def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self._pad_id or 0}
         return {
-            name: torch.tensor(
-                [row[name] + [fill.get(name, 0)] * (longest - len(row[name])) for row in rows]
-            )
+            name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill.get(name, 0))
             for name in rows[0]
         }
