@@ -19,11 +19,11 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
+from tokenratio.evaluation.inputs import subjects_of
 from tokenratio.evaluation.judges.gold import GoldJudge
 from tokenratio.evaluation.judges.llm import LLMJudge
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.results import PolicyMeasures
-from tokenratio.evaluation.subjects import subjects_of
 from tokenratio.models import device
 from tokenratio.models.loading import load_model
 

@@ -264,9 +264,9 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
     from tokenratio.data import prepare_pairs
     from tokenratio.data.chat import Conversation
     from tokenratio.data.template import TemplateSettings
+    from tokenratio.evaluation.inputs import ModelPool
     from tokenratio.evaluation.judges.protocol import JudgeContext
     from tokenratio.evaluation.judges.registry import judge_settings
-    from tokenratio.evaluation.model_pool import ModelPool
 
     context = JudgeContext(None, None, Path(), Path("cache"), [], ModelPool().model)
     judge = judge_settings("reward-model", {"model": "rm"}).make(context)
@@ -284,9 +284,9 @@ def test_a_reward_model_and_its_judge_read_the_same(capsys, on):
 
 def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     from tokenratio.data.chat import Conversation
+    from tokenratio.evaluation.inputs import ModelPool
     from tokenratio.evaluation.judges.protocol import JudgeContext
     from tokenratio.evaluation.judges.registry import judge_settings
-    from tokenratio.evaluation.model_pool import ModelPool
     from tokenratio.models.response import Response
 
     tokenizer = model("policy", "qwen3")

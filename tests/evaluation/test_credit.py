@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokenratio.data import prepare_pairs
 from tokenratio.data.worlds.review_lexicon import EOS, vocabulary, words_of
 from tokenratio.data.worlds.review_reward import ReviewReward
 from tokenratio.data.worlds.review_values import ReviewValues, _RewardStates
 from tokenratio.data.worlds.reviews import ReviewWorld
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.credit import credit, token_credit, token_scores
+from tokenratio.evaluation.credit import credit, token_scores
 from tokenratio.models.token_rows import TokenRow
 from tokenratio.theory import TokenMdp
 
@@ -386,55 +385,3 @@ def test_impossible_requests(policies):
         token_scores(*policies, ROWS, beta=0.1, state_term="baseline")
     with pytest.raises(TokenRatioError, match="PEFT adapter"):
         token_scores(policies[0], None, ROWS, beta=0.1, state_term="none")
-
-
-def test_credit_on_a_data_set(policies, tokenizer, world):
-    """Words, EOS included, meet their own scores."""
-    pairs = world.preference_pairs(12, seed=0)
-    rows = prepare_pairs(pairs, tokenizer, max_length=128, max_prompt_length=None).dataset
-    measured = token_credit(
-        *policies, tokenizer, rows, beta=0.1, state_term="kl", num_bootstrap=20, seed=3
-    )
-    texts = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
-    encoded = [
-        TokenRow(
-            tuple(tokenizer(prompt)["input_ids"]),
-            (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id),
-        )
-        for prompt, text in texts
-    ]
-    values = ReviewValues(world.grammar, world.reward)
-    expected = credit(
-        token_scores(*policies, encoded, beta=0.1, state_term="kl"),
-        [values.of_response(prompt, [*words_of(text), EOS]).advantage for prompt, text in texts],
-        [prompt for prompt, _ in texts],
-        num_bootstrap=20,
-        seed=3,
-    )
-    assert measured == expected
-    assert (measured.num_responses, measured.num_prompts) == (24, 12)
-    assert measured.num_unknown_tokens == 0
-    q = token_credit(
-        *policies,
-        tokenizer,
-        rows,
-        beta=0.1,
-        state_term="kl",
-        target="action_value",
-        num_bootstrap=2,
-    )
-    assert q.spearman.value != measured.spearman.value
-
-
-def test_other_tokenizers_and_rows_are_refused(policies, tokenizer):
-    arguments = {"beta": 0.1, "state_term": "none"}
-    with pytest.raises(TokenRatioError, match="no responses"):
-        token_credit(*policies, tokenizer, [{"prompt_ids": [1]}], **arguments)
-
-    class Subwords:
-        def convert_ids_to_tokens(self, ids):
-            return [f"##{index}" for index in ids]
-
-    rows = [{"prompt_ids": [1, 4], "chosen_ids": [5, 2]}]
-    with pytest.raises(TokenRatioError, match="'##1' is not a word of the review world"):
-        token_credit(*policies, Subwords(), rows, **arguments)

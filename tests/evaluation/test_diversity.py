@@ -12,8 +12,6 @@ from sacrebleu.metrics import BLEU
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.diversity import (
     _entropies,
-    distinct_in_corpus,
-    distinct_in_prompt,
     distinct_in_response,
     predictive_entropy,
     self_bleu,
@@ -35,20 +33,18 @@ groups = st.lists(texts.map(" ".join), min_size=2, max_size=5)
 @exact
 @given(st.text(), st.integers(2, 4), st.integers(1, 3))
 def test_self_bleu_of_identical_samples_is_exactly_100(text, num_samples, num_prompts):
-    measured = self_bleu([[text] * num_samples] * num_prompts)
-    assert measured.per_prompt == (100.0,) * num_prompts
-    assert measured.estimate.mean == 100.0
+    assert self_bleu([[text] * num_samples] * num_prompts) == [100.0] * num_prompts
 
 
 def test_self_bleu_of_disjoint_samples_is_0():
-    assert self_bleu([["good room", "bad bed", "."]]).estimate.mean == 0.0
+    assert self_bleu([["good room", "bad bed", "."]]) == [0.0]
 
 
 @exact
 @given(st.lists(groups, min_size=1, max_size=3))
 def test_self_bleu_is_sacrebleus_over_ordered_pairs(samples):
     bleu = BLEU(effective_order=True)  # its own tokenizer, "13a"
-    for group, value in zip(samples, self_bleu(samples).per_prompt, strict=True):
+    for group, value in zip(samples, self_bleu(samples), strict=True):
         pairs = [
             100.0 if one == other else bleu.sentence_score(one, [other]).score
             for one, other in permutations(group, 2)
@@ -57,16 +53,12 @@ def test_self_bleu_is_sacrebleus_over_ordered_pairs(samples):
 
 
 def test_punctuation_is_a_token_of_its_own():
-    assert self_bleu([["the room, was good.", "the room , was good ."]]).per_prompt == (100.0,)
+    assert self_bleu([["the room, was good.", "the room , was good ."]]) == [100.0]
 
 
 def test_self_bleu_over_prompts():
     measured = self_bleu([["a b", "a b"], ["a b", "c d"], ["a b", "a b", "c d"]])
-    assert measured.per_prompt == pytest.approx((100, 0, 100 / 3))
-    spread = statistics.stdev(measured.per_prompt)
-    assert measured.estimate.mean == pytest.approx(400 / 9)
-    assert measured.estimate.standard_error == pytest.approx(spread / 3**0.5)
-    assert measured.estimate.num == 3
+    assert measured == pytest.approx([100, 0, 100 / 3])
 
 
 @pytest.mark.parametrize("measure", [self_bleu, vendi_score])
@@ -75,64 +67,52 @@ def test_token_ids_are_tokens(measure):
     ids = {word: index + 40_000 for index, word in enumerate("abcdef")}
     words = [["a b c d", "a b d c e"], ["a", "f f a"]]
     coded = [[[ids[word] for word in text.split()] for text in group] for group in words]
-    assert measure(coded).per_prompt == pytest.approx(measure(words).per_prompt)
+    assert measure(coded) == pytest.approx(measure(words))
 
 
 def test_distinct_by_hand():
-    samples = [["a a b", "a b c"], ["c", "c"]]
-    assert distinct_in_response(samples, 1).per_prompt == pytest.approx((2 / 3, 1))
-    assert distinct_in_prompt(samples, 1).per_prompt == pytest.approx((3 / 6, 1 / 2))
-    assert distinct_in_corpus(samples, 1).mean == pytest.approx(3 / 4)
-    assert distinct_in_prompt(samples, 2).per_prompt[0] == pytest.approx(3 / 4)  # aa ab | ab bc
+    samples = [["a a b", "a b c"], ["c", "c"], ["a a b a b", "c"]]
+    assert distinct_in_response(samples, 1) == pytest.approx([2 / 3, 1, 2 / 5])
+    assert distinct_in_response(samples, 2)[2] == pytest.approx(3 / 4)  # aa ab ba ab
 
 
-def test_responses_without_an_ngram_are_counted():
-    short = distinct_in_response([["a b"], ["c"], [""]], 2)
-    assert short.per_prompt[0] == 1
-    assert math.isnan(short.per_prompt[1])
-    assert (short.num_undefined, short.estimate.num, short.estimate.mean) == (2, 1, 1.0)
-    nothing = distinct_in_response([[""]], 1)
-    assert (nothing.num_undefined, nothing.estimate.num) == (1, 0)
-    assert math.isnan(nothing.estimate.mean)
-    assert math.isnan(distinct_in_corpus([[""], [""]], 1).mean)
+def test_responses_without_an_ngram_are_nan():
+    whole, *short = distinct_in_response([["a b"], ["c"], [""]], 2)
+    assert whole == 1
+    assert all(map(math.isnan, short))
+    assert math.isnan(distinct_in_response([[""]], 1)[0])
 
 
 @exact
-@given(st.lists(texts.map(" ".join), min_size=2, max_size=6), st.integers(1, 2))
-def test_corpus_distinct_and_its_jackknife(firsts, n):
-    def by_hand(group):
-        ngrams = [tuple(words[i : i + n]) for words in group for i in range(len(words) - n + 1)]
-        return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
-
-    words = [first.split() for first in firsts]
-    estimate = distinct_in_corpus([[first, "never counted"] for first in firsts], n)
-    assert estimate.mean == pytest.approx(by_hand(words), nan_ok=True)
-    without = [by_hand(words[:i] + words[i + 1 :]) for i in range(len(words))]
-    variance = (len(words) - 1) * statistics.pvariance(without) if words else math.nan
-    if not any(map(math.isnan, without)):
-        assert estimate.standard_error == pytest.approx(math.sqrt(variance))
-    else:
-        assert math.isnan(estimate.standard_error)
+@given(st.lists(texts.map(" ".join), min_size=1, max_size=6), st.integers(1, 2))
+def test_distinct_counts_ngrams_of_the_first_sample(firsts, n):
+    for text, value in zip(
+        firsts, distinct_in_response([[text, "never counted"] for text in firsts], n), strict=True
+    ):
+        words = text.split()
+        ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        expected = len(set(ngrams)) / len(ngrams) if ngrams else math.nan
+        assert value == pytest.approx(expected, nan_ok=True)
 
 
 @exact
 @given(st.lists(texts.map(" ".join), min_size=1, max_size=6))
 def test_vendi_lies_between_1_and_k(group):
-    (value,) = vendi_score([group]).per_prompt
+    (value,) = vendi_score([group])
     assert 1 <= value <= len(group)
-    doubled = vendi_score([group * 2]).per_prompt[0]
+    doubled = vendi_score([group * 2])[0]
     assert doubled == pytest.approx(value)  # repetition adds nothing
 
 
 @pytest.mark.parametrize("text", ["", "a", "a b c", "the room was good ."])
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_vendi_of_identical_samples_is_1(text, num):
-    assert vendi_score([[text] * num]).per_prompt[0] == pytest.approx(1, abs=1e-12)
+    assert vendi_score([[text] * num])[0] == pytest.approx(1, abs=1e-12)
 
 
 def test_vendi_of_disjoint_samples_is_k():
     disjoint = ["a", "b c", "d e f g h", "", "i i i i"]
-    assert vendi_score([disjoint]).per_prompt[0] == pytest.approx(5)
+    assert vendi_score([disjoint])[0] == pytest.approx(5)
 
 
 def test_vendi_of_two_is_its_closed_form():
@@ -141,14 +121,14 @@ def test_vendi_of_two_is_its_closed_form():
     s = (2 / 3 + 1 / 2) / 4
     p = np.array([1 + s, 1 - s]) / 2
     expected = math.exp(-(p * np.log(p)).sum())
-    assert vendi_score([["a b c", "a b d"]]).per_prompt[0] == pytest.approx(expected)
+    assert vendi_score([["a b c", "a b d"]])[0] == pytest.approx(expected)
 
 
 def test_more_alike_is_less_diverse():
     near = [["the room was good .", "the room was nice .", "the room was fine ."]]
     far = [["the room was good .", "we hated the pool .", "only a fool would choose the bed ."]]
-    assert vendi_score(near).estimate.mean < vendi_score(far).estimate.mean
-    assert self_bleu(near).estimate.mean > self_bleu(far).estimate.mean
+    assert vendi_score(near)[0] < vendi_score(far)[0]
+    assert self_bleu(near)[0] > self_bleu(far)[0]
 
 
 @pytest.mark.parametrize(
@@ -193,10 +173,7 @@ def test_entropy_against_a_hand_loop(policy, samples, batch_size, chunk_size):
     measured = predictive_entropy(policy, samples, batch_size=batch_size, chunk_size=chunk_size)
     policy.eval()
     values = [[entropy_by_hand(policy, sample) for sample in group] for group in samples]
-    assert measured.per_prompt == pytest.approx([statistics.mean(v) for v in values], rel=1e-5)
-    flat = [value for group in values for value in group]
-    assert measured.estimate.mean == pytest.approx(statistics.mean(flat), rel=1e-5)
-    assert (measured.estimate.num, measured.num_undefined) == (7, 0)
+    assert measured == pytest.approx([statistics.mean(v) for v in values], rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "phi", "gpt2"])
@@ -207,7 +184,7 @@ def test_entropy_with_soft_cap_bias_and_absolute_positions(family):
     rows = [TokenRow((1, 5), (6, 7, 8, 2)), TokenRow((1, 9, 4), (11,))]
     values = [entropy_by_hand(model, row) for row in rows]
     measured = predictive_entropy(model, [[row] for row in rows], batch_size=2)
-    assert measured.per_prompt == pytest.approx(values, rel=1e-5)
+    assert measured == pytest.approx(values, rel=1e-5)
 
 
 def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch):
@@ -230,13 +207,11 @@ def test_entropy_holds_no_more_logits_than_a_chunk(policy, samples, monkeypatch)
     assert max(held) == 5
 
 
-def test_an_empty_response_is_counted(policy):
-    rows = [[TokenRow((1, 5), ()), TokenRow((1, 5), (6, 2))]]
-    measured = predictive_entropy(policy, rows)
-    assert (measured.estimate.num, measured.num_undefined) == (1, 1)
-    alone = predictive_entropy(policy, [[rows[0][0]]])
-    assert math.isnan(alone.per_prompt[0])
-    assert alone.num_undefined == 1
+def test_an_empty_response_is_left_out(policy):
+    empty, whole = TokenRow((1, 5), ()), TokenRow((1, 5), (6, 2))
+    both, alone, only_empty = predictive_entropy(policy, [[empty, whole], [whole], [empty]])
+    assert both == pytest.approx(alone, rel=1e-6)
+    assert math.isnan(only_empty)
 
 
 def test_masked_tokens_do_not_make_the_entropy_nan():

@@ -4,22 +4,28 @@ import json
 import math
 import statistics
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from tokenratio.data import prepare_pairs
-from tokenratio.data.worlds import WORLDS
+from tokenratio.data.template import TemplateSettings
+from tokenratio.data.worlds.review_lexicon import EOS, words_of
+from tokenratio.data.worlds.review_values import ReviewValues
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.credit import token_credit
+from tokenratio.evaluation.credit import credit, token_scores
 from tokenratio.evaluation.diversity import self_bleu, vendi_score
-from tokenratio.evaluation.policy_measures import (
+from tokenratio.evaluation.model_measures import (
+    LoadedPolicy,
     measure_credit,
-    measure_judgements,
-    measure_log,
     measure_pairs,
     measure_policy,
+)
+from tokenratio.evaluation.policy_measures import (
+    measure_judgements,
+    measure_log,
     measure_responses,
     measure_world,
 )
@@ -28,6 +34,7 @@ from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.models.generation import sample_responses
 from tokenratio.models.response import Response
 from tokenratio.models.state_baseline import StateBaseline
+from tokenratio.models.token_rows import TokenRow
 
 PROMPTS = ["review of the hotel :", "note about the old camera for my boss :", "the"]
 
@@ -48,6 +55,11 @@ def generation(id, *texts, cut=(), token_ids=None):
 @pytest.fixture
 def policies(make_policy):
     return make_policy(0), make_policy(1)
+
+
+@pytest.fixture
+def loaded(policies, tokenizer):
+    return LoadedPolicy(*policies, tokenizer, TemplateSettings(), batch_size=5)
 
 
 @pytest.fixture
@@ -76,7 +88,7 @@ def test_responses():
     texts = [["so so good", "it was"], ["a b", "c d"]]
     for name, expected in (("self_bleu", self_bleu(texts)), ("vendi", vendi_score(texts))):
         values = [value for _, _, value in found[f"diversity/{name}"].values]
-        assert values == list(expected.per_prompt)
+        assert values == expected
     assert (found["diversity/self_bleu"].better, found["diversity/vendi"].better) == (
         "lower",
         "higher",
@@ -131,11 +143,8 @@ def test_kl_and_entropy_by_hand(batch_size, policies, tokenizer, generations):
         for g in generations
         for i, sample in enumerate(g.samples)
     }
-    found = named(
-        measure_policy(
-            *policies, tokenizer, generations, is_own_distribution=True, batch_size=batch_size
-        )
-    )
+    policy = LoadedPolicy(*policies, tokenizer, TemplateSettings(), batch_size)
+    found = named(measure_policy(policy, generations, is_own_distribution=True))
     kl = found["kl_policy_ref"]
     assert [(id, i) for id, i, _ in kl.values] == list(hand)
     assert [v for *_, v in kl.values] == pytest.approx([kl for kl, _ in hand.values()], rel=1e-5)
@@ -147,26 +156,16 @@ def test_kl_and_entropy_by_hand(batch_size, policies, tokenizer, generations):
         assert value == pytest.approx(statistics.mean(of_prompt), rel=1e-5)
 
 
-def test_no_kl_where_the_samples_are_not_the_policys(policies, tokenizer, generations):
-    found = measure_policy(
-        *policies, tokenizer, generations, is_own_distribution=False, batch_size=4
-    )
+def test_no_kl_where_the_samples_are_not_the_policys(loaded, generations):
+    found = measure_policy(loaded, generations, is_own_distribution=False)
     assert [measure.name for measure in found] == ["diversity/entropy"]
-    found = measure_policy(
-        policies[0], None, tokenizer, generations, is_own_distribution=True, batch_size=4
-    )
+    found = measure_policy(replace(loaded, ref_model=None), generations, is_own_distribution=True)
     assert [measure.name for measure in found] == ["diversity/entropy"]
 
 
-def test_a_response_whose_tokens_are_not_known(policies, tokenizer):
+def test_a_response_whose_tokens_are_not_known(loaded):
     with pytest.raises(TokenRatioError, match="b: a response without token_ids"):
-        measure_policy(
-            *policies,
-            tokenizer,
-            [generation("b", "so good")],
-            is_own_distribution=True,
-            batch_size=4,
-        )
+        measure_policy(loaded, [generation("b", "so good")], is_own_distribution=True)
 
 
 # judgements
@@ -259,7 +258,7 @@ def data(world, tokenizer):
 
 
 @pytest.mark.parametrize("has_adapter", [False, True], ids=["full", "lora"])
-def test_pairs_by_hand(has_adapter, policies, data):
+def test_pairs_by_hand(has_adapter, policies, loaded, data):
     model, ref_model = policies
     if has_adapter:
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
@@ -277,7 +276,8 @@ def test_pairs_by_hand(has_adapter, policies, data):
         gap = len(row["chosen_ids"]) - len(row["rejected_ids"])
         longer.append((gap, 0.5 + 0.5 * ((gap > 0) - (gap < 0))))
     subsets = ["even" if i % 2 == 0 else "odd" for i in range(len(rows))]
-    found = named(measure_pairs(model, ref_model, data, beta=0.3, subsets=subsets, batch_size=5))
+    policy = replace(loaded, model=model)
+    found = named(measure_pairs(policy, data, beta=0.3, subsets=subsets))
     margin = found["pairs/margin"]
     assert [value for *_, value in margin.values] == pytest.approx(margins, rel=1e-4, abs=1e-5)
     assert [value for *_, value in found["pairs/accuracy"].values] == accuracy
@@ -295,8 +295,8 @@ def test_pairs_by_hand(has_adapter, policies, data):
     assert by_length[-1].name.endswith(f" to {max(longer)[0]}")
 
 
-def test_pairs_of_one_prompt_are_one_draw(policies, data):
-    found = named(measure_pairs(*policies, data, beta=0.1, batch_size=5))
+def test_pairs_of_one_prompt_are_one_draw(loaded, data):
+    found = named(measure_pairs(loaded, data, beta=0.1))
     prompts = [str(row["prompt_ids"]) for row in data.dataset]
     first = {prompt: data.dataset["origin"][prompts.index(prompt)] for prompt in prompts}
     for name in ("pairs/accuracy", "pairs/margin"):
@@ -316,19 +316,14 @@ def test_pairs_of_one_prompt_are_one_draw(policies, data):
 
 
 @pytest.mark.slow
-def test_credit_by_its_state_terms(policies, tokenizer, data):
+def test_credit_by_its_state_terms(loaded, tokenizer, world):
+    """Words, EOS included, meet their own scores."""
+    pairs = world.preference_pairs(12, seed=0)
+    data = prepare_pairs(pairs, tokenizer, max_length=128, max_prompt_length=None)
     baseline = StateBaseline(32, 4)
     torch.manual_seed(0)
     torch.nn.init.normal_(baseline.layers[-1].weight)
-    common = {"world": WORLDS["reviews"], "beta": 0.1, "batch_size": 8}
-    measures = measure_credit(
-        *policies,
-        tokenizer,
-        data,
-        **common,
-        state_terms=["none", "kl", "baseline"],
-        baseline=baseline,
-    )
+    measures = measure_credit(loaded, data, world=world, beta=0.1, baseline=baseline)
     assert [measure.name for measure in measures] == [
         f"credit/{term}/{kind}"
         for term in ("log_ratio", "log_ratio+kl", "log_ratio+baseline")
@@ -336,29 +331,57 @@ def test_credit_by_its_state_terms(policies, tokenizer, data):
     ]
     assert all(-1 <= m.mean <= 1 and m.standard_error > 0 for m in measures)
     assert len({m.mean for m in measures}) == 9
-    # log-ratios are held to advantages, those with the baseline to action values
-    for index, term, target in ((1, "none", "advantage"), (7, "baseline", "action_value")):
-        expected = token_credit(
-            *policies,
-            tokenizer,
-            data.dataset,
-            **common,
-            state_term=term,
-            baseline=baseline if term == "baseline" else None,
-            target=target,
+    assert {m.better for m in measures} == {"higher"}
+    texts = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
+    rows = [
+        TokenRow(
+            tuple(tokenizer(prompt)["input_ids"]),
+            (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id),
+        )
+        for prompt, text in texts
+    ]
+    values = ReviewValues(world.grammar, world.reward)
+    true = [values.of_response(prompt, [*words_of(text), EOS]) for prompt, text in texts]
+    # the baseline's scores are compared with action values, the others with advantages
+    for index, (term, target) in enumerate(
+        (("none", "advantage"), ("kl", "advantage"), ("baseline", "action_value"))
+    ):
+        expected = credit(
+            token_scores(
+                loaded.model,
+                loaded.ref_model,
+                rows,
+                beta=0.1,
+                state_term=term,
+                baseline=baseline if term == "baseline" else None,
+                batch_size=5,
+            ),
+            [getattr(each, target) for each in true],
+            [prompt for prompt, _ in texts],
             num_bootstrap=0,
         )
-        assert measures[index].mean == expected.spearman_within.value
-    assert {m.better for m in measures} == {"higher"}
-    (doubled, *_) = measure_credit(
-        *policies,
-        tokenizer,
-        data,
-        **common | {"beta": 0.2, "batch_size": 3},
-        state_terms=["none"],
-        baseline=None,
+        found = [measure.mean for measure in measures[3 * index : 3 * index + 3]]
+        assert found == [
+            expected.spearman.value,
+            expected.spearman_within.value,
+            expected.kendall.value,
+        ]
+        assert measures[3 * index].num == expected.num_tokens
+    policy = replace(loaded, batch_size=3)
+    doubled = measure_credit(policy, data, world=world, beta=0.2, baseline=None)
+    assert [measure.mean for measure in doubled] == pytest.approx(
+        [measure.mean for measure in measures[:6]], abs=1e-4
     )
-    assert doubled.mean == pytest.approx(measures[0].mean, abs=1e-4)
+
+
+def test_credit_needs_the_worlds_tokenizer(loaded, data, world):
+    class Subwords:
+        def convert_ids_to_tokens(self, ids):
+            return [f"##{index}" for index in ids]
+
+    policy = replace(loaded, tokenizer=Subwords())
+    with pytest.raises(TokenRatioError, match="'##1' is not a word of the review world"):
+        measure_credit(policy, data, world=world, beta=0.1, baseline=None)
 
 
 def test_a_log_in_figures_and_words(tmp_path):

@@ -95,9 +95,9 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     settings = judge_settings(kind, {k: v for k, v in flags.items() if k in judge_fields})
     from tokenratio.cli.outputs import check_output
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
+    from tokenratio.evaluation.inputs import ModelPool
     from tokenratio.evaluation.journal import read_settings
     from tokenratio.evaluation.judges.protocol import JudgeContext, digest_of
-    from tokenratio.evaluation.model_pool import ModelPool
     from tokenratio.evaluation.response_files import date_of_responses, read_responses
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
     from tokenratio.evaluation.win_report import describe, summarize

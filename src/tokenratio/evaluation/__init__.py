@@ -1,4 +1,4 @@
-"""Evaluation: responses, judges, statistics; `evaluate` is its front door.
+"""Evaluation: responses, judges and statistics; `evaluate` runs all of it.
 
 The names below load what they need when they are first used.
 """
@@ -11,16 +11,11 @@ if TYPE_CHECKING:
     from tokenratio.evaluation.pipeline import evaluate
     from tokenratio.evaluation.results import Measure, PolicyMeasures
 
-_HOMES = {
-    "EvaluateOptions": "options",
-    "Measure": "results",
-    "PolicyMeasures": "results",
-    "evaluate": "pipeline",
-}
 __all__ = ["EvaluateOptions", "Measure", "PolicyMeasures", "evaluate"]
+_MODULES = {"EvaluateOptions": "options", "evaluate": "pipeline"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'results')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

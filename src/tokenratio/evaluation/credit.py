@@ -1,4 +1,4 @@
-"""Is the credit where it belongs? Token scores of a policy against the true token advantages.
+"""Credit assignment: a policy's token scores compared with the true token advantages.
 
 A policy's score of a token is β (ρ_t + state term), ρ_t its log-ratio to the reference: with
 KL(π_ref ‖ π) as state term it estimates A_ref (TBPO-A), with the learned baseline Q_ref (TBPO-Q),
@@ -6,9 +6,9 @@ docs/method.md §1. Scores are compared by rank, so that neither β nor a method
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from tokenratio.data.worlds import WORLDS, World
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.reference import Reference
@@ -24,16 +23,13 @@ from tokenratio.models.token_requests import TokenRequest, language_model
 from tokenratio.models.token_rows import TokenRow, score_rows
 from tokenratio.types import CompletionBatch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 StateTerm = Literal["none", "kl", "baseline"]
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation in [−1, 1] and how sure it is.
+    """A rank correlation in [−1, 1] and its uncertainty.
 
     Attributes:
         value: nan where it is not defined (all scores alike, as before training).
@@ -55,9 +51,9 @@ class Credit:
         spearman, kendall: over the tokens of all responses together (ties: average ranks, τ-b).
         spearman_within, kendall_within: within each response, then the mean over responses.
         num_tokens, num_responses, num_prompts: what was compared.
-        num_unknown_tokens: tokens left out since their true score is not known (nan).
-        num_constant_responses: responses without a correlation of their own, for all their scores
-            are alike on one side or they have fewer than two tokens; left out of `…_within`.
+        num_unknown_tokens: tokens left out because their true score is not known (nan).
+        num_constant_responses: left out of `…_within`: responses with fewer than two tokens, or
+            with all predicted or all true scores equal.
     """
 
     spearman: Correlation
@@ -82,14 +78,14 @@ def credit(
     """Compare predicted with true scores, token by token.
 
     Args:
-        predicted: of each response, a score for each token.
-        gold: the true ones, aligned with them; nan where a token has none.
-        prompts: of each response; responses to one prompt are drawn together in the bootstrap.
+        predicted: for each response, a score of each token.
+        gold: the true scores, in the same shape; nan where a token has none.
+        prompts: of each response; the bootstrap draws responses to one prompt together.
         num_bootstrap: resamples of the prompts.
         seed: of the resamples.
     Raises:
-        TokenRatioError: arrays that do not fit, a predicted score that is not finite, or no token
-            with a true score; names the response by its index, from 0.
+        TokenRatioError: lengths differ, a predicted score is not finite, or no token has a true
+            score; names the response by its index, from 0.
     """
     pairs = [_aligned(*sides) for sides in enumerate(zip(predicted, gold, strict=True))]
     if len(prompts) != len(pairs):
@@ -143,19 +139,16 @@ def token_scores(
 ) -> list[Array]:
     """β (ρ_t + state term) of each token of each response, in the unit of the reward.
 
-    No logits are kept.
-
     Args:
         ref_model: π_ref; None for a model with a PEFT adapter, which is then switched off.
-        beta: the leash the policy was trained with, > 0.
-        state_term: `"kl"` adds KL(π_ref ‖ π) of the state, `"baseline"` adds b(s), as the methods'
-            `state_weight` in `losses.LOSSES`.
+        beta: that the policy was trained with, > 0.
+        state_term: `"kl"` adds KL(π_ref ‖ π) of the state, `"baseline"` adds b(s).
         baseline: b, from the policy's hidden states (`models.state_baseline.StateBaseline`).
         batch_size: rows in one forward pass.
     Returns:
         One array per response, in the order given, a value per token, EOS included.
     Raises:
-        TokenRatioError: β ≤ 0, a missing baseline, or what `score_rows` refuses.
+        TokenRatioError: β ≤ 0, a missing baseline, a missing adapter, or what `score_rows` refuses.
     """
     if not (math.isfinite(beta) and beta > 0):
         raise TokenRatioError(f"beta must be positive and finite, not {beta}")
@@ -184,76 +177,6 @@ def token_scores(
         return [part.numpy() for part in (beta * score).double().cpu().split(lengths)]
 
     return score_rows(models, responses, scores, batch_size=batch_size)
-
-
-def token_credit(
-    model: nn.Module,
-    ref_model: nn.Module | None,
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    beta: float,
-    state_term: StateTerm,
-    baseline: Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens"]] | None = None,
-    target: Literal["advantage", "action_value"] = "advantage",
-    world: World | None = None,
-    batch_size: int = 16,
-    num_bootstrap: int = 500,
-    seed: int = 0,
-) -> Credit:
-    """A policy's token scores against a world's exact ones, on a data set's responses.
-
-    The exact values are those under the world's own distribution, which the reference has learned
-    but does not equal: even the best policy falls a little short of 1.
-
-    Args:
-        tokenizer: the world's, one token per word.
-        rows: with `prompt_ids` and one or more of `chosen_ids`, `rejected_ids`, `completion_ids`,
-            such as `prepare_pairs(…).dataset`.
-        target: `"advantage"` A_ref, or `"action_value"` Q_ref, which the baseline's score is of.
-        world: whose `token_values` are exact; the review world if None.
-            The other arguments are those of `token_scores` and `credit`.
-    Raises:
-        TokenRatioError: the world has no token values, or not for these tokens (another tokenizer,
-            a foreign prompt); no responses; or what `token_scores` and `credit` refuse.
-    """
-    responses = _responses(rows)
-    world = WORLDS["reviews"] if world is None else world
-    true = [
-        world.token_values(
-            tokenizer.convert_ids_to_tokens(list(response.prompt_ids)),
-            tokenizer.convert_ids_to_tokens(list(response.response_ids)),
-        )
-        for response in responses
-    ]
-    scores = token_scores(
-        model,
-        ref_model,
-        responses,
-        beta=beta,
-        state_term=state_term,
-        baseline=baseline,
-        batch_size=batch_size,
-    )
-    return credit(
-        scores,
-        [getattr(values, target) for values in true],
-        [response.prompt_ids for response in responses],
-        num_bootstrap=num_bootstrap,
-        seed=seed,
-    )
-
-
-def _responses(rows: Iterable[Mapping[str, Any]]) -> list[TokenRow]:
-    responses = [
-        TokenRow(tuple(row["prompt_ids"]), tuple(row[name]))
-        for row in rows
-        for name in ("chosen_ids", "rejected_ids", "completion_ids")
-        if name in row
-    ]
-    if not responses:
-        raise TokenRatioError("no responses: rows need chosen_ids, rejected_ids or completion_ids")
-    return responses
 
 
 def _adapters(model: nn.Module) -> Any:

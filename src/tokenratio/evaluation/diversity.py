@@ -1,15 +1,13 @@
 """How varied a policy's samples are (docs/method.md §8).
 
-Each measure takes the samples of every prompt and gives a value per prompt and their mean. A sample
-is a text, split into tokens as sacrebleu's "13a" does, or a sequence of token ids, which are its
-tokens as they are (for languages "13a" does not split).
+Each measure takes the samples of every prompt and returns a value per prompt, in the same order. A
+sample is a text, split into tokens as sacrebleu's "13a" does, or a sequence of token ids, for
+languages that "13a" does not split.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,7 +18,6 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.estimates import Estimate, clustered_mean
 from tokenratio.models.token_requests import own_head
 from tokenratio.models.token_rows import TokenRow, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
@@ -34,45 +31,28 @@ Tokens = tuple[str, ...]
 VENDI_ORDERS = (1, 2, 3, 4)
 
 
-@dataclass(frozen=True)
-class Diversity:
-    """A measure of diversity.
-
-    Attributes:
-        per_prompt: its value for each prompt, in the prompts' order; nan where it is not defined (a
-            response too short to have an n-gram).
-        estimate: the mean of those that are defined; `num` says how many were averaged: prompts, or
-            responses for `predictive_entropy`. nan if there are none.
-        num_undefined: prompts, or responses for `predictive_entropy`, that were left out.
-    """
-
-    per_prompt: tuple[float, ...]
-    estimate: Estimate
-    num_undefined: int
-
-
-def self_bleu(samples: Sequence[Sequence[Text]]) -> Diversity:
+def self_bleu(samples: Sequence[Sequence[Text]]) -> list[float]:
     """Mean sentence BLEU over ordered pairs of a prompt's samples, 0 to 100; lower is more diverse.
 
     sacrebleu's, nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp. Samples with the same tokens score
-    exactly 100, two empty ones too.
+    exactly 100, as do two empty ones.
 
     Args:
         samples: for each prompt at least two.
     Raises:
         TokenRatioError: no prompts, or a prompt with fewer samples.
 
-    >>> self_bleu([["the room was good .", "the room was good ."]]).estimate.mean
-    100.0
+    >>> self_bleu([["the room was good .", "the room was good ."]])
+    [100.0]
     """
-    # Effective order: a response of two words is not scored by 4-grams it cannot have. The tokens
-    # are split already; `force` only silences the remark that texts look it.
+    # Effective order: a response of two words is not scored by 4-grams it cannot have. `force`
+    # silences the warning that the texts look tokenised, which they are.
     bleu = BLEU(effective_order=True, smooth_method="exp", tokenize="none", force=True)
 
     def score(group: list[Tokens]) -> float:
         texts = [" ".join(tokens) for tokens in group]
         scores = [
-            # by hand: sacrebleu gives 100.00000000000004, and 0 for empty texts
+            # sacrebleu gives 100.00000000000004 for equal texts, and 0 for empty ones
             100.0 if one == other else min(100.0, bleu.sentence_score(one, [other]).score)
             for i, one in enumerate(texts)
             for j, other in enumerate(texts)
@@ -80,68 +60,32 @@ def self_bleu(samples: Sequence[Sequence[Text]]) -> Diversity:
         ]
         return math.fsum(scores) / len(scores)
 
-    return _over_prompts([score(group) for group in _tokenised(samples, at_least=2)])
+    return [score(group) for group in _tokenised(samples, at_least=2)]
 
 
-def distinct_in_response(samples: Sequence[Sequence[Text]], n: int) -> Diversity:
-    """Distinct-n of one sample per prompt, the first: different n-grams over n-grams, 0 to 1.
+def distinct_in_response(samples: Sequence[Sequence[Text]], n: int) -> list[float]:
+    """Distinct-n of each prompt's first sample: different n-grams over n-grams, 0 to 1.
 
-    docs/method.md §8's Distinct-1, read as a mean over responses; `distinct_in_corpus` is the other
-    reading. A response that repeats itself scores low; short ones score high.
+    A response that repeats itself scores low; short ones score high; one without an n-gram is nan.
 
-    >>> distinct_in_response([["so so good", "a second sample does not count"]], 1).per_prompt
-    (0.6666666666666666,)
-    """
-    groups = _tokenised(samples, at_least=1)
-    return _over_prompts([_distinct(group[:1], n) for group in groups])
-
-
-def distinct_in_prompt(samples: Sequence[Sequence[Text]], n: int) -> Diversity:
-    """Distinct-n of all of a prompt's samples together: low if they share their n-grams.
-
-    Falls as there are more samples per prompt: compare policies with as many each.
-
-    >>> distinct_in_prompt([["good room", "good bed"]], 1).per_prompt
-    (0.75,)
-    """
-    return _over_prompts([_distinct(group, n) for group in _tokenised(samples, at_least=1)])
-
-
-def distinct_in_corpus(samples: Sequence[Sequence[Text]], n: int) -> Estimate:
-    """Distinct-n of the prompts' first samples together, as Li et al. define it (1510.03055).
-
-    Falls as there are more prompts and longer responses: compare policies on the same prompts. The
-    standard error is a jackknife over prompts, which errs on the large side for such a count; `num`
-    counts prompts.
+    >>> distinct_in_response([["so so good", "a second sample does not count"]], 1)
+    [0.6666666666666666]
     """
     counts = [_ngrams(group[0], n) for group in _tokenised(samples, at_least=1)]
-    holders = Counter(ngram for of_prompt in counts for ngram in of_prompt)
-    total, num = sum(map(Counter.total, counts)), len(counts)
-    if not total:
-        return Estimate(math.nan, math.nan, num)
-    without = [
-        (len(holders) - sum(holders[ngram] == 1 for ngram in of_prompt))
-        / (total - of_prompt.total())
-        for of_prompt in counts
-        if of_prompt.total() < total
-    ]
-    error = math.nan  # one prompt, or n-grams in only one
-    if len(without) == num > 1:
-        error = math.sqrt((num - 1) * float(np.var(without)))
-    return Estimate(len(holders) / total, error, num)
+    return [len(count) / count.total() if count else math.nan for count in counts]
 
 
-def vendi_score(samples: Sequence[Sequence[Text]]) -> Diversity:
-    """How many different responses the k samples of a prompt amount to: 1 (alike) to k (disjoint).
+def vendi_score(samples: Sequence[Sequence[Text]]) -> list[float]:
+    """The effective number of responses among a prompt's k samples: 1 (alike) to k (disjoint).
 
     exp of the entropy of the eigenvalues of K / k (Friedman and Dieng, 2210.02410), K the mean over
     n = 1 … 4 of the cosine similarities of n-gram counts. A response of fewer than n tokens counts
     as one n-gram of its own.
 
-    >>> vendi_score([["good room", "good room", "bad bed"]]).per_prompt
-    (1.8898815748423097,)
+    >>> vendi_score([["good room", "good room", "bad bed"]])
+    [1.8898815748423097]
     """
-    return _over_prompts([_vendi(group) for group in _tokenised(samples, at_least=1)])
+    return [_vendi(group) for group in _tokenised(samples, at_least=1)]
 
 
 def predictive_entropy(
@@ -150,14 +94,12 @@ def predictive_entropy(
     *,
     batch_size: int = 16,
     chunk_size: int | None = None,
-) -> Diversity:
+) -> list[float]:
     """Mean token entropy of the policy on its samples, nats; higher is more diverse.
 
-    docs/method.md §8.
-
-    The states are those of the samples, whatever backend they come from; at each the entropy is
-    that of the policy's whole distribution at temperature 1. A response's value is the mean over
-    its tokens, EOS included.
+    The entropy at each state of the samples is that of the policy's whole distribution at
+    temperature 1. A response's value is the mean over its tokens, EOS included; empty responses are
+    left out, and a prompt with only such ones is nan.
 
     Args:
         batch_size: rows in one forward pass.
@@ -174,16 +116,9 @@ def predictive_entropy(
         return (sums / batch.response_mask.sum(-1)).tolist()
 
     entropies = np.array(score_rows([model], rows, mean_entropies, batch_size=batch_size))
-    sizes = [len(group) for group in samples]
-    ends = np.cumsum(sizes)
-    groups = [entropies[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    groups = np.split(entropies, np.cumsum([len(group) for group in samples])[:-1])
     defined = [group[~np.isnan(group)] for group in groups]
-    per_prompt = [float(group.mean()) if len(group) else math.nan for group in defined]
-    kept = [len(group) for group in defined]
-    mean = Estimate(math.nan, math.nan, 0)
-    if any(kept):
-        mean = clustered_mean(np.concatenate(defined).tolist(), kept)
-    return Diversity(tuple(per_prompt), mean, len(rows) - sum(kept))
+    return [float(group.mean()) if len(group) else math.nan for group in defined]
 
 
 def _entropies(
@@ -200,17 +135,9 @@ def _entropies(
     for start in range(0, len(hidden), chunk_size):
         states = slice(start, start + chunk_size)
         logits = head.write_logits(hidden[states].to(factors), space)
-        # `entr` is 0 where a probability is, which log-probabilities of −inf would make nan
+        # `entr` is 0 for a probability of 0, where log-probabilities of −inf would give nan
         entropies[states] = torch.special.entr(logits.softmax(-1)).sum(-1)
     return entropies
-
-
-def _over_prompts(values: Sequence[float]) -> Diversity:
-    defined = [value for value in values if not math.isnan(value)]
-    mean = Estimate(math.nan, math.nan, 0)
-    if defined:
-        mean = clustered_mean(defined, [1] * len(defined))
-    return Diversity(tuple(values), mean, len(values) - len(defined))
 
 
 def _tokenised(samples: Sequence[Sequence[Text]], *, at_least: int) -> list[list[Tokens]]:
@@ -220,31 +147,22 @@ def _tokenised(samples: Sequence[Sequence[Text]], *, at_least: int) -> list[list
         if len(group) < at_least:
             raise TokenRatioError(
                 f"prompt {index} has {len(group)} samples, at least {at_least} are needed: sample "
-                "more to each prompt"
+                "more responses per prompt"
             )
-    return [[_tokens(sample) for sample in group] for group in samples]
-
-
-def _tokens(sample: Text) -> Tokens:
-    if isinstance(sample, str):
-        return tuple(_tokenizer()(sample.rstrip()).split())
-    return tuple(map(str, sample))
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> Tokenizer13a:
-    return Tokenizer13a()  # type: ignore[no-untyped-call]
+    split = Tokenizer13a()  # type: ignore[no-untyped-call]
+    return [
+        [
+            tuple(split(sample.rstrip()).split())
+            if isinstance(sample, str)
+            else tuple(map(str, sample))
+            for sample in group
+        ]
+        for group in samples
+    ]
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter[Tokens]:
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
     return Counter(tokens[i : i + n] for i in range(len(tokens) - n + 1))
-
-
-def _distinct(group: Sequence[Tokens], n: int) -> float:
-    counts: Counter[Tokens] = sum((_ngrams(tokens, n) for tokens in group), Counter())
-    return len(counts) / counts.total() if counts else math.nan
 
 
 def _vendi(group: Sequence[Tokens]) -> float:

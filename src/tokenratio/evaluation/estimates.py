@@ -1,19 +1,16 @@
-"""A mean and how well it is known."""
+"""Means and shares with their uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over responses.
+    """A mean with its standard error (prompts are the independent draws), and the number of values.
 
-    Attributes:
-        mean: over all responses.
-        standard_error: of the mean, prompts taken as the independent draws; nan for one prompt.
-        num: responses.
+    The standard error is nan for one prompt.
     """
 
     mean: float
@@ -21,25 +18,26 @@ class Estimate:
     num: int
 
 
-def clustered_mean(values: Sequence[float], sizes: Sequence[int]) -> Estimate:
-    """Mean of values that come in groups, the groups independent, values of one group perhaps not.
+def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
+    """Mean of values, each in a cluster; clusters are independent, values in a cluster perhaps not.
 
-    The standard error is that of the ratio of the groups' sums to their sizes, cluster-robust: with
-    groups of one value, the usual sd / √n.
+    The standard error is that of the ratio of the clusters' sums to their sizes, cluster-robust:
+    with clusters of one value, the usual sd / √n. nan for a single cluster.
 
-    >>> clustered_mean([1.0, 2.0, 3.0], [1, 1, 1])
+    >>> clustered_mean([1.0, 2.0, 3.0], ["a", "b", "c"])
     Estimate(mean=2.0, standard_error=0.5773502691896257, num=3)
     """
-    num, groups = len(values), [size for size in sizes if size]
-    mean = math.fsum(values) / num
-    squares, begin = [], 0
-    for size in groups:
-        squares.append(math.fsum(value - mean for value in values[begin : begin + size]) ** 2)
-        begin += size
-    if len(groups) < 2:
+    if not values:
+        return Estimate(math.nan, math.nan, 0)
+    num, mean = len(values), math.fsum(values) / len(values)
+    deviations: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        deviations.setdefault(cluster, []).append(value - mean)
+    groups = len(deviations)
+    if groups < 2:
         return Estimate(mean, math.nan, num)
-    variance = math.fsum(squares) * len(groups) / (len(groups) - 1) / num**2
-    return Estimate(mean, math.sqrt(variance), num)
+    squares = math.fsum(math.fsum(group) ** 2 for group in deviations.values())
+    return Estimate(mean, math.sqrt(squares * groups / (groups - 1) / num**2), num)
 
 
 def wilson_interval(share: float, num: int, *, level: float = 0.95) -> tuple[float, float]:

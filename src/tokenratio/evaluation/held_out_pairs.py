@@ -18,15 +18,14 @@ class PairScores:
     """A reward on a set of pairs. Accuracies lie in [0, 1]; a tie counts half.
 
     Attributes:
-        accuracy: the chosen response has the larger reward.
+        accuracy: of "the response with the larger reward is chosen".
         margin: reward of the chosen minus that of the rejected response, in the reward's unit.
-        longer_wins: what "the longer response is chosen" would score on the same pairs;
-            `shorter_wins` is 1 less that.
+        longer_wins, shorter_wins: accuracies of "the longer response is chosen" and its opposite.
         over_length: accuracy minus that of the better of the two rules, pair by pair, so that its
-            standard error is that of the difference. The better rule is picked on these very pairs,
-            which flatters it a little.
+            standard error is that of the difference. The rule is picked on the same pairs, which
+            biases its accuracy upwards a little.
         better_rule: which of the two that is.
-        num_ties: pairs whose rewards are exactly equal.
+        num_ties: pairs with exactly equal rewards.
         num_equal_length: pairs of equal length.
     """
 
@@ -54,10 +53,10 @@ class PairReport:
     """A reward on held-out pairs.
 
     Attributes:
-        overall: on all of them.
-        by_subset: by the values of the column `subsets`, in order of appearance.
+        overall: on all pairs.
+        by_subset: by the values of `subsets`, in order of appearance.
         by_length: by quantiles of the length difference, from "chosen much shorter" to "chosen much
-            longer". Fewer than asked for where many differences are equal: equal ones share a bin.
+            longer"; fewer than `num_bins` if many differences are equal: equal ones share a bin.
     """
 
     overall: PairScores
@@ -78,34 +77,36 @@ def held_out_pairs(
     """Accuracy and margin of a reward, overall, per subset and by length difference.
 
     Args:
-        chosen_rewards: of each pair, such as β Σ_t ρ_t; `rejected_rewards` likewise.
-        chosen_lengths: in any unit, tokens or characters; `rejected_lengths` likewise.
-        subsets: a column of the data that names each pair's subset.
-        prompts: of each pair; pairs of one prompt are then not independent draws, and standard
-            errors say so. None: every pair has its own.
-        num_bins: bins of length difference, with as many pairs each as equal differences allow.
+        chosen_rewards, rejected_rewards: of each pair, such as β Σ_t ρ_t.
+        chosen_lengths, rejected_lengths: in any unit, tokens or characters.
+        subsets: the name of each pair's subset.
+        prompts: of each pair; standard errors take prompts, not pairs, as independent draws. If
+            None, every pair has its own.
+        num_bins: bins of length difference, with about as many pairs in each.
     Raises:
-        TokenRatioError: no pairs, columns that differ in length, a value that is not finite; names
-            the pair by its index, from 0.
+        TokenRatioError: no pairs, columns differ in length, or a value is not finite; names the
+            pair by its index, from 0.
     """
-    columns = {
-        "chosen_rewards": chosen_rewards,
-        "rejected_rewards": rejected_rewards,
-        "chosen_lengths": chosen_lengths,
-        "rejected_lengths": rejected_lengths,
-    }
-    chosen, rejected, chosen_length, rejected_length = _checked(columns, subsets, prompts)
+    chosen, rejected, chosen_length, rejected_length = _checked(
+        {
+            "chosen_rewards": chosen_rewards,
+            "rejected_rewards": rejected_rewards,
+            "chosen_lengths": chosen_lengths,
+            "rejected_lengths": rejected_lengths,
+        },
+        subsets,
+        prompts,
+    )
     if num_bins < 1:
         raise TokenRatioError(f"num_bins must be at least 1, not {num_bins}")
-    num = len(chosen)
     longer = chosen_length - rejected_length
-    clusters = list(range(num)) if prompts is None else list(prompts)
+    clusters = range(len(chosen)) if prompts is None else prompts
 
     def scores(pairs: NDArray[np.intp]) -> PairScores:
         return _scores(chosen[pairs] - rejected[pairs], longer[pairs], [clusters[i] for i in pairs])
 
     of_subset: dict[str, list[int]] = {}
-    for index, subset in enumerate(subsets if subsets is not None else []):
+    for index, subset in enumerate(() if subsets is None else subsets):
         of_subset.setdefault(subset, []).append(index)
     inner = np.quantile(longer, np.arange(1, num_bins) / num_bins)
     bins = np.searchsorted(np.unique(inner), longer, side="left")  # a bin holds its upper edge
@@ -115,7 +116,7 @@ def held_out_pairs(
         ends = float(longer[pairs].min()), float(longer[pairs].max())
         by_length.append(LengthBin(*ends, scores(pairs)))
     return PairReport(
-        overall=scores(np.arange(num)),
+        overall=scores(np.arange(len(chosen))),
         by_subset={name: scores(np.array(pairs)) for name, pairs in of_subset.items()},
         by_length=tuple(by_length),
     )
@@ -125,15 +126,9 @@ def _scores(margin: Array, longer: Array, clusters: Sequence[Hashable]) -> PairS
     correct, longer_wins = shares_won(margin), shares_won(longer)
     better: Literal["longer", "shorter"] = "longer" if longer_wins.mean() >= 0.5 else "shorter"
     rule = longer_wins if better == "longer" else 1 - longer_wins
-    # `clustered_mean` wants the pairs of a prompt side by side
-    of_cluster: dict[Hashable, list[int]] = {}
-    for index, cluster in enumerate(clusters):
-        of_cluster.setdefault(cluster, []).append(index)
-    order = [index for members in of_cluster.values() for index in members]
-    sizes = [len(members) for members in of_cluster.values()]
 
     def mean(values: Array) -> Estimate:
-        return clustered_mean(values[order].tolist(), sizes)
+        return clustered_mean(values.tolist(), clusters)
 
     return PairScores(
         accuracy=mean(correct),
@@ -148,7 +143,7 @@ def _scores(margin: Array, longer: Array, clusters: Sequence[Hashable]) -> PairS
 
 
 def shares_won(differences: ArrayLike) -> Array:
-    """1 where positive, 0 where negative, ½ where exactly 0."""
+    """1 where positive, 0 where negative, ½ where 0."""
     return (np.sign(np.asarray(differences, dtype=np.float64)) + 1) / 2
 
 
@@ -167,7 +162,9 @@ def _checked(
         raise TokenRatioError(f"columns differ in length: {listed}; each pair needs one of each")
     for name, array in arrays.items():
         if array.ndim != 1:
-            raise TokenRatioError(f"{name} has shape {array.shape}: one number per pair is needed")
+            raise TokenRatioError(
+                f"{name} has shape {array.shape}: it must have one number per pair"
+            )
         if not np.isfinite(array).all():
             index = int(np.flatnonzero(~np.isfinite(array))[0])
             raise TokenRatioError(f"pair {index}: {name} is {array[index]}, not a finite number")

@@ -9,10 +9,11 @@ from typing import Any
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.protocol import JudgeSettings
 from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
-from tokenratio.evaluation.subjects import REFERENCE
 from tokenratio.models.template_options import TemplateOptions
 from tokenratio.names import require_choice
 from tokenratio.settings import check_known, option
+
+REFERENCE = "reference"  # the name of the reference's folder, and in --against
 
 
 @dataclass
@@ -85,14 +86,14 @@ class EvaluateOptions(TemplateOptions):
         first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not first.is_dir():
             raise TokenRatioError(f"output_dir {folder}: {first} is a file")
-        self.judge_settings()
+        judges = self.judge_settings()
         if self.judges and self.prompts is None:
             raise TokenRatioError("judges compare responses: give --prompts")
-        if self.against != REFERENCE and not self.judge_settings():
+        if self.against != REFERENCE and not judges:
             raise TokenRatioError(f"--against {self.against} has no effect without --judges")
 
     def judge_settings(self) -> dict[str, JudgeSettings]:
-        """The settings of each judge by its name, the default judge included.
+        """The settings of each judge by its name, including the default judge.
 
         Raises:
             TokenRatioError: see `registry.judge_settings`.
@@ -105,10 +106,10 @@ class EvaluateOptions(TemplateOptions):
         return {name: judge_settings(name, values) for name, values in judges.items()}
 
     def check_policies(self, names: Sequence[str]) -> None:
-        """Check, before anything is computed, that these policies have what the settings need.
+        """Check, before anything is computed, that the policies include those the settings need.
 
         Args:
-            names: of all policies, the reference included if there is one.
+            names: of all policies, including the reference if there is one.
         Raises:
             TokenRatioError: the reference or the policy to compare with is missing.
         """

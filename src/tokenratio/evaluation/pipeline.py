@@ -1,6 +1,6 @@
 """An evaluation from prompts to measures, in stages with files between them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,17 +8,14 @@ from tokenratio.data import describe_splits
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
 from tokenratio.evaluation.frontier import frontier_lines
+from tokenratio.evaluation.inputs import ModelPool, PolicyTemplates, PromptSet, Subject, subjects_of
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.model_settings import ImplicitSettings
-from tokenratio.evaluation.model_pool import ModelPool
-from tokenratio.evaluation.model_stage import measure_model
-from tokenratio.evaluation.options import EvaluateOptions
+from tokenratio.evaluation.model_measures import LoadedPolicy, measure_model
+from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
-from tokenratio.evaluation.policy_templates import PolicyTemplates
-from tokenratio.evaluation.prompt_set import content_digests, read_prompt_set
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures, table
-from tokenratio.evaluation.subjects import REFERENCE, Subject, subjects_of
 from tokenratio.evaluation.verdict_stage import VerdictStage
 from tokenratio.models.loading import load_tokenizer
 from tokenratio.run_folder import METRICS_FILE, replace_text
@@ -36,31 +33,30 @@ def evaluate(
     """Evaluate policies on the same prompts and pairs; the reference, if any, comes first.
 
     Writes `NAME/generations.jsonl`, `NAME/judgements-JUDGE.jsonl` and `NAME/measures.json` for
-    each policy, and `table.md`, to `options.output_dir`. What an earlier call with the same
-    settings wrote of generations and judgements is reused.
+    each policy, and `table.md`, to `options.output_dir`. Generations and judgements that an earlier
+    call with the same settings wrote there are reused.
 
     Args:
         policies: folders of runs, other models, or files of generations; each may be
             `NAME=` one of these.
-        report: receives, line by line, what was reused and what a reader has to know.
+        report: receives, line by line, what was reused and what a reader must know.
         progress: draw progress bars.
     Raises:
         TokenRatioError: a setting, model, file or judge cannot be used.
     """
-    evaluation = _Evaluation(policies, options, report, progress)
-    found = evaluation.run()
+    found = _Evaluation(policies, options, report, progress).run()
     lines = frontier_lines(found, REFERENCE)
     notes = [f"{policy.policy}: {note}" for policy in found for note in policy.notes]
-    lines += [note for note in notes if "ALARM" in note]
-    text = table(found) + "\n" + "".join(f"\n{line}\n" for line in lines)
+    alarms = [note for note in notes if "ALARM" in note]
+    text = table(found) + "\n" + "".join(f"\n{line}\n" for line in [*lines, *alarms])
     replace_text(Path(options.output_dir) / "table.md", text)
-    for line in [*notes, *(line for line in lines if "ALARM" not in line)]:
+    for line in [*notes, *lines]:
         report(line)
     return found
 
 
 class _Evaluation:
-    """The stages, and what its policies share: prompts, models, judges."""
+    """The stages, and what the policies share: prompts, models, judges."""
 
     def __init__(
         self,
@@ -81,7 +77,7 @@ class _Evaluation:
         for source in dict.fromkeys(filter(None, (options.prompts, options.pairs))):
             for line in describe_splits(source, split=options.split):
                 report(line)
-        self._prompts = read_prompt_set(options, report)
+        self._prompts = PromptSet(options, report)
         self._templates = PolicyTemplates(subjects, options, report)
         kept = [self._reference]
         for judge in options.judge_settings().values():
@@ -99,30 +95,38 @@ class _Evaluation:
 
     def run(self) -> list[PolicyMeasures]:
         """Each model runs once, for its responses and measures; judges need only the responses."""
-        opponents = self._prompts.given_opponents(self._options)
+        opponents = self._prompts.opponents()
         generations: dict[str, list[AnsweredPrompt]] = {}
         of_models: dict[str, ModelMeasures] = {}
         # Files first: what is wrong with one should show before anything is computed.
         for subject in sorted(self._subjects, key=lambda subject: not subject.is_file):
             if subject.is_file:
-                generations[subject.name] = self._prompts.given(subject.path)
+                generations[subject.name] = self._prompts.responses(subject.path)
+                of_models[subject.name] = [], []
             else:
                 generations[subject.name], of_models[subject.name] = self._run_model(subject)
         opponents = opponents or generations.get(self._options.against)
-        contents = content_digests(self._prompts, self._options)
-        return [
-            self._measure(
-                subject,
-                generations[subject.name],
-                of_models.get(subject.name),
-                opponents,
-                contents,
+        contents = self._prompts.digests()
+        found = []
+        for subject in self._subjects:
+            measures, notes = self._measure(
+                subject, generations[subject.name], of_models[subject.name], opponents
             )
-            for subject in self._subjects
-        ]
+            settings = {
+                **asdict(self._options),
+                "template_date": self._templates.written_day,
+                "reference": self._reference,
+                "path": subject.path,
+            }
+            policy = PolicyMeasures(
+                subject.name, subject.group, settings, tuple(measures), tuple(notes), contents
+            )
+            policy.save(self._folder / subject.name)
+            found.append(policy)
+        return found
 
     def _run_model(self, subject: Subject) -> tuple[list[AnsweredPrompt], ModelMeasures]:
-        """A policy's responses, and what takes its model to measure."""
+        """A policy's responses, and the measures that need its model."""
         options = self._options
         ref_model = None
         if self._reference is not None and subject.name != REFERENCE:
@@ -133,9 +137,10 @@ class _Evaluation:
             if subject.name != REFERENCE or options.reference is not None:
                 raise
             raise TokenRatioError(
-                f"{error}: it is the recorded reference of the runs; give --reference"
+                f"{error}: the runs recorded it as their reference; give --reference"
             ) from None
         tokenizer, template = self._templates.of(subject.path, load_tokenizer(subject.path))
+        policy = LoadedPolicy(model, ref_model, tokenizer, template, options.batch_size)
         generations: list[AnsweredPrompt] = []
         if self._prompts.prompts:
             backend = TransformersBackend(
@@ -158,27 +163,16 @@ class _Evaluation:
             generations = write_responses(
                 self._prompts.prompts, backend, path, settings, report=self._report
             )
-        of_model = measure_model(
-            subject,
-            model,
-            tokenizer,
-            template,
-            generations,
-            options,
-            ref_model=ref_model,
-            reference_path=self._reference,
-        )
-        return generations, of_model
+        return generations, measure_model(subject, policy, generations, options, self._reference)
 
     def _measure(
         self,
         subject: Subject,
         generations: list[AnsweredPrompt],
-        of_model: ModelMeasures | None,
+        of_model: ModelMeasures,
         opponents: list[AnsweredPrompt] | None,
-        contents: Mapping[str, str],
-    ) -> PolicyMeasures:
-        """All measures of one policy, written to its folder."""
+    ) -> ModelMeasures:
+        """All measures of one policy, and notes for the reader."""
         measures: list[Measure] = []
         notes: list[str] = []
         if generations:
@@ -187,9 +181,8 @@ class _Evaluation:
             if subject.name != self._options.against and opponents is not None:
                 measures += self._judges.measure(subject.name, generations, opponents, notes.append)
             measures += measure_responses(generations)
-        if of_model is not None:
-            measures += of_model[0]
-            notes += of_model[1]
+        measures += of_model[0]
+        notes += of_model[1]
         if (Path(subject.path) / METRICS_FILE).is_file():
             try:
                 found, sentences = measure_log(Path(subject.path))
@@ -197,19 +190,4 @@ class _Evaluation:
                 found, sentences = [], [f"its stability is not measured: {error}"]
             measures += found
             notes += sentences
-        settings = {
-            **asdict(self._options),
-            "template_date": self._templates.written_day,
-            "reference": self._reference,
-            "path": subject.path,
-        }
-        policy = PolicyMeasures(
-            subject.name,
-            subject.loss or subject.name,
-            settings,
-            tuple(measures),
-            tuple(notes),
-            contents,
-        )
-        policy.save(self._folder / subject.name)
-        return policy
+        return measures, notes

@@ -17,6 +17,7 @@ _FORMAT = 1
 
 # A prompt's id, which of its samples (or pairs), and the value there.
 Value = tuple[str, int, float]
+Better = Literal["higher", "lower"] | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measure:
         num: values.
         unit: of mean and values; a "share" is shown in percent.
         better: which direction is better; None if neither is.
-        values: those that the mean is of, by prompt; empty if the figure is not such a mean.
+        values: those averaged, by prompt; empty if the figure is not a mean of values.
     """
 
     name: str
@@ -38,39 +39,27 @@ class Measure:
     standard_error: float
     num: int
     unit: str = ""
-    better: Literal["higher", "lower"] | None = None
+    better: Better = None
     values: tuple[Value, ...] = field(default=(), repr=False)
 
     @property
     def text(self) -> str:
         """`mean ± standard error`, as it is shown."""
-        scale = 100 if self.unit == "share" else 1
-        mean, error = self.mean * scale, self.standard_error * scale
-        sign = "%" if self.unit == "share" else ""
-        if math.isnan(mean):
+        if math.isnan(self.mean):
             return "–"
-        digits = 1 if self.unit == "share" else 3
-        if math.isnan(error):
-            return f"{mean:.{digits}f}{sign}"
-        return f"{mean:.{digits}f} ± {error:.{digits}f}{sign}"
+        scale, digits, sign = (100, 1, "%") if self.unit == "share" else (1, 3, "")
+        error = ""
+        if not math.isnan(self.standard_error):
+            error = f" ± {self.standard_error * scale:.{digits}f}"
+        return f"{self.mean * scale:.{digits}f}{error}{sign}"
 
 
 def measure_of(
-    name: str,
-    values: Iterable[Value],
-    *,
-    unit: str = "",
-    better: Literal["higher", "lower"] | None = None,
+    name: str, values: Iterable[Value], *, unit: str = "", better: Better = None
 ) -> Measure:
     """The mean of values that are grouped by prompt, without those that are nan."""
     kept = [value for value in values if not math.isnan(value[2])]
-    if not kept:
-        return Measure(name, math.nan, math.nan, 0, unit, better)
-    groups: dict[str, list[float]] = {}
-    for prompt, _, value in kept:
-        groups.setdefault(prompt, []).append(value)
-    ordered = [value for group in groups.values() for value in group]
-    estimate = clustered_mean(ordered, [len(group) for group in groups.values()])
+    estimate = clustered_mean([value for *_, value in kept], [prompt for prompt, *_ in kept])
     return Measure(
         name, estimate.mean, estimate.standard_error, estimate.num, unit, better, tuple(kept)
     )
@@ -82,9 +71,9 @@ class PolicyMeasures:
 
     Attributes:
         policy: its name.
-        group: policies that frontiers put together, such as the loss it was trained with.
+        group: such as the loss it was trained with; a frontier is drawn for each group.
         settings: how it was measured.
-        notes: what a reader has to know.
+        notes: what a reader must know.
         contents: a digest of every prompt and pair by `prompt ID` and `pair ID`, because the same
             ids in two evaluations may name different texts.
     """
@@ -97,7 +86,7 @@ class PolicyMeasures:
     contents: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str) -> Measure | None:
-        """The measure of that name."""
+        """The measure of that name, if there is one."""
         return next((measure for measure in self.measures if measure.name == name), None)
 
     def save(self, folder: Path) -> None:
@@ -111,7 +100,7 @@ class PolicyMeasures:
         """Read `measures.json`, given as the file or its folder.
 
         Raises:
-            TokenRatioError: it is missing or not such a file.
+            TokenRatioError: it is missing or not a file of measures.
         """
         path = Path(path)
         path = path / MEASURES_FILE if path.is_dir() else path
@@ -119,12 +108,11 @@ class PolicyMeasures:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != _FORMAT:
                 raise ValueError(f"format {document['format']}, not {_FORMAT}")
-            measures = tuple(map(_measure, document["measures"]))
             return cls(
                 document["policy"],
                 document["group"],
                 document["settings"],
-                measures,
+                tuple(map(_measure, document["measures"])),
                 tuple(document["notes"]),
                 dict(document["contents"]),
             )
@@ -138,7 +126,7 @@ class PolicyMeasures:
 
 
 def table(policies: Sequence[PolicyMeasures]) -> str:
-    """Measures down, policies across, as Markdown."""
+    """A Markdown table: a row per measure, a column per policy."""
     names = list(dict.fromkeys(m.name for policy in policies for m in policy.measures))
     lines = [["measure", *(policy.policy for policy in policies)]]
     lines.append(["---"] * len(lines[0]))
@@ -159,7 +147,7 @@ def _measure(entry: Mapping[str, Any]) -> Measure:
 
 
 def _cell(text: str) -> str:
-    """Names come from data and folders: nothing in them may be markup."""
+    """Escaped: names come from data and folders and may contain markup."""
     shown = "".join(c if c.isprintable() else " " for c in text).replace("\\", "\\\\")
     return html.escape(" ".join(shown.replace("|", "\\|").split()), quote=False)
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from tokenratio.evaluation.inputs import ModelPool
 from tokenratio.evaluation.judges.human import HumanSettings
 from tokenratio.evaluation.judges.protocol import Judge, JudgeContext
-from tokenratio.evaluation.model_pool import ModelPool
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_judgements
 from tokenratio.evaluation.response_files import AnsweredPrompt

@@ -122,9 +122,8 @@ def win_rate(
     codes = cluster_codes(kept)
     # ±1/2 and 0: centered on zero, B's figures are A's with the other sign, to the last bit.
     centered = outcomes(first, second) - 0.5
-    order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes)
-    estimate = clustered_mean(centered[order].tolist(), sizes.tolist())
+    estimate = clustered_mean(centered.tolist(), kept)
     wins, losses = int((centered > 0).sum()), int((centered < 0).sum())
     # The sum of each pair first, so that the order of its verdicts does not matter.
     num, preferred = len(centered), _preference(first) + _preference(second)

@@ -1,0 +1,275 @@
+"""What an evaluation runs on: policies with their models and chat templates, and prompts."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.data import read_rows, source_digest
+from tokenratio.data.chat import Prompt, prompt_value
+from tokenratio.data.prompts import read_prompts
+from tokenratio.data.template import TemplateSettings, depends_on_day
+from tokenratio.data.worlds import World, is_world_source, world_of
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.judges.protocol import digest_of
+from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
+from tokenratio.evaluation.response_files import AnsweredPrompt, dataset_responses, read_responses
+from tokenratio.losses import METHODS
+from tokenratio.models.device import default_device, default_dtype
+from tokenratio.models.loading import load_model
+from tokenratio.models.provenance import relocated
+from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
+from tokenratio.run_folder import RUN_FILE, read_document, read_run_file, replace_text
+
+# A policy's name is also the name of its folder.
+_NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy to evaluate.
+
+    Attributes:
+        name: its name in tables, and that of its folder.
+        path: a run's folder, another model's folder or hub name, or a file of generations.
+        record: the run's `run.json`; empty for any other model.
+    """
+
+    name: str
+    path: str
+    record: Mapping[str, Any]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of generations, without a model."""
+        return self.path.endswith(".jsonl")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings that the run was trained with."""
+        return _mapping(self.record.get("config"))
+
+    @property
+    def start(self) -> str | None:
+        """The reference that the run recorded: its `ref_model`, or the model it started from."""
+        reference = _mapping(self.record.get("reference"))
+        # Runs of 0.1.0 call the name `path`.
+        name = reference.get("name", reference.get("path", self.record.get("model")))
+        if not isinstance(name, str) or not name:
+            return None
+        # Runs may have been moved together with their reference. Older runs name it relative to
+        # the working directory they were started in, which is usually a folder above the run.
+        folder = Path(self.path).resolve()
+        moved = relocated(name, folder) if Path(name).is_absolute() else None
+        places = [Path(name), *([] if moved is None else [moved])]
+        places += [place / name for place in folder.parents]
+        return next((str(place) for place in places if place.is_dir()), name)
+
+    @property
+    def group(self) -> str:
+        """The method it was trained with, if it is one of ours, else its name."""
+        loss = self.config.get("loss")
+        return loss if loss in METHODS else self.name
+
+
+def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
+    """The policies given as `FOLDER`, `NAME=FOLDER`, a hub name or a file of generations.
+
+    Raises:
+        TokenRatioError: a name is not allowed or used twice.
+    """
+    subjects: dict[str, Subject] = {}
+    for given in map(str, runs):
+        name, named, path = given.partition("=")
+        if not named or Path(given).exists():
+            named, path = "", given
+        # The last two parts, without the root: runs/a and /runs/a are both runs-a.
+        parts = [part for part in Path(path.removesuffix(".jsonl")).parts if part != "/"]
+        name = name if named else "-".join(parts[-2:])
+        if not path or not _NAME.fullmatch(name) or name == REFERENCE:
+            raise TokenRatioError(
+                f"{given!r}: {name!r} cannot be a policy's name (letters, digits, . _ + = -, at "
+                "most 100); choose one, as in NAME=FOLDER"
+            )
+        if name in subjects:
+            raise TokenRatioError(
+                f"two runs are called {name}: give them different names, as in a=FOLDER b=FOLDER"
+            )
+        subjects[name] = Subject(name, path, read_document(Path(path) / RUN_FILE) or {})
+    return list(subjects.values())
+
+
+class ModelPool:
+    """Loads models by hub name or folder, each once, and shares them.
+
+    Args:
+        kept: models to hold throughout. Of all others, only the last one asked for is held.
+        dtype: of the weights; `auto` is bfloat16 where the hardware multiplies it faster, else
+            float32.
+    """
+
+    def __init__(self, kept: Iterable[str] = (), *, dtype: str = "auto") -> None:
+        self._dtype = default_dtype() if dtype == "auto" else dtype
+        self._kept = set(map(_model_key, kept))
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def model(self, path: str) -> PreTrainedModel:
+        """The model, on the default device.
+
+        Raises:
+            TokenRatioError: it cannot be loaded.
+        """
+        key = _model_key(path)
+        if key not in self._models:
+            for other in self._models.keys() - self._kept:
+                del self._models[other]
+            self._models[key] = load_model(path, {"dtype": self._dtype})
+            self._models[key].to(default_device())  # type: ignore[arg-type]  # a wrapped method
+        return self._models[key]
+
+
+class PolicyTemplates:
+    """Each policy's chat template as it was trained, all on one day, recorded in `template.json`.
+
+    Attributes:
+        day: that of the options, else of the folder, else of the first run with one, else today.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        options: EvaluateOptions,
+        report: Callable[[str], None],
+    ) -> None:
+        self._options, self._report = options, report
+        self._path = Path(options.output_dir) / "template.json"
+        self._reported: set[str] = set()
+        self._is_dated = False
+        recorded = [subject for subject in subjects if subject.config]
+        # A policy without a record, such as the reference, is rendered as the first run is.
+        self._first = recorded[0].path if recorded else None
+        days = [
+            options.template_date,
+            (read_document(self._path) or {}).get("template_date"),
+            *(subject.config.get("template_date") for subject in recorded),
+        ]
+        self.day: str = next(filter(None, days), TemplateSettings().day.isoformat())
+
+    @property
+    def written_day(self) -> str | None:
+        """The day, if a template so far wrote it into a prompt."""
+        return self.day if self._is_dated else None
+
+    def of(
+        self, path: str, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[PreTrainedTokenizerBase, TemplateSettings]:
+        """The policy's tokenizer with its chat template, and the template's settings."""
+        source = path if read_run_file(path) or self._first is None else self._first
+        given = {name: getattr(self._options, name) for name in TEMPLATE_FLAGS}
+        tokenizer, template = template_of(
+            SimpleNamespace(**given), tokenizer, source, day=self.day, report=self._report_once
+        )
+        if depends_on_day(tokenizer, template):
+            self._is_dated = True
+            replace_text(self._path, json.dumps({"template_date": self.day}) + "\n")
+        return tokenizer, template
+
+    def _report_once(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
+            self._report(line)
+
+
+class PromptSet:
+    """The prompts that the options name, and the responses to them that are read, not sampled.
+
+    Attributes:
+        prompts: `(id, prompt)`, each prompt once; empty if the options name none.
+        world: the synthetic world that they come from, if any.
+
+    Raises:
+        TokenRatioError: the source cannot be read.
+    """
+
+    def __init__(self, options: EvaluateOptions, report: Callable[[str], None]) -> None:
+        self._options = options
+        self.prompts: list[tuple[str, Prompt]] = []
+        self.world: World | None = None
+        source = options.prompts
+        if source is None:
+            return
+        rows = read_prompts(source, split=options.split, columns=options.columns)
+        # Rows with the same prompt are not independent draws.
+        first: dict[str, tuple[str, Prompt]] = {}
+        for id, prompt in rows:
+            first.setdefault(digest_of(prompt_value(prompt)), (id, prompt))
+        if len(first) < len(rows):
+            report(f"{len(rows)} rows have {len(first)} different prompts: each is asked once")
+        self.prompts = list(first.values())[: options.num_prompts]
+        self.world = world_of(source) if is_world_source(source) else None
+
+    def responses(self, path: str) -> list[AnsweredPrompt]:
+        """A file's responses to these prompts, in their order.
+
+        Raises:
+            TokenRatioError: a prompt has no response, or its id has another prompt in the file.
+        """
+        if not self.prompts:
+            return []
+        found = {generation.id: generation for generation in read_responses(path)}
+        missing = [id for id, _ in self.prompts if id not in found]
+        if missing:
+            raise TokenRatioError(
+                f"{path} has no answer to {len(missing)} of {len(self.prompts)} prompts, first "
+                f"{missing[0]}"
+            )
+        for id, prompt in self.prompts:
+            if found[id].prompt != prompt:
+                raise TokenRatioError(
+                    f"{path}: the prompt of {id} differs from the one in this evaluation"
+                )
+        return [found[id] for id, _ in self.prompts]
+
+    def opponents(self) -> list[AnsweredPrompt] | None:
+        """What judges compare with, if it is a column or a file; None if it is a policy.
+
+        Raises:
+            TokenRatioError: see `responses` and `dataset_responses`.
+        """
+        options, against = self._options, self._options.against
+        if not self.prompts:
+            return None
+        if against.startswith("column:"):
+            given = dataset_responses(
+                str(options.prompts),
+                column=against.removeprefix("column:"),
+                split=options.split,
+                columns=options.columns,
+            )
+            asked = {id for id, _ in self.prompts}
+            return [generation for generation in given if generation.id in asked]
+        return self.responses(against) if against.endswith(".jsonl") else None
+
+    def digests(self) -> dict[str, str]:
+        """A digest of each prompt and held-out pair, by `prompt ID` or `pair ID`."""
+        found = {
+            f"prompt {id}": digest_of(prompt_value(prompt))[:16] for id, prompt in self.prompts
+        }
+        if self._options.pairs is not None:
+            rows = read_rows(self._options.pairs, split=self._options.split)
+            found |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}
+        return found
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _model_key(path: str) -> str:
+    """The same for every way to write a folder's path."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path

@@ -1,0 +1,340 @@
+"""The measures that run the policy: entropy, KL, held-out pairs, credit, general ability."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenratio.data import PreparedData, prepare_pairs, read_rows
+from tokenratio.data.template import TemplateSettings
+from tokenratio.data.worlds import World, is_world_source, world_of
+from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.credit import StateTerm, credit, token_scores
+from tokenratio.evaluation.distance import kl_policy_ref
+from tokenratio.evaluation.diversity import predictive_entropy
+from tokenratio.evaluation.estimates import Estimate
+from tokenratio.evaluation.held_out_pairs import held_out_pairs, shares_won
+from tokenratio.evaluation.inputs import Subject
+from tokenratio.evaluation.options import EvaluateOptions
+from tokenratio.evaluation.policy_measures import measure_by_prompt
+from tokenratio.evaluation.response_files import AnsweredPrompt
+from tokenratio.evaluation.results import Better, Measure, measure_of
+from tokenratio.evaluation.suite import run_suite
+from tokenratio.models.generation import encode_prompts
+from tokenratio.models.loading import load_model
+from tokenratio.models.reference import describe_reference, model_digest
+from tokenratio.models.state_baseline import read_baseline
+from tokenratio.models.token_requests import own_head
+from tokenratio.models.token_rows import TokenRow
+
+_SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that is ready to run.
+
+    Attributes:
+        ref_model: None for the reference itself, and if there is no reference.
+        template: settings of its chat template.
+        batch_size: rows in one forward pass.
+    """
+
+    model: PreTrainedModel
+    ref_model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    template: TemplateSettings
+    batch_size: int
+
+
+def measure_model(
+    subject: Subject,
+    policy: LoadedPolicy,
+    generations: list[AnsweredPrompt],
+    options: EvaluateOptions,
+    reference_path: str | None,
+) -> tuple[list[Measure], list[str]]:
+    """All measures that need the policy's own model, and notes for the reader."""
+    measures: list[Measure] = []
+    notes: list[str] = []
+    if policy.ref_model is not None and reference_path is not None:
+        notes += _reference_note(subject, reference_path, policy.ref_model)
+        sizes = [own_head(each).weight.shape[0] for each in (policy.model, policy.ref_model)]
+        if sizes[0] != sizes[1]:
+            notes.append(
+                f"it has {sizes[0]} tokens, the reference {sizes[1]}: there is no KL and no "
+                "implicit reward"
+            )
+            policy = replace(policy, ref_model=None)
+    if generations:
+        measures += measure_policy(
+            policy,
+            generations,
+            is_own_distribution=options.temperature == 1 and options.top_p == 1,
+            max_prompt_length=options.max_prompt_length,
+        )
+    if options.pairs is not None and policy.ref_model is not None:
+        data, subsets = _read_pairs(options.pairs, policy, options)
+        read, kept = data.report.rows_read, data.report.rows_kept
+        cut = sum(truncation.rows for truncation in data.report.truncated.values())
+        if read > kept or cut:
+            notes.append(
+                f"of {read} pairs {read - kept} cannot be used, {cut} sides are cut at "
+                f"max_length {options.max_length}"
+            )
+        beta = options.beta or subject.config.get("beta") or 0.1
+        measures += measure_pairs(policy, data, beta=beta, subsets=subsets)
+        if is_world_source(options.pairs):
+            baseline = read_baseline(Path(subject.path))
+            if baseline is not None:
+                baseline.to(policy.model.device)
+            world = world_of(options.pairs)
+            try:
+                measures += measure_credit(policy, data, world=world, beta=beta, baseline=baseline)
+            except TokenRatioError as error:
+                notes.append(f"its credit is not measured: {error}")
+    if options.suite is not None:
+        measures += _measure_suite(subject, policy, options.suite, Path(options.output_dir))
+    return measures, notes
+
+
+def measure_policy(
+    policy: LoadedPolicy,
+    generations: Sequence[AnsweredPrompt],
+    *,
+    is_own_distribution: bool,
+    max_prompt_length: int | None = None,
+) -> list[Measure]:
+    """Entropy at the samples' states, and the KL to the reference if there is one.
+
+    Args:
+        is_own_distribution: the samples were drawn at temperature 1 with all tokens kept; else the
+            KL would not be the policy's, and is left out.
+        max_prompt_length: in tokens, as when the samples were drawn.
+    """
+    prompts = encode_prompts(
+        policy.tokenizer,
+        [generation.prompt for generation in generations],
+        template=policy.template,
+        max_prompt_length=max_prompt_length,
+    )
+    samples = []
+    for generation, prompt_ids in zip(generations, prompts, strict=True):
+        if any(sample.token_ids is None for sample in generation.samples):
+            raise TokenRatioError(
+                f"{generation.id}: a response without token_ids cannot be scored again"
+            )
+        samples.append([TokenRow(prompt_ids, tuple(s.token_ids or ())) for s in generation.samples])
+    size = policy.batch_size
+    entropy = predictive_entropy(policy.model, samples, batch_size=size)
+    measures = [
+        measure_by_prompt("diversity/entropy", entropy, generations, "higher", "nats per token")
+    ]
+    if policy.ref_model is not None and is_own_distribution:
+        rows = [sample for group in samples for sample in group]
+        kl = iter(kl_policy_ref(policy.model, policy.ref_model, rows, batch_size=size))
+        values = [(g.id, i, next(kl)) for g in generations for i in range(len(g.samples))]
+        measures.append(measure_of("kl_policy_ref", values, unit="nats per response"))
+    return measures
+
+
+def measure_pairs(
+    policy: LoadedPolicy,
+    data: PreparedData,
+    *,
+    beta: float,
+    subsets: Sequence[str] | None = None,
+) -> list[Measure]:
+    """Accuracy and margin of the implicit reward β Σρ on held-out pairs.
+
+    Overall, by subset and by length difference, with the accuracy of "longer wins" to compare.
+    """
+    rows = list(data.dataset)
+    samples = [
+        TokenRow(tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"]))
+        for side in _SIDES
+        for row in rows
+    ]
+    scores = token_scores(
+        policy.model,
+        policy.ref_model,
+        samples,
+        beta=beta,
+        state_term="none",
+        batch_size=policy.batch_size,
+    )
+    rewards = [float(score.sum()) for score in scores]
+    chosen, rejected = rewards[: len(rows)], rewards[len(rows) :]
+    lengths = [[len(row[f"{side}_ids"]) for row in rows] for side in _SIDES]
+    prompts = [str(row["prompt_ids"]) for row in rows]
+    report = held_out_pairs(chosen, rejected, *lengths, subsets=subsets, prompts=prompts)
+    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    places = _places(prompts, [row["origin"] for row in rows])
+    accuracy = [(*p, won) for p, won in zip(places, shares_won(margins).tolist(), strict=True)]
+    margin = [(*p, m) for p, m in zip(places, margins, strict=True)]
+    overall = report.overall
+    measures = [
+        measure_of("pairs/accuracy", accuracy, unit="share", better="higher"),
+        _share("pairs/longer_wins", overall.longer_wins, None),
+        _share(f"pairs/over_{overall.better_rule}_wins", overall.over_length),
+        measure_of("pairs/margin", margin, better="higher"),
+    ]
+    for name, scores_of in report.by_subset.items():
+        measures.append(_share(f"pairs/accuracy, {name}", scores_of.accuracy))
+    for each in report.by_length:
+        name = f"pairs/accuracy, chosen longer by {each.shortest:g} to {each.longest:g}"
+        measures.append(_share(name, each.scores.accuracy))
+    return measures
+
+
+def measure_credit(
+    policy: LoadedPolicy,
+    data: PreparedData,
+    *,
+    world: World,
+    beta: float,
+    baseline: Callable[..., Any] | None,
+) -> list[Measure]:
+    """Rank correlations of β·(log-ratio + state term) with a world's exact values of each token.
+
+    The values are those under the world's own distribution, which the reference has learned but
+    does not equal: even the best policy falls a little short of 1.
+
+    Args:
+        baseline: the policy's learned b(s), whose scores are compared with action values; the
+            others are compared with advantages.
+    Raises:
+        TokenRatioError: the world has no values for these tokens (another tokenizer, a foreign
+            prompt), or what `token_scores` and `credit` refuse.
+    """
+    rows = [
+        TokenRow(tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"]))
+        for row in data.dataset
+        for side in _SIDES
+    ]
+    words = policy.tokenizer.convert_ids_to_tokens
+    values = [
+        world.token_values(words(list(row.prompt_ids)), words(list(row.response_ids)))
+        for row in rows
+    ]
+    terms: list[StateTerm] = ["none", "kl"] if baseline is None else ["none", "kl", "baseline"]
+    measures = []
+    for term in terms:
+        scores = token_scores(
+            policy.model,
+            policy.ref_model,
+            rows,
+            beta=beta,
+            state_term=term,
+            baseline=baseline if term == "baseline" else None,
+            batch_size=policy.batch_size,
+        )
+        target = "action_value" if term == "baseline" else "advantage"
+        true = [getattr(each, target) for each in values]
+        found = credit(scores, true, [row.prompt_ids for row in rows])
+        name = "log_ratio" if term == "none" else f"log_ratio+{term}"
+        measures += [
+            Measure(
+                f"credit/{name}/{kind}",
+                correlation.value,
+                correlation.standard_error,
+                found.num_tokens,
+                "",
+                "higher",
+            )
+            for kind, correlation in (
+                ("spearman", found.spearman),
+                ("spearman_within", found.spearman_within),
+                ("kendall", found.kendall),
+            )
+        ]
+    return measures
+
+
+def _measure_suite(
+    subject: Subject, policy: LoadedPolicy, suite: str, folder: Path
+) -> list[Measure]:
+    """General ability, by EleutherAI's harness; see `run_suite`."""
+    found = run_suite(
+        subject.path,
+        suite,
+        policy=policy.model,
+        output=folder / subject.name / "suite.json",
+        batch_size=policy.batch_size,
+    )
+    figures = [
+        (f"{s.task} ({s.shots}-shot {s.metric})", s.value, s.stderr, s.n) for s in found.scores
+    ]
+    figures.append(("mean", found.mean, found.stderr, sum(s.n for s in found.scores)))
+    return [
+        Measure(f"suite/{name}", value, math.nan if error is None else error, n, "share", "higher")
+        for name, value, error, n in figures
+    ]
+
+
+def _read_pairs(
+    source: str, policy: LoadedPolicy, options: EvaluateOptions
+) -> tuple[PreparedData, list[str] | None]:
+    """The pairs as token ids, and the subset of each if there are subsets."""
+    data = prepare_pairs(
+        source,
+        policy.tokenizer,
+        max_length=options.max_length,
+        max_prompt_length=options.max_prompt_length,
+        split=options.split,
+        template=policy.template,
+        columns=options.columns,
+    )
+    if options.subset_column is None:
+        return data, None
+    rows = {row.origin: row.fields for row in read_rows(source, split=options.split)}
+    names = []
+    for origin in data.dataset["origin"]:
+        if options.subset_column not in rows[origin]:
+            raise TokenRatioError(f"{origin} has no column {options.subset_column!r}")
+        names.append(str(rows[origin][options.subset_column]))
+    return data, names
+
+
+def _reference_note(subject: Subject, path: str, ref_model: PreTrainedModel) -> list[str]:
+    """An alarm if the run was trained against another reference than it is measured against."""
+    trained_against = subject.record.get("reference")
+    if not isinstance(trained_against, Mapping) or "sha256" not in trained_against:
+        return []
+    if trained_against["sha256"] == model_digest(ref_model):
+        return []
+    init_kwargs = subject.config.get("model_init_kwargs")
+    if isinstance(init_kwargs, Mapping) or ref_model.dtype != torch.float32:
+        # The digest depends on the dtype, so compare in that of the training run.
+        as_trained = load_model(path, dict(init_kwargs or {}))
+        if trained_against["sha256"] == model_digest(as_trained):
+            return []
+    return [
+        "ALARM: it was trained against another reference "
+        f"({describe_reference(trained_against)}); KL and implicit rewards are not those of "
+        "training"
+    ]
+
+
+def _share(name: str, estimate: Estimate, better: Better = "higher") -> Measure:
+    return Measure(name, estimate.mean, estimate.standard_error, estimate.num, "share", better)
+
+
+def _places(prompts: Sequence[str], origins: Sequence[str]) -> list[tuple[str, int]]:
+    """For each row the first origin of its prompt, and its number among the rows of that prompt.
+
+    >>> _places(["ash", "bay", "ash"], ["a:1", "a:2", "a:3"])
+    [('a:1', 0), ('a:2', 0), ('a:1', 1)]
+    """
+    names: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    places = []
+    for prompt, origin in zip(prompts, origins, strict=True):
+        places.append((names.setdefault(prompt, origin), seen[prompt]))
+        seen[prompt] += 1
+    return places
