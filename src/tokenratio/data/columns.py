@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tokenratio.data.choosing import choose, clash_text, holds_prompt
-from tokenratio.data.context import system_of, template_kwargs_of, tools_of, verdict
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.display import printable
 from tokenratio.data.files import SourceRow
@@ -26,6 +25,10 @@ from tokenratio.data.layouts import (
     Layout,
     Use,
     first_fit,
+    system_of,
+    template_kwargs_of,
+    tools_of,
+    verdict,
 )
 from tokenratio.data.messages import (
     Message,

@@ -6,12 +6,12 @@ are independent: any prompt can be combined with any pair or completion. The fir
 table whose columns are all present is used.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.data.messages import kind_of, structured
+from tokenratio.data.messages import kind_of, structured, wrong_type
 from tokenratio.data.preferences import (
     Fields,
     by_id,
@@ -69,6 +69,15 @@ HISTORY_COLUMN = "history"
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 # Whether a completion is to be trained on (KTO).
 LABEL_COLUMNS = ("label", "kto_tag")
+_GOOD = frozenset(
+    {True, "true", "1", "1.0", "good", "desirable", "chosen", "accepted", "thumbs_up", "yes"}
+)
+_BAD = frozenset(
+    {
+        *(False, -1, "false", "0", "0.0", "-1", "-1.0"),
+        *("bad", "undesirable", "rejected", "thumbs_down", "no"),
+    }
+)
 
 
 def _from(**columns: str) -> Callable[[Fields], dict[str, Any]]:
@@ -96,17 +105,28 @@ def _first_turn(fields: Fields) -> dict[str, Any]:
 def _last_answer_chosen(fields: Fields) -> dict[str, Any]:
     messages = structured(fields["messages"])
     if not isinstance(messages, list) or not messages:
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"messages is {kind_of(messages)}, not a list of messages"
-        )
+        raise wrong_type("messages", messages, "a list of messages")
     rejected = structured(fields["rejected_response"])
     if isinstance(rejected, str):
         rejected = [{"role": "assistant", "content": rejected}]
     return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": rejected}
 
 
+def _prompt(column: str, seen_in: str, note: str = "") -> Layout:
+    return Layout("prompt", (column,), seen_in, _from(prompt=column), note=note)
+
+
+def _pair(chosen: str, rejected: str, seen_in: str, note: str = "") -> Layout:
+    read = _from(chosen=chosen, rejected=rejected)
+    return Layout("pair", (chosen, rejected), seen_in, read, note=note)
+
+
+def _completion(column: str, seen_in: str, ours: str = "completion", note: str = "") -> Layout:
+    return Layout("completion", (column,), seen_in, _from(**{ours: column}), note=note)
+
+
 PROMPTS: tuple[Layout, ...] = (
-    Layout("prompt", ("prompt",), "TRL, Axolotl, UltraFeedback", _from(prompt="prompt")),
+    _prompt("prompt", "TRL, Axolotl, UltraFeedback"),
     Layout(
         "prompt",
         ("instruction",),
@@ -115,48 +135,23 @@ PROMPTS: tuple[Layout, ...] = (
         also=("input",),
         note="and input on a new line",
     ),
-    Layout("prompt", ("question",), "Intel/orca_dpo_pairs, Axolotl", _from(prompt="question")),
-    Layout("prompt", ("query",), "ms-swift", _from(prompt="query")),
-    Layout(
-        "prompt",
-        ("input",),
-        "distilabel; OpenAI's preference format",
-        _from(prompt="input"),
-        note="text or messages",
-    ),
-    Layout("prompt", ("context",), "nvidia/HelpSteer3", _from(prompt="context")),
-    Layout("prompt", ("messages",), "Axolotl chat_template", _from(prompt="messages")),
-    Layout("prompt", ("conversations",), "LLaMA-Factory sharegpt", _from(prompt="conversations")),
-    Layout("prompt", ("conversation",), "lmsys", _from(prompt="conversation")),
+    _prompt("question", "Intel/orca_dpo_pairs, Axolotl"),
+    _prompt("query", "ms-swift"),
+    _prompt("input", "distilabel; OpenAI's preference format", "text or messages"),
+    _prompt("context", "nvidia/HelpSteer3"),
+    _prompt("messages", "Axolotl chat_template"),
+    _prompt("conversations", "LLaMA-Factory sharegpt"),
+    _prompt("conversation", "lmsys"),
 )
 
 BENCHMARK_TURNS = Layout(
-    "prompt",
-    ("turns",),
-    "MT-Bench",
-    _first_turn,
-    note="the first; for generation only",
+    "prompt", ("turns",), "MT-Bench", _first_turn, note="the first; for generation only"
 )
 
 PAIRS: tuple[Layout, ...] = (
-    Layout(
-        "pair",
-        ("chosen", "rejected"),
-        "TRL, LLaMA-Factory, Axolotl, Anthropic/hh-rlhf",
-        _from(chosen="chosen", rejected="rejected"),
-    ),
-    Layout(
-        "pair",
-        ("chosen_response", "rejected_response"),
-        "argilla, Axolotl chatml.argilla",
-        _from(chosen="chosen_response", rejected="rejected_response"),
-    ),
-    Layout(
-        "pair",
-        ("response", "rejected_response"),
-        "ms-swift",
-        _from(chosen="response", rejected="rejected_response"),
-    ),
+    _pair("chosen", "rejected", "TRL, LLaMA-Factory, Axolotl, Anthropic/hh-rlhf"),
+    _pair("chosen_response", "rejected_response", "argilla, Axolotl chatml.argilla"),
+    _pair("response", "rejected_response", "ms-swift"),
     Layout(
         "pair",
         ("messages", "rejected_response"),
@@ -164,33 +159,16 @@ PAIRS: tuple[Layout, ...] = (
         _last_answer_chosen,
         note="the last turn of messages is chosen, those before are the prompt",
     ),
-    Layout(
-        "pair",
-        ("messages", "rejected_messages"),
+    _pair(
+        "messages",
+        "rejected_messages",
         "ms-swift",
-        _from(chosen="messages", rejected="rejected_messages"),
-        note="whole conversations, of which the prompt is what both begin with",
+        "whole conversations, of which the prompt is what both begin with",
     ),
-    Layout(
-        "pair",
-        ("preferred_output", "non_preferred_output"),
-        "OpenAI's preference format",
-        _from(chosen="preferred_output", rejected="non_preferred_output"),
-    ),
-    Layout(
-        "pair",
-        ("response_j", "response_k"),
-        "lvwerra/stack-exchange-paired",
-        _from(chosen="response_j", rejected="response_k"),
-    ),
+    _pair("preferred_output", "non_preferred_output", "OpenAI's preference format"),
+    _pair("response_j", "response_k", "lvwerra/stack-exchange-paired"),
     Layout("pair", ("answers",), "berkeley-nest/Nectar", by_rank, note="best and worst by rank"),
-    Layout(
-        "pair",
-        ("generations", "order"),
-        "argilla/distilabel",
-        by_order,
-        note="as order says",
-    ),
+    Layout("pair", ("generations", "order"), "argilla/distilabel", by_order, note="as order says"),
     *(
         Layout(
             "pair",
@@ -219,19 +197,12 @@ PAIRS: tuple[Layout, ...] = (
         by_labels,
         note="history is the prompt; labels 1 prefers A",
     ),
-    Layout(
-        "pair",
-        ("response_1", "response_2", "preference_strength"),
-        "nvidia/HelpSteer2",
-        by_strength("response_1", "response_2", "preference_strength"),
-        note="below 0 prefers the first",
-    ),
-    Layout(
-        "pair",
-        ("response1", "response2", "overall_preference"),
-        "nvidia/HelpSteer3",
-        by_strength("response1", "response2", "overall_preference"),
-        note="below 0 prefers the first",
+    *(
+        Layout("pair", names, seen_in, by_strength(*names), note="below 0 prefers the first")
+        for names, seen_in in (
+            (("response_1", "response_2", "preference_strength"), "nvidia/HelpSteer2"),
+            (("response1", "response2", "overall_preference"), "nvidia/HelpSteer3"),
+        )
     ),
     *(
         Layout("pair", (a, b, "winner"), "lmsys arena", by_winner(a, b), note="ties are refused")
@@ -239,40 +210,19 @@ PAIRS: tuple[Layout, ...] = (
     ),
 )
 
+_LAST_TURN = "the last turn is trained on"
 COMPLETIONS: tuple[Layout, ...] = (
-    Layout("completion", ("completion",), "TRL", _from(completion="completion")),
-    Layout(
-        "completion",
-        ("messages",),
-        "TRL, OpenAI, ms-swift",
-        _from(messages="messages"),
-        note="the last turn is trained on",
+    _completion("completion", "TRL"),
+    _completion("messages", "TRL, OpenAI, ms-swift", "messages", _LAST_TURN),
+    _completion("text", "TRL", "text", "all of it is trained on"),
+    _completion(
+        "chosen", "preference rows of any layout", "chosen", "the chosen side is trained on"
     ),
-    Layout("completion", ("text",), "TRL", _from(text="text"), note="all of it is trained on"),
-    Layout(
-        "completion",
-        ("chosen",),
-        "preference rows of any layout",
-        _from(chosen="chosen"),
-        note="the chosen side is trained on",
-    ),
-    Layout(
-        "completion",
-        ("conversations",),
-        "ShareGPT, LLaMA-Factory",
-        _from(messages="conversations"),
-        note="the last turn is trained on",
-    ),
-    Layout(
-        "completion",
-        ("conversation",),
-        "lmsys, LDJnr/Capybara",
-        _from(messages="conversation"),
-        note="the last turn is trained on",
-    ),
-    Layout("completion", ("output",), "Alpaca, LLaMA-Factory", _from(completion="output")),
-    Layout("completion", ("response",), "ms-swift, OpenOrca", _from(completion="response")),
-    Layout("completion", ("answer",), "question and answer sets", _from(completion="answer")),
+    _completion("conversations", "ShareGPT, LLaMA-Factory", "messages", _LAST_TURN),
+    _completion("conversation", "lmsys, LDJnr/Capybara", "messages", _LAST_TURN),
+    _completion("output", "Alpaca, LLaMA-Factory"),
+    _completion("response", "ms-swift, OpenOrca"),
+    _completion("answer", "question and answer sets"),
 )
 
 
@@ -288,3 +238,48 @@ def markdown_tables() -> str:
             lines.append(f"| {columns} | {layout.note} | {layout.seen_in} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def verdict(value: object) -> bool | None:
+    """The meaning of a completion's label: good (True), bad (False) or unknown (None).
+
+    >>> verdict(True), verdict("False"), verdict("undesirable"), verdict("sports")
+    (True, False, False, None)
+    """
+    key = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(key, str | int | float):
+        return None
+    return True if key in _GOOD else False if key in _BAD else None
+
+
+def system_of(fields: Mapping[str, Any]) -> str | None:
+    """The system prompt of a row; None where it has none, or an empty one."""
+    name = next((name for name in SYSTEM_COLUMNS if name in fields), None)
+    value = None if name is None else fields[name]
+    if value is None or isinstance(value, str):
+        return value if value and value.strip() else None
+    raise wrong_type(str(name), value, "a string")
+
+
+def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the row asks of the chat template; empty where it asks nothing."""
+    options = structured(fields.get("chat_template_kwargs")) or {}
+    if not isinstance(options, dict):
+        raise wrong_type("chat_template_kwargs", options, "an object", DefectKind.MALFORMED_ROW)
+    # Arrow gives every row the keys of all rows, with null where a row had none.
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def tools_of(fields: Mapping[str, Any]) -> list[Any] | None:
+    """The schemas of the row's tools; None where it has none."""
+    tools = fields.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        found = structured(tools)  # often text, since Arrow wants one type per column
+        if found is tools:
+            raise RowDefectError(DefectKind.MALFORMED_ROW, "tools is a string that is not JSON")
+        tools = found
+    if not tools or (isinstance(tools, str) and not tools.strip()):
+        return None
+    if not isinstance(tools, list):
+        raise wrong_type("tools", tools, "a list of schemas", DefectKind.MALFORMED_ROW)
+    return tools

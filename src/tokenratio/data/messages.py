@@ -47,9 +47,7 @@ def text_or_messages(value: object, name: str) -> Text:
     if isinstance(value, Mapping) and _is_message(value):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{name} is {kind_of(value)}, not a string or messages"
-        )
+        raise wrong_type(name, value, "a string or messages")
     if value and all(map(_is_exchange, value)):
         return _exchanges([(item["input"], item["output"]) for item in value], name)
     return [_message(item, f"message {number} of {name}") for number, item in enumerate(value, 1)]
@@ -67,10 +65,7 @@ def earlier_turns(value: object, name: str) -> list[Message]:
     if value is None or value == "":
         return []
     if isinstance(value, str):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD,
-            f"{name} is a string, not earlier turns ([[question, answer], ...] or messages)",
-        )
+        raise wrong_type(name, value, "earlier turns ([[question, answer], ...] or messages)")
     if isinstance(value, Sequence) and all(isinstance(item, list | tuple) for item in value):
         if any(len(item) != 2 for item in value):
             raise RowDefectError(
@@ -180,6 +175,13 @@ def kind_of(value: object) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), "another kind of value")
 
 
+def wrong_type(
+    name: str, value: object, wanted: str, kind: DefectKind = DefectKind.NON_STRING_FIELD
+) -> RowDefectError:
+    """The error for a value that is not what its column should hold."""
+    return RowDefectError(kind, f"{name} is {kind_of(value)}, not {wanted}")
+
+
 def _twice_encoded(text: str) -> object:
     """What JSON of JSON holds."""
     try:
@@ -217,9 +219,7 @@ def _exchanges(pairs: Sequence[tuple[Any, Any]], name: str) -> list[Message]:
 
 def _message(item: object, where: str) -> Message:
     if not isinstance(item, Mapping):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{where} is {kind_of(item)}, not an object"
-        )
+        raise wrong_type(where, item, "an object")
     # A key without a value is no key: templates take null for a value.
     message = {key: value for key, value in item.items() if value is not None}
     for ours, other in (("role", "from"), ("content", "value")):
@@ -242,10 +242,7 @@ def _message(item: object, where: str) -> Message:
     if isinstance(content, list | tuple):
         content = message["content"] = _joined(content, where)
     if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD,
-            f"the content of {where} is {kind_of(content)}, not a string",
-        )
+        raise wrong_type(f"the content of {where}", content, "a string")
     return message
 
 

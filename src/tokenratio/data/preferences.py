@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.data.messages import kind_of, structured
+from tokenratio.data.messages import structured, wrong_type
 
 Fields: TypeAlias = Mapping[str, Any]
 
@@ -110,9 +110,7 @@ def _picked(
 def _objects(fields: Fields, name: str, wanted: str) -> list[Mapping[str, Any]]:
     value = structured(fields[name])
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{name} is {kind_of(value)}, not a list of {wanted}"
-        )
+        raise wrong_type(name, value, f"a list of {wanted}")
     return value
 
 
