@@ -7,7 +7,6 @@ import pytest
 from tokenratio.data import (
     inspect_rows,
     inspect_source,
-    inspect_text,
     prepare_completions,
     prepare_pairs,
 )
@@ -68,7 +67,7 @@ def test_text_alone():
         {"prompt": [{"role": "user", "content": "?"}], "chosen": [bot], "rejected": []},
     ]
     chat = {**rows[1], "rejected": [{**bot, "content": "green"}]}
-    shown = inspect_text([*rows, chat], num_rows=2)
+    shown = inspect_source([*rows, chat], num_rows=2)
     assert "  chosen     2 words, 7 characters: 'so blue'" in shown
     assert "  chosen     2 words, 8 characters: [assistant] 'blue sky'" in shown
     assert "  T          1 words; 1 of 3 past it (33.3%)" in shown
@@ -81,7 +80,7 @@ def test_a_source_of_which_nothing_is_left_is_still_explained(tokenizer):
         shown = inspect_source([{"prompt": "p", "chosen": ""}, {"prompt": "p"}], given)
         assert shown.startswith("2 rows read, 0 kept, 2 refused\n  refused: missing column: 2")
     with pytest.raises(TokenRatioError, match="no rows"):
-        inspect_text([])
+        inspect_source([])
 
 
 def test_inspect_source_finds_the_shape(make_tokenizer):

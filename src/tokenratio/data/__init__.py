@@ -9,7 +9,7 @@ from tokenratio.data.formats import (
     parse_completion,
     parse_preference,
 )
-from tokenratio.data.inspection import check_text, inspect_rows, inspect_source, inspect_text
+from tokenratio.data.inspection import check_text, inspect_rows, inspect_source
 from tokenratio.data.length_grouping import LengthGroupedSampler, row_lengths
 from tokenratio.data.parts import source_digest
 from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
@@ -47,7 +47,6 @@ __all__ = [
     "describe_splits",
     "inspect_rows",
     "inspect_source",
-    "inspect_text",
     "locate",
     "padding_id",
     "parse_completion",

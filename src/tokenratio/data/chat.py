@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.formats import AnyExample, CompletionExample
 from tokenratio.data.messages import Message
 from tokenratio.data.template import (
     TemplateSettings,
@@ -13,7 +13,6 @@ from tokenratio.data.template import (
     apply_template,
     special_token_at_end,
 )
-from tokenratio.data.validation import responses_of
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def render_turns(
 
 
 def render(
-    example: PreferenceExample | CompletionExample,
+    example: AnyExample,
     tokenizer: "PreTrainedTokenizerBase",
     template: TemplateSettings,
     end: TurnEnd | None,
@@ -162,7 +161,7 @@ def render(
             answer follows, so that no boundary exists.
         TokenRatioError: there is no template.
     """
-    responses = responses_of(example)
+    responses = example.responses
     if isinstance(example.prompt, str):
         plain = cast(tuple[str, ...], tuple(responses.values()))
         return RenderedExample(example.origin, example.prompt, plain, (None,) * len(plain))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,43 +40,39 @@ class CompletionCollator:
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    sides: ClassVar[tuple[str, ...]] = ("completion",)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns `row` [examples]; ids, attention and completion mask [rows, length]."""
-        pairs = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
-        return _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
-
-
-@dataclass(frozen=True)
-class PairCollator:
-    """Collates rows of `prepare_pairs` into the fields of `PairBatch`: chosen first, then rejected.
-
-    Both rows of a pair begin with the same prompt ids and are padded on the right, so response
-    token t stands at index `len(prompt) + t` on both sides.
-
-    Attributes:
-        pad_token_id: fills the right of shorter rows.
-        pad_to_multiple_of: round the length up to a multiple of this; None for the longest row's.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns `row` [pairs]; ids, attention and completion mask [2·pairs, length].
+        """Returns `row` [examples]; ids, attention and completion mask [sides·examples, length].
 
         And `ref_log_probs` and `contrast` [tokens] where the rows have them.
         """
-        sides = ("chosen", "rejected")
-        pairs = [(row["prompt_ids"], row[f"{side}_ids"]) for side in sides for row in rows]
-        batch = _collate(rows, pairs, self.pad_token_id, self.pad_to_multiple_of)
+        require_prompts(rows)
+        parts = [(row["prompt_ids"], row[f"{side}_ids"]) for side in self.sides for row in rows]
+        padded = lay_out(parts, self.pad_token_id, self.pad_to_multiple_of)
+        batch = {
+            "row": torch.as_tensor([row["row"] for row in rows], dtype=torch.long),
+            "input_ids": padded["input_ids"],
+            "attention_mask": padded["attention_mask"],
+            "completion_mask": padded["branch"] == 1,
+        }
         for name in ("ref_log_probs", "contrast"):
-            if f"chosen_{name}" in rows[0]:
-                known = [row[f"{side}_{name}"] for side in sides for row in rows]
+            if f"{self.sides[0]}_{name}" in rows[0]:
+                known = [row[f"{side}_{name}"] for side in self.sides for row in rows]
                 batch[name] = torch.cat(
                     [torch.as_tensor(part, dtype=torch.float32) for part in known]
                 )
         return batch
+
+
+class PairCollator(CompletionCollator):
+    """Collates rows of `prepare_pairs` into the fields of `PairBatch`: chosen first, then rejected.
+
+    Both rows of a pair begin with the same prompt ids and are padded on the right, so response
+    token t stands at index `len(prompt) + t` on both sides.
+    """
+
+    sides = ("chosen", "rejected")
 
 
 def require_prompts(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -118,20 +114,4 @@ def lay_out(
         "attention_mask": (branch >= 0).long(),
         "branch": branch,
         "position_ids": position_ids,
-    }
-
-
-def _collate(
-    rows: Sequence[Mapping[str, Any]],
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    pad_token_id: int,
-    multiple: int | None,
-) -> dict[str, Tensor]:
-    require_prompts(rows)
-    batch = lay_out(pairs, pad_token_id, multiple)
-    return {
-        "row": torch.as_tensor([row["row"] for row in rows], dtype=torch.long),
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "completion_mask": batch["branch"] == 1,
     }

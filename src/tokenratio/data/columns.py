@@ -1,14 +1,14 @@
 """Which columns of a source are read, and how: decided once per source, from all of its rows.
 
-A row alone cannot tell whether its text is JSON by accident, whether `label` is a verdict, or
-whether its neighbours hold a system prompt. The rows of a source can.
+One row cannot show whether a text is JSON by accident, whether `label` is a verdict, or whether
+other rows have a system prompt.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from tokenratio.data.choosing import choose, clash_text, holds_prompt
 from tokenratio.data.defects import DefectKind, RowDefectError
@@ -39,6 +39,7 @@ from tokenratio.data.messages import (
     messages_in,
     structured,
     text_or_messages,
+    wrong_type,
 )
 from tokenratio.errors import TokenRatioError
 
@@ -59,13 +60,12 @@ class Parts:
     """What a row's columns hold, before the parts are fitted together.
 
     Attributes:
-        prompt: None where the responses hold it.
+        prompt: None where the responses contain it.
         responses: chosen and rejected, or the completion alone.
-        is_whole: the one response is a conversation whose last turn is trained on.
+        is_whole: the one response is a conversation; only its last turn is trained on.
         is_text: all of a text is trained on; there is no prompt.
-        system, history: of their columns.
         layout: in words.
-        unread: columns of the row that hold something and no part came from.
+        unread: columns that hold something but were not read.
     """
 
     prompt: Text | None
@@ -82,17 +82,16 @@ class Parts:
 
 @dataclass
 class SourceColumns:
-    """Reads the rows of one source, all by what the source as a whole is found to be.
+    """Reads the rows of one source; what their columns hold is decided once for all of them.
 
     Args:
         rows: all rows of the source.
         use: what is wanted of them.
-        columns: our names (`COLUMN_NAMES`) to the source's, where its layout is none that is
-            known; a list of columns for `prompt` joins their texts with a blank line; null leaves
-            a column out.
+        columns: our names (`COLUMN_NAMES`) to the source's, for a layout that is not known; a list
+            of columns for `prompt` joins their texts with a blank line; null leaves a column out.
     Raises:
-        TokenRatioError: `columns` is no mapping, has an unknown name, or names a column that no row
-            has.
+        TokenRatioError: `columns` is not a mapping, has an unknown name, or names a column that no
+            row has.
     """
 
     rows: Sequence[SourceRow]
@@ -100,9 +99,9 @@ class SourceColumns:
     columns: Columns | None = None
 
     def __post_init__(self) -> None:
-        self.columns = self.columns or {}
         good = [row.fields for row in self.rows if row.problem is None]
-        _check_columns(self.columns, good, self.rows)
+        self._columns: Columns = self.columns or {}
+        _check_columns(self._columns, good, self.rows)
         self._json = self._json_columns(good)
         fields = [self.renamed(each) for each in good]
         self.is_chat = any(self._makes_chat(each) for each in fields)
@@ -122,50 +121,38 @@ class SourceColumns:
             raise RowDefectError(DefectKind.MISSING_COLUMN, f"no prompt column; {_has(fields)}")
         if self.use != "prompt" and choice.responses is None:
             raise RowDefectError(DefectKind.MISSING_COLUMN, self._missing(fields))
-        found = {} if choice.responses is None else choice.responses.read(fields)
-        prompt_layout = choice.prompt
+        responses, prompt_layout = choice.responses, choice.prompt
+        found = {} if responses is None else responses.read(fields)
         if prompt_layout is not None and prompt_layout.needs != ("prompt",) and holds_prompt(found):
             prompt_layout = None  # the conversations hold it
         elif choice.clash and not holds_prompt(found):
             raise RowDefectError(DefectKind.AMBIGUOUS_PROMPT, clash_text(choice.clash))
         if prompt_layout is not None:
             found = {**found, **prompt_layout.read(fields)}
-        read = self._columns_read(fields, choice.responses, prompt_layout)
-        self._refuse_labelled_bad(fields, choice.responses)
-        unread = tuple(k for k, v in row.fields.items() if v is not None and k not in read)
-        layout = self._label_of(choice.responses, prompt_layout, fields)
-        return self._made(fields, found, choice.responses, layout, unread)
-
-    def _made(
-        self,
-        fields: Mapping[str, Any],
-        found: Mapping[str, Any],
-        responses: Layout | None,
-        layout: str,
-        unread: tuple[str, ...],
-    ) -> Parts:
-        is_whole = "messages" in found and self.use == "completion"
-        has_context = "text" not in found
-        consumed = () if responses is None else responses.columns
-        system = system_of(fields) if has_context else None
+        if self._reads_label(fields, responses) and not verdict(fields[str(self._label)]):
+            raise RowDefectError(
+                DefectKind.LABELLED_BAD,
+                f"{self._label} is {json.dumps(fields[str(self._label)])}; only rows labelled good "
+                "are trained on (columns: {label: null} ignores the label)",
+            )
+        read = self._columns_read(fields, responses, prompt_layout)
+        is_text = "text" in found
+        system = None if is_text else system_of(fields)
         history = []
-        if has_context and HISTORY_COLUMN in fields and HISTORY_COLUMN not in consumed:
-            history = earlier_turns(fields[HISTORY_COLUMN], HISTORY_COLUMN)
+        if not is_text and HISTORY_COLUMN not in (() if responses is None else responses.columns):
+            history = earlier_turns(fields.get(HISTORY_COLUMN), HISTORY_COLUMN)
         prompt = text_or_messages(found["prompt"], "prompt") if "prompt" in found else None
-        texts = self._responses(found, prompt)
-        if "text" in found:
-            prompt = ""
         return Parts(
-            prompt,
-            texts,
-            is_whole,
-            "text" in found,
-            system,
-            history,
-            tools_of(fields),
-            template_kwargs_of(fields),
-            layout,
-            unread,
+            responses=self._responses(found, prompt),
+            prompt="" if is_text else prompt,
+            is_whole="messages" in found and self.use == "completion",
+            is_text=is_text,
+            system=system,
+            history=history,
+            tools=tools_of(fields),
+            template_kwargs=template_kwargs_of(fields),
+            layout=self._label_of(responses, prompt_layout, fields),
+            unread=tuple(k for k, v in row.fields.items() if v is not None and k not in read),
         )
 
     def _responses(self, found: Mapping[str, Any], prompt: Text | None) -> tuple[Text, ...]:
@@ -176,13 +163,10 @@ class SourceColumns:
         name = next(n for n in ("completion", "messages", "text", "chosen") if n in found)
         text = text_or_messages(found[name], name)
         if name == "text" and not isinstance(text, str):
-            raise RowDefectError(
-                DefectKind.NON_STRING_FIELD, "text is a list; call the column messages"
-            )
+            detail = "text is a list; call the column messages"
+            raise RowDefectError(DefectKind.NON_STRING_FIELD, detail)
         if name == "messages" and isinstance(text, str):
-            raise RowDefectError(
-                DefectKind.MIXED_FORMAT, "messages is a string, not a list of messages"
-            )
+            raise wrong_type(name, text, "a list of messages", DefectKind.MIXED_FORMAT)
         # Where the responses hold the prompt, the other one tells where it ends.
         needs_both = prompt is None or (isinstance(prompt, str) and not isinstance(text, str))
         if name == "chosen" and "rejected" in found and needs_both:
@@ -191,11 +175,9 @@ class SourceColumns:
 
     def renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields under our names."""
-        if not self.columns:
-            return dict(fields)
-        taken = {name for value in self.columns.values() for name in _names(value)}
-        renamed = {k: v for k, v in fields.items() if k not in taken and k not in self.columns}
-        for ours, value in self.columns.items():
+        taken = {name for value in self._columns.values() for name in _names(value)}
+        renamed = {k: v for k, v in fields.items() if k not in taken and k not in self._columns}
+        for ours, value in self._columns.items():
             names = _names(value)
             if names and all(name in fields for name in names):
                 values = [fields[name] for name in names]
@@ -204,15 +186,14 @@ class SourceColumns:
 
     def _json_columns(self, rows: Iterable[Mapping[str, Any]]) -> set[str]:
         """The columns whose texts are, for the most part, messages as JSON or Python's own text."""
-        mapped = {name for value in (self.columns or {}).values() for name in _names(value)}
+        ours = {name: key for key, value in self._columns.items() for name in _names(value)}
         texts: Counter[str] = Counter()
         messages: Counter[str] = Counter()
         for fields in rows:
             for name, value in fields.items():
-                if isinstance(value, str) and value and name in _MAYBE_MESSAGES | mapped:
+                if isinstance(value, str) and value and name in _MAYBE_MESSAGES | ours.keys():
                     texts[name] += 1
                     messages[name] += messages_in(value) is not None or is_broken_messages(value)
-        ours = {n: o for o, v in (self.columns or {}).items() for n in _names(v)}
         return {ours.get(name, name) for name in messages if 2 * messages[name] > texts[name]}
 
     def _decoded(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -220,11 +201,8 @@ class SourceColumns:
             value = fields[name]
             if isinstance(value, str) and value:
                 if messages_in(value) is None:
-                    raise RowDefectError(
-                        DefectKind.MALFORMED_ROW,
-                        f"{name} holds messages as JSON text in most rows; here it cannot be read "
-                        "as that",
-                    )
+                    detail = f"{name} holds messages as JSON text in most rows, but not in this one"
+                    raise RowDefectError(DefectKind.MALFORMED_ROW, detail)
                 fields[name] = structured(value)
         for name in _MAYBE_MESSAGES & fields.keys():
             envelope = fields[name]
@@ -253,22 +231,10 @@ class SourceColumns:
                 return name
         return None
 
-    def _refuse_labelled_bad(self, fields: Mapping[str, Any], responses: Layout | None) -> None:
-        if not self._reads_label(fields, responses):
-            return
-        value = fields[str(self._label)]
-        if not verdict(value):
-            raise RowDefectError(
-                DefectKind.LABELLED_BAD,
-                f"{self._label} is {json.dumps(value)}; only rows labelled good are trained on "
-                "(columns: {label: null} ignores the label)",
-            )
-
     def _reads_label(self, fields: Mapping[str, Any], responses: Layout | None) -> bool:
-        unpaired = responses is not None and responses.use == "completion"
-        return (
-            unpaired and self._label in fields and not set(responses.needs) & {"text", "chosen"}  # type: ignore[union-attr]
-        )
+        if responses is None or responses.use != "completion":
+            return False
+        return self._label in fields and not {*responses.needs} & {"text", "chosen"}
 
     def _columns_read(
         self, fields: Mapping[str, Any], responses: Layout | None, prompt: Layout | None
@@ -282,9 +248,8 @@ class SourceColumns:
             read.add(str(self._label))
         if responses is not None and responses.needs == ("chosen",):
             read.add("rejected")
-        assert self.columns is not None
-        mapped = {n for ours in read & self.columns.keys() for n in _names(self.columns[ours])}
-        return (read - self.columns.keys()) | mapped
+        mapped = {n for ours in read & self._columns.keys() for n in _names(self._columns[ours])}
+        return (read - self._columns.keys()) | mapped
 
     def _label_of(
         self, responses: Layout | None, prompt: Layout | None, fields: Mapping[str, Any]
@@ -311,11 +276,7 @@ class SourceColumns:
         return text + joint + self._part(responses.use, responses)
 
     def _part(self, use: str, layout: Layout) -> str:
-        assert self.columns is not None
-        names = [
-            " + ".join(_names(self.columns[name])) if name in self.columns else name
-            for name in layout.needs
-        ]
+        names = [" + ".join(_names(self._columns.get(name, name))) for name in layout.needs]
         if names == [use]:
             return use
         return f"{use} from {', '.join(names)}" + (f" ({layout.note})" if layout.note else "")
@@ -334,29 +295,22 @@ class SourceColumns:
 def _check_columns(
     columns: Columns, rows: Sequence[Mapping[str, Any]], sources: Sequence[SourceRow]
 ) -> None:
+    def refuse(fault: str) -> NoReturn:
+        raise TokenRatioError(printable(f"columns{fault}."))
+
     if not isinstance(columns, Mapping):
-        raise TokenRatioError(
-            printable(f"columns must map names, such as {{prompt: ask}}, not {columns!r}.")
-        )
+        refuse(f" must map names, such as {{prompt: ask}}, not {columns!r}")
     there = list(dict.fromkeys(name for fields in rows for name in fields))
     for ours, value in columns.items():
         if ours not in COLUMN_NAMES:
-            raise TokenRatioError(
-                printable(f"columns: {ours!r} cannot be mapped; known: {', '.join(COLUMN_NAMES)}.")
-            )
+            refuse(f": {ours!r} cannot be mapped; known: {', '.join(COLUMN_NAMES)}")
         is_list = isinstance(value, list | tuple) and ours == "prompt"
         if not (value is None or isinstance(value, str) or is_list):
-            raise TokenRatioError(
-                printable(f"columns: {ours} must be the name of a column or null, not {value!r}.")
-            )
+            refuse(f": {ours} must be the name of a column or null, not {value!r}")
         for name in _names(value):
             if rows and name not in there:
-                raise TokenRatioError(
-                    printable(
-                        f"columns: {sources[0].origin.rpartition(':')[0]} has no column {name!r} "
-                        f"(for {ours}); it has {', '.join(there)}."
-                    )
-                )
+                source = sources[0].origin.rpartition(":")[0]
+                refuse(f": {source} has no column {name!r} (for {ours}); it has {', '.join(there)}")
 
 
 def _has(fields: Mapping[str, Any]) -> str:
@@ -370,7 +324,6 @@ def _names(value: "str | Sequence[str] | None") -> tuple[str, ...]:
 def _joined(values: Sequence[Any], names: Sequence[str]) -> Any:
     texts = [value for value in values if value is not None and value != ""]
     if not all(isinstance(text, str) for text in texts):
-        raise RowDefectError(
-            DefectKind.NON_STRING_FIELD, f"{' and '.join(names)} are not all strings"
-        )
+        detail = f"{' and '.join(names)} are not all strings"
+        raise RowDefectError(DefectKind.NON_STRING_FIELD, detail)
     return "\n\n".join(texts)

@@ -41,14 +41,12 @@ def with_prompt_template(
 ) -> PreparedData:
     """The rows of `data` with `template` around their prompts; the responses' tokens stay.
 
-    A text prompt goes where the template says `{prompt}`; of a conversation it is the last turn of
-    the user. Prompts are not cut: what was cut off the data's prompts is read here.
+    `{prompt}` is replaced by a text prompt, or by the last user turn of a conversation. Prompts are
+    not cut, even where those of `data` were.
 
     Args:
-        source: what `data` was prepared from, and with which tokenizer.
-        template: holds `{prompt}` once.
-        settings: of the chat template, as `data` was prepared with.
-        columns: likewise.
+        source, tokenizer, settings, columns: those `data` was prepared with.
+        template: contains `{prompt}` once.
     Raises:
         TokenRatioError: a row is not in the source, or its prompt has no turn of the user.
     """
@@ -63,8 +61,9 @@ def with_prompt_template(
         if origin not in examples:
             raise TokenRatioError(f"{origin} is not in this source, from which its prompt is read")
         try:
-            example = _templated(examples[origin], template)
-            rendered.append(render(example, tokenizer, settings, end))
+            example = examples[origin]
+            prompt = _fill(example.prompt, template, origin)
+            rendered.append(render(replace(example, prompt=prompt), tokenizer, settings, end))
         except RowDefectError as error:
             raise TokenRatioError(f"{origin}, with the contrastive prompt: {error}") from None
     special = special_tokens(tokenizer)
@@ -79,16 +78,12 @@ def with_prompt_template(
     return replace(data, dataset=dataset, cuts={})
 
 
-def _templated(example: PreferenceExample, template: str) -> PreferenceExample:
-    return replace(example, prompt=_fill(example.prompt, template, example.origin))
-
-
 def _fill(prompt: Text, template: str, origin: str) -> Text:
     if isinstance(prompt, str):
         return template.replace(PLACE, prompt)
     turns = [dict(message) for message in prompt]
     asked = [turn for turn in turns if turn["role"] == "user"]
     if not asked or not isinstance(asked[-1]["content"], str):
-        raise TokenRatioError(f"{origin}: the prompt has no text of the user to put a template on")
+        raise TokenRatioError(f"{origin}: the prompt has no user text to put into the template")
     turns[turns.index(asked[-1])]["content"] = template.replace(PLACE, asked[-1]["content"])
     return turns

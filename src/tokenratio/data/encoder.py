@@ -3,20 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from tokenratio.data.chat import RenderedExample, render
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, assemble, tokenise
-from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.formats import AnyExample
 from tokenratio.data.omissions import describe, left_out
 from tokenratio.data.processes import map_in_processes
 from tokenratio.data.template import TemplateSettings, TurnEnd
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Example: TypeAlias = PreferenceExample | CompletionExample
 
 # Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
 _BATCH_SIZE = 512
@@ -47,13 +45,13 @@ class RowEncoder:
     end: TurnEnd | None
 
     def encode(
-        self, examples: Sequence[Example], num_proc: int = 1
+        self, examples: Sequence[AnyExample], num_proc: int = 1
     ) -> Iterator[EncodedRow | RowDefectError]:
         """Each example encoded, or why it cannot be, in order; in several processes if wanted."""
         batches = [examples[i : i + _BATCH_SIZE] for i in range(0, len(examples), _BATCH_SIZE)]
         return chain.from_iterable(map_in_processes(self.encode_batch, batches, num_proc))
 
-    def encode_batch(self, examples: Sequence[Example]) -> list[EncodedRow | RowDefectError]:
+    def encode_batch(self, examples: Sequence[AnyExample]) -> list[EncodedRow | RowDefectError]:
         """As `encode`, for one batch."""
         rendered = [self._render(example) for example in examples]
         texts = [text for text in rendered if isinstance(text, RenderedExample)]
@@ -63,14 +61,14 @@ class RowEncoder:
             for example, text in zip(examples, rendered, strict=True)
         ]
 
-    def _render(self, example: Example) -> RenderedExample | RowDefectError:
+    def _render(self, example: AnyExample) -> RenderedExample | RowDefectError:
         try:
             return render(example, self.tokenizer, self.template, self.end)
         except RowDefectError as error:
             return error
 
     def _assemble(
-        self, example: Example, text: RenderedExample, ids: "tuple[list[int], ...]"
+        self, example: AnyExample, text: RenderedExample, ids: "tuple[list[int], ...]"
     ) -> EncodedRow | RowDefectError:
         missing = left_out(example, text, self.tokenizer, self.template)
         try:

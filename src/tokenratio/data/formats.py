@@ -7,12 +7,13 @@ The form is TRL's: prompt and responses, all of them texts or all of them lists 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from tokenratio.data.boundary import begins_with, extract_prompt, opening_end
 from tokenratio.data.columns import NEARLY_ALL, Columns, Parts, SourceColumns
 from tokenratio.data.defects import Defect, DefectKind, RowDefectError, WarningKind
 from tokenratio.data.files import SourceRow
+from tokenratio.data.layouts import Use
 from tokenratio.data.messages import Message, Text, messages_in, with_context
 from tokenratio.data.summary import Reading
 
@@ -20,8 +21,22 @@ from tokenratio.data.summary import Reading
 _LONG_PROMPT = 20
 
 
+class _Responses:
+    SIDES: ClassVar[tuple[str, ...]]
+
+    @property
+    def responses(self) -> dict[str, Text]:
+        """The responses by side: `chosen` and `rejected`, or `completion`."""
+        return {side: getattr(self, side) for side in self.SIDES}
+
+    @property
+    def texts(self) -> dict[str, Text]:
+        """Prompt and responses by name."""
+        return {name: getattr(self, name) for name in ("prompt", *self.SIDES)}
+
+
 @dataclass(frozen=True)
-class PreferenceExample:
+class PreferenceExample(_Responses):
     """A pair: all three texts are strings, or all three are lists of messages.
 
     Attributes:
@@ -29,9 +44,10 @@ class PreferenceExample:
         prompt: what both responses answer; may be the empty string.
         chosen, rejected: the responses alone, without the prompt.
         tools: JSON schemas given to the chat template.
-        template_kwargs: what the row asks of the template besides (`chat_template_kwargs`).
+        template_kwargs: the row's `chat_template_kwargs`.
     """
 
+    SIDES = ("chosen", "rejected")
     origin: str
     prompt: Text
     chosen: Text
@@ -41,9 +57,10 @@ class PreferenceExample:
 
 
 @dataclass(frozen=True)
-class CompletionExample:
+class CompletionExample(_Responses):
     """A prompt and the response to train on; both strings or both lists of messages."""
 
+    SIDES = ("completion",)
     origin: str
     prompt: Text
     completion: Text
@@ -52,6 +69,8 @@ class CompletionExample:
 
 
 Example = TypeVar("Example", PreferenceExample, CompletionExample)
+AnyExample: TypeAlias = PreferenceExample | CompletionExample
+EXAMPLE_TYPES: dict[Use, type[Any]] = {"pair": PreferenceExample, "completion": CompletionExample}
 
 
 def parse_preference(row: SourceRow, columns: Columns | None = None) -> PreferenceExample:
@@ -124,10 +143,9 @@ class _SourceParser(Generic[Example]):
         self, rows: Sequence[SourceRow], wanted: type[Example], columns: Columns | None
     ) -> None:
         self._wanted: Callable[..., Example] = wanted
-        self._sides = ("chosen", "rejected") if wanted is PreferenceExample else ("completion",)
-        self._columns = SourceColumns(
-            rows, "pair" if wanted is PreferenceExample else "completion", columns
-        )
+        self._sides: tuple[str, ...] = wanted.SIDES
+        use: Use = "pair" if wanted is PreferenceExample else "completion"
+        self._columns = SourceColumns(rows, use, columns)
         self.found = {id(row): self._parts(row) for row in rows}
         parts = [found for found in self.found.values() if isinstance(found, Parts)]
         self._repeats = _most(_repeat_prompt(part) for part in parts)

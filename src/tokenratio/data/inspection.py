@@ -1,7 +1,6 @@
 """The output of `tokenratio inspect-data`: rows as training sees them, then the report."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenratio.data.choosing import use_of
@@ -10,21 +9,13 @@ from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import DefectLog
 from tokenratio.data.display import printable, quoted
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import (
-    CompletionExample,
-    DataParser,
-    PreferenceExample,
-)
-from tokenratio.data.preparation import (
-    PreparedData,
-    prepare_completions,
-    prepare_pairs,
-)
+from tokenratio.data.formats import EXAMPLE_TYPES, AnyExample, DataParser, PreferenceExample
+from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
 from tokenratio.data.sources import Source, describe_splits, locate
 from tokenratio.data.summary import DataReport
 from tokenratio.data.tables import describe_table
 from tokenratio.data.template import TemplateSettings
-from tokenratio.data.validation import find_warnings, parse_rows, plain_text, responses_of
+from tokenratio.data.validation import find_warnings, parse_rows, plain_text
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -51,6 +42,9 @@ def inspect_source(
 ) -> str:
     """The body of `tokenratio inspect-data`: rows of the source and its report.
 
+    Without a tokenizer, lengths are in words and characters. Rows that are neither pairs nor
+    completions (questions, judgements) are described by column.
+
     Args:
         source: see `read_rows`.
         tokenizer: None to look at the text only.
@@ -69,9 +63,14 @@ def inspect_source(
     """
     split = _shown_split(source) if split is None else split
     groups = [part.rows() for part in locate(source, split=split)]
+    rows = [row for group in groups for row in group]
+    if not rows:
+        raise TokenRatioError("The data source has no rows.")
     wanted = _wanted(groups, columns)
-    if tokenizer is None or wanted is None or not _check(groups, wanted, columns)[0]:
-        text = _inspect_text(groups, num_rows, columns)
+    examples, report = ([], None) if wanted is None else _check(groups, wanted, columns)
+    if tokenizer is None or not examples:
+        blocks = [*map(_text_row, examples[:num_rows])]
+        text = "\n\n".join([*blocks, report.summary() if report else describe_table(rows)])
         return "\n".join([*describe_splits(source, split=split), text])
     prepare = prepare_pairs if wanted is PreferenceExample else prepare_completions
     prepared = prepare(
@@ -126,23 +125,6 @@ def end_disagreement(
     )
 
 
-def inspect_text(
-    source: Source,
-    *,
-    num_rows: int = 3,
-    split: str | None = None,
-    columns: Columns | None = None,
-) -> str:
-    """Rows and their account without a tokenizer; lengths in words and characters.
-
-    Rows that are neither pairs nor completions (questions, judgements) are described by column.
-    """
-    split = _shown_split(source) if split is None else split
-    groups = [part.rows() for part in locate(source, split=split)]
-    text = _inspect_text(groups, num_rows, columns)
-    return "\n".join([*describe_splits(source, split=split), text])
-
-
 def _shown_split(source: Source) -> str | None:
     try:
         locate(source, split="train")
@@ -166,46 +148,22 @@ def check_text(
     return _check([rows], PreferenceExample if preference else CompletionExample, columns)[1]
 
 
-def _inspect_text(groups: _Groups, num_rows: int, columns: Columns | None) -> str:
-    rows = [row for group in groups for row in group]
-    if not rows:
-        raise TokenRatioError("The data source has no rows.")
-    wanted = _wanted(groups, columns)
-    if wanted is None:
-        return describe_table(rows)
-    examples, report = _check(groups, wanted, columns)
-    blocks = [_text_row(example) for example in islice(examples, num_rows)]
-    return "\n\n".join([*blocks, report.summary()])
-
-
 def _check(
     groups: _Groups, wanted: type[Any], columns: Columns | None
 ) -> tuple[list[Any], DataReport]:
     rows, log = [row for group in groups for row in group], DefectLog("skip")
     parsed = parse_rows(rows, DataParser(groups, wanted, columns), log)
-    examples = parsed.examples
-    if not examples:
-        # Nothing to show, but the reasons are what one came for.
-        return examples, DataReport(len(rows), 0, log.defects, unit="words", reading=parsed.reading)
-    sizes = [_words(example) for example in examples]
-    past = None
-    if isinstance(examples[0], PreferenceExample):
-        past = sum(abs(size["chosen"] - size["rejected"]) for size in sizes)
-    return examples, DataReport(
-        rows_read=len(rows),
-        rows_kept=len(examples),
+    return parsed.examples, DataReport.of(
+        len(rows),
+        [_words(example) for example in parsed.examples],
         defects=log.defects,
-        warnings=[*parsed.odd, *find_warnings(examples)],
+        warnings=[*parsed.odd, *find_warnings(parsed.examples)],
         unit="words",
-        lengths={side: sum(size[side] for size in sizes) for side in sizes[0]},
-        past_shorter=past,
         reading=parsed.reading,
     )
 
 
-def _wanted(
-    groups: _Groups, columns: Columns | None
-) -> type[PreferenceExample] | type[CompletionExample] | None:
+def _wanted(groups: _Groups, columns: Columns | None) -> type[Any] | None:
     """What the rows are, by the columns that occur: pairs, completions, or neither."""
     fields = [
         source.renamed(row.fields)
@@ -214,20 +172,17 @@ def _wanted(
         if row.problem is None
     ]
     use = use_of(fields)
-    if use is None:
-        return None
-    return PreferenceExample if use == "pair" else CompletionExample
+    return None if use is None else EXAMPLE_TYPES[use]
 
 
-def _words(example: PreferenceExample | CompletionExample) -> dict[str, int]:
-    texts = {"prompt": example.prompt, **responses_of(example)}
-    return {side: len(plain_text(text).split()) for side, text in texts.items()}
+def _words(example: AnyExample) -> dict[str, int]:
+    return {side: len(plain_text(text).split()) for side, text in example.texts.items()}
 
 
-def _text_row(example: PreferenceExample | CompletionExample) -> str:
+def _text_row(example: AnyExample) -> str:
     lines = [f"── {printable(example.origin)}"]
     words = _words(example)
-    for side, text in {"prompt": example.prompt, **responses_of(example)}.items():
+    for side, text in example.texts.items():
         plain = plain_text(text)
         shown = quoted(plain, _SHOWN)
         if not isinstance(text, str):

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.chat import Conversation, RenderedExample, render_turns
 from tokenratio.data.display import quoted
-from tokenratio.data.formats import CompletionExample, PreferenceExample
+from tokenratio.data.formats import AnyExample
 from tokenratio.data.messages import Message, Text
 from tokenratio.data.template import TemplateSettings
-from tokenratio.data.validation import responses_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +25,7 @@ _SHOWN = 24
 
 
 def left_out(
-    example: PreferenceExample | CompletionExample,
+    example: AnyExample,
     rendered: RenderedExample,
     tokenizer: "PreTrainedTokenizerBase",
     template: TemplateSettings,
@@ -44,7 +43,7 @@ def left_out(
         "tools": _missing(_tool_texts(example.tools or template.tools or ()), rendered.prompt),
         "prompt": _missing(_spoken(example.prompt), rendered.prompt),
     }
-    sides = responses_of(example).items()
+    sides = example.responses.items()
     for (side, turns), text, end in zip(sides, rendered.responses, rendered.ends, strict=True):
         missing[side] = _missing(_spoken(turns), text)
         if missing[side]:
@@ -66,7 +65,7 @@ def describe(missing: Mapping[str, str]) -> str:
 
 
 def _generation_prompt(
-    example: PreferenceExample | CompletionExample,
+    example: AnyExample,
     rendered: RenderedExample,
     tokenizer: "PreTrainedTokenizerBase",
     template: TemplateSettings,

@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
 from tokenratio.data.display import printable
-from tokenratio.data.encoder import EncodedRow, Example, RowEncoder
-from tokenratio.data.encoding import (
-    EncodedExample,
-    Limits,
-    SpecialTokens,
-    special_tokens,
-)
+from tokenratio.data.encoder import EncodedRow, RowEncoder
+from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, special_tokens
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import (
-    CompletionExample,
-    PreferenceExample,
-)
+from tokenratio.data.formats import AnyExample, CompletionExample, PreferenceExample
+from tokenratio.data.length_grouping import row_lengths
 from tokenratio.data.omissions import describe
 from tokenratio.data.parts import SourcePart, source_digest
 from tokenratio.data.prepared_cache import ingredients_of, kept_on_disk
@@ -39,9 +32,6 @@ from tokenratio.data.validation import find_warnings, parse_rows
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-PAIR_SIDES = ("chosen", "rejected")
-COMPLETION_SIDES = ("completion",)
 
 # Rows of an Arrow chunk: its offsets are 32 bits wide.
 _CHUNK_SIZE = 8192
@@ -87,20 +77,14 @@ class PreparedData:
     @property
     def longest(self) -> int:
         """Tokens of the longest row, prompt and response together."""
-        prompts, *responses = (pc.list_value_length(column) for column in self._id_columns)
-        return int(max(pc.max(pc.add(prompts, response)).as_py() for response in responses))
+        return int(row_lengths(self.dataset).max())
 
     @property
     def largest_id(self) -> int:
         """The largest token id of all rows."""
-        return int(max(pc.max(pc.list_flatten(column)).as_py() for column in self._id_columns))
-
-    @property
-    def _id_columns(self) -> list[pa.ChunkedArray]:
-        """Prompts first, then the responses of each side."""
         names = [name for name in self.dataset.column_names if name.endswith("_ids")]
-        names.sort(key=lambda name: name != "prompt_ids")
-        return [self.dataset.data.column(name) for name in names]
+        columns = [pc.list_flatten(self.dataset.data.column(name)) for name in names]
+        return int(max(pc.max(column).as_py() for column in columns))
 
 
 def prepare_pairs(
@@ -137,7 +121,7 @@ def prepare_pairs(
         TokenRatioError: the source cannot be read, no row can be used, the tokenizer lacks EOS or a
             chat template, or, with `on_bad_row="error"`, a row is bad.
     """
-    return _kept(locals(), PAIR_SIDES, PreferenceExample, "prefs")
+    return _kept(locals(), PreferenceExample, "prefs")
 
 
 def prepare_completions(
@@ -158,12 +142,10 @@ def prepare_completions(
 
     Of several splits that fit, `SPLIT_sft` is preferred.
     """
-    return _kept(locals(), COMPLETION_SIDES, CompletionExample, "sft")
+    return _kept(locals(), CompletionExample, "sft")
 
 
-def _kept(
-    asked: dict[str, Any], sides: tuple[str, ...], wanted: type[Any], prefer: str
-) -> PreparedData:
+def _kept(asked: dict[str, Any], wanted: type[Any], prefer: str) -> PreparedData:
     """Prepare rows, or read them from the cache.
 
     Args:
@@ -181,11 +163,11 @@ def _kept(
         lambda: ingredients_of(
             parts,
             tokenizer,
-            {"sides": sides, "template": template.record(tokenizer), **arguments},
+            {"sides": wanted.SIDES, "template": template.record(tokenizer), **arguments},
         ),
         PreparedData,
         lambda: _prepare(
-            parts, sides, wanted, tokenizer, template=template, num_proc=num_proc, **arguments
+            parts, wanted, tokenizer, template=template, num_proc=num_proc, **arguments
         ),
     )
     return replace(data, read_from=entry)
@@ -193,7 +175,6 @@ def _kept(
 
 def _prepare(
     parts: list[SourcePart],
-    sides: tuple[str, ...],
     wanted: type[Any],
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -208,12 +189,12 @@ def _prepare(
     selected = select_rows(parts, selection, wanted, columns)
     log = DefectLog(on_bad_row)
     parsed = parse_rows(selected.rows, selected.parser, log)
-    examples = parsed.examples
+    sides, examples = wanted.SIDES, parsed.examples
     special, limits = special_tokens(tokenizer), Limits(max_length, max_prompt_length)
     limits.check(special)
     end = turn_end(tokenizer, template)
     encoder = RowEncoder(sides, tokenizer, special, limits, template, end)
-    kept: list[Example] = []
+    kept: list[AnyExample] = []
     rows: list[EncodedRow] = []
     for example, row in zip(examples, encoder.encode(examples, num_proc), strict=True):
         if isinstance(row, RowDefectError):
@@ -232,8 +213,20 @@ def _prepare(
     odd = [*parsed.odd, *find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
     is_chat = any(not isinstance(example.prompt, str) for example in kept)
     origins = [example.origin for example in kept]
-    report = replace(
-        _report(len(selected.rows), log.defects, odd, encoded, sides),
+    parts_of_rows = ("prompt", *sides)
+    cut = [(row.prompt_cut, *row.response_cuts) for row in encoded]
+    report = DataReport.of(
+        len(selected.rows),
+        [
+            dict(zip(parts_of_rows, map(len, (row.prompt_ids, *row.response_ids)), strict=True))
+            for row in encoded
+        ],
+        defects=log.defects,
+        warnings=odd,
+        truncated={
+            name: Truncation(rows=sum(num > 0 for num in tokens), tokens=sum(tokens))
+            for name, tokens in zip(parts_of_rows, zip(*cut, strict=True), strict=True)
+        },
         sources=selected.accounts(origins),
         selection=selected.notes,
         reading=parsed.reading,
@@ -243,11 +236,8 @@ def _prepare(
     times = [selected.times.get(origin, 1) for origin in origins]
     origins = [origin for origin, num in zip(origins, times, strict=True) for _ in range(num)]
     encoded = [row for row, num in zip(encoded, times, strict=True) for _ in range(num)]
-    cuts = {
-        index: (row.prompt_cut, *row.response_cuts)
-        for index, row in enumerate(encoded)
-        if row.prompt_cut or any(row.response_cuts)
-    }
+    cut = [tokens for tokens, num in zip(cut, times, strict=True) for _ in range(num)]
+    cuts = {index: tokens for index, tokens in enumerate(cut) if any(tokens)}
     digest = _digest(selected.rows, encoded)
     return PreparedData(
         _dataset(encoded, origins, sides, digest),
@@ -284,9 +274,7 @@ def _template_notes(
 
 
 def _inner_ends(
-    kept: Sequence[PreferenceExample | CompletionExample],
-    encoded: Sequence[EncodedExample],
-    ends: Mapping[int, str],
+    kept: Sequence[AnyExample], encoded: Sequence[EncodedExample], ends: Mapping[int, str]
 ) -> list[Defect]:
     """Rows with a response that contains an end (id to text) before its last token."""
     odd = []
@@ -297,37 +285,6 @@ def _inner_ends(
             detail = f"the response goes on after {ends[int(found)]!r}"
             odd.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
     return odd
-
-
-def _report(
-    rows_read: int,
-    defects: list[Defect],
-    odd: list[Defect],
-    encoded: list[EncodedExample],
-    sides: tuple[str, ...],
-) -> DataReport:
-    lengths = {"prompt": sum(len(row.prompt_ids) for row in encoded)}
-    cuts = {"prompt": [row.prompt_cut for row in encoded]}
-    for index, side in enumerate(sides):
-        lengths[side] = sum(len(row.response_ids[index]) for row in encoded)
-        cuts[side] = [row.response_cuts[index] for row in encoded]
-    past = None
-    if sides == PAIR_SIDES:
-        past = sum(abs(len(row.response_ids[0]) - len(row.response_ids[1])) for row in encoded)
-    truncated = {
-        side: Truncation(rows=sum(cut > 0 for cut in values), tokens=sum(values))
-        for side, values in cuts.items()
-    }
-    return DataReport(
-        rows_read=rows_read,
-        rows_kept=len(encoded),
-        defects=defects,
-        warnings=odd,
-        unit="tokens",
-        lengths=lengths,
-        past_shorter=past,
-        truncated=truncated,
-    )
 
 
 def _dataset(

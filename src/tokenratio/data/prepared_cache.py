@@ -12,8 +12,11 @@ import logging
 import os
 import shutil
 import tempfile
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +25,6 @@ import pyarrow as pa
 
 from tokenratio.data.entries import begin_entry, file_digest, finish_entry
 from tokenratio.data.parts import SourcePart
-from tokenratio.data.records import from_json, to_json
 from tokenratio.run_folder import package_version
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def ingredients_of(
             [part.name, part.split, list(part.unread), part.weight, part.digest()] for part in parts
         ],
         "tokenizer": tokenizer_digest(tokenizer),
-        "arguments": to_json(arguments),
+        "arguments": _to_json(arguments),
         "code": _code_digest(),
         "versions": {name: package_version(name) for name in _PACKAGES},
     }
@@ -124,7 +126,7 @@ def _write(folder: Path, prepared: Any, ingredients: str) -> None:
         with pa.ipc.new_file(str(work / _ROWS), table.schema) as writer:
             writer.write_table(table)
         account = {
-            field.name: to_json(getattr(prepared, field.name))
+            field.name: _to_json(getattr(prepared, field.name))
             for field in dataclasses.fields(prepared)
             if field.name != "dataset"
         }
@@ -152,7 +154,7 @@ def _read(folder: Path, kind: Callable[..., Prepared]) -> Prepared:
     table = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS))).read_all()
     dataset = datasets.Dataset(table, fingerprint=folder.name[:16])
     hints = typing.get_type_hints(kind, None, {"Dataset": Any})
-    account = {name: from_json(hints[name], value) for name, value in document["content"].items()}
+    account = {name: _from_json(hints[name], value) for name, value in document["content"].items()}
     return kind(dataset=dataset, **account)
 
 
@@ -174,3 +176,59 @@ def _find_flaw(folder: Path, document: Mapping[str, Any] | None = None) -> str |
 
 def _digest(account: Any) -> str:
     return hashlib.sha256(json.dumps(account, sort_keys=True).encode()).hexdigest()
+
+
+def _to_json(value: Any) -> Any:
+    """A value of dataclasses, mappings, sequences, dates and plain values as a JSON value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: _to_json(item) for key, item in value.items()}
+        return [[key, _to_json(item)] for key, item in value.items()]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """The value of type `hint` that `_to_json` turned into `value`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(arguments, value)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return typing.cast(Any, hint)(
+            **{name: _from_json(hints[name], item) for name, item in value.items()}
+        )
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    if hint is date:
+        return date.fromisoformat(value)
+    if origin is tuple:
+        return tuple(_from_json(arguments[0], item) for item in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        pairs = value.items() if isinstance(value, Mapping) else value
+        return {key: _from_json(arguments[1], item) for key, item in pairs}
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return [_from_json(arguments[0], item) for item in value]
+    return value
+
+
+def _one_of(options: Sequence[Any], value: Any) -> Any:
+    if value is None:
+        return None
+    for option in options:
+        if option is types.NoneType:
+            continue
+        try:
+            return _from_json(option, value)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            continue
+    raise ValueError(f"{value!r} is none of {options}")

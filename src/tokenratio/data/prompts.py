@@ -1,7 +1,6 @@
 """Prompts to generate from: the same ones that training on the source uses."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from tokenratio.data.chat import Prompt, prompt_of
 from tokenratio.data.choosing import use_of
@@ -9,7 +8,8 @@ from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.display import printable
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import CompletionExample, DataParser, PreferenceExample
+from tokenratio.data.formats import EXAMPLE_TYPES, DataParser
+from tokenratio.data.layouts import Use
 from tokenratio.data.messages import with_context
 from tokenratio.data.sources import Source, locate, source_name
 from tokenratio.errors import TokenRatioError
@@ -58,14 +58,13 @@ def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tupl
 
 
 def _trained(
-    rows: Sequence[SourceRow], use: str | None, columns: Columns | None
+    rows: Sequence[SourceRow], use: Use | None, columns: Columns | None
 ) -> dict[int, Prompt]:
     """The prompts of the rows that can be trained on."""
     prompts: dict[int, Prompt] = {}
     if use is None:
         return prompts
-    wanted: type[Any] = PreferenceExample if use == "pair" else CompletionExample
-    parser = DataParser([rows], wanted, columns)
+    parser = DataParser([rows], EXAMPLE_TYPES[use], columns)
     for row in rows:
         try:
             example = parser.parse(row)

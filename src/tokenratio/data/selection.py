@@ -12,10 +12,10 @@ from typing import Generic, Literal
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import CompletionExample, DataParser, Example, PreferenceExample
+from tokenratio.data.formats import AnyExample, DataParser, Example
 from tokenratio.data.parts import SourcePart, canonical
 from tokenratio.data.summary import SourceAccount
-from tokenratio.data.validation import plain_text, responses_of
+from tokenratio.data.validation import plain_text
 from tokenratio.errors import TokenRatioError
 
 
@@ -64,7 +64,8 @@ class SelectedRows(Generic[Example]):
         rows: each once, in the order of the sources.
         times: how often each is used, by its origin; those used once are left out.
         notes: what was left out of which rows, in words.
-        parser: of all rows of the sources, so that those left out count for how they are read.
+        parser: of all rows of the sources, because rows left out also decide how rows are read.
+        parts, groups: the sources, and all rows of each.
     """
 
     rows: list[SourceRow]
@@ -72,25 +73,28 @@ class SelectedRows(Generic[Example]):
     notes: list[str]
     parser: DataParser[Example]
     parts: list[SourcePart] = field(repr=False)
-    counts: list[int] = field(repr=False)
-    part_of: dict[str, int] = field(repr=False)
+    groups: list[list[SourceRow]] = field(repr=False)
 
     def accounts(self, kept: Sequence[str]) -> list[SourceAccount]:
-        """What became of each source's rows.
-
-        Args:
-            kept: origins of the rows that are not refused.
-        """
-        used = [[0, 0, 0] for _ in self.parts]
-        for row in self.rows:
-            used[self.part_of[row.origin]][0] += 1
-        for origin in kept:
-            used[self.part_of[origin]][1] += 1
-            used[self.part_of[origin]][2] += self.times.get(origin, 1)
-        return [
-            SourceAccount(part.name, part.split, part.unread, part.weight, rows, *counts)
-            for part, rows, counts in zip(self.parts, self.counts, used, strict=True)
-        ]
+        """What became of each source's rows; `kept` are the origins of those not refused."""
+        drawn, not_refused = {row.origin for row in self.rows}, set(kept)
+        accounts = []
+        for part, group in zip(self.parts, self.groups, strict=True):
+            origins = [row.origin for row in group]
+            own = [origin for origin in origins if origin in not_refused]
+            accounts.append(
+                SourceAccount(
+                    name=part.name,
+                    split=part.split,
+                    unread=part.unread,
+                    weight=part.weight,
+                    rows=len(group),
+                    drawn=len(drawn.intersection(origins)),
+                    kept=len(own),
+                    uses=sum(self.times.get(origin, 1) for origin in own),
+                )
+            )
+        return accounts
 
 
 def select_rows(
@@ -111,16 +115,11 @@ def select_rows(
     """
     groups = [part.rows() for part in parts]
     parser = DataParser(groups, wanted, columns)
-    rows: list[SourceRow] = []
+    rows = [row for group in groups for row in group]
     times: list[int] = []
-    counts: list[int] = []
-    part_of: dict[str, int] = {}
     notes: list[str] = []
-    for index, (part, own) in enumerate(zip(parts, groups, strict=True)):
-        counts.append(len(own))
-        rows += own
-        times += _weighted(own, part.weight, selection.seed)
-        part_of |= {row.origin: index for row in own}
+    for part, group in zip(parts, groups, strict=True):
+        times += _weighted(group, part.weight, selection.seed)
     if selection.held_out_share is not None:
         times = _one_side(rows, times, selection, parser, notes)
     total = sum(times)
@@ -137,12 +136,11 @@ def select_rows(
         notes,
         parser,
         parts,
-        counts,
-        part_of,
+        groups,
     )
 
 
-def prompt_text(example: PreferenceExample | CompletionExample) -> str:
+def prompt_text(example: AnyExample) -> str:
     """The key by which prompts are compared: their words, without system messages and whitespace.
 
     For a text without a prompt, the text itself.
@@ -150,7 +148,7 @@ def prompt_text(example: PreferenceExample | CompletionExample) -> str:
     prompt = example.prompt
     if not isinstance(prompt, str):
         prompt = [turn for turn in prompt if turn["role"] != "system"]
-    response = next(iter(responses_of(example).values()))
+    response = next(iter(example.responses.values()))
     return " ".join(plain_text(prompt).split() or plain_text(response).split())
 
 

@@ -1,6 +1,6 @@
 """Encoded pairs to batches of the steps that both responses have, and of nothing else."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -61,11 +61,7 @@ class StepCollator:
         batch = lay_out(laid_out, self.pad_token_id)
         batch |= {
             "states": _states(laid_out, lengths, batch["input_ids"].shape[1]),
-            "labels": _join(
-                row[f"{side}_ids"][:length]
-                for side in ("chosen", "rejected")
-                for row, length in zip(rows, lengths, strict=True)
-            ),
+            "labels": _join(rows, "ids", lengths, torch.long),
             "lengths": torch.as_tensor(lengths),
             "past": torch.as_tensor(
                 [abs(len(row["chosen_ids"]) - len(row["rejected_ids"])) for row in rows]
@@ -75,14 +71,7 @@ class StepCollator:
         if not is_shared:
             del batch["branch"], batch["position_ids"]
         if "chosen_ref_log_probs" in rows[0]:
-            batch["ref_log_probs"] = _join(
-                (
-                    row[f"{side}_ref_log_probs"][:length]
-                    for side in ("chosen", "rejected")
-                    for row, length in zip(rows, lengths, strict=True)
-                ),
-                torch.float32,
-            )
+            batch["ref_log_probs"] = _join(rows, "ref_log_probs", lengths, torch.float32)
         if self.cache is not None:
             batch |= self.cache.of_steps([row["row"] for row in rows], lengths)
         return batch
@@ -96,8 +85,16 @@ class StepCollator:
         return len(laid_out) * length * (3 * self.hidden_size + length)
 
 
-def _join(parts: Iterable[Sequence[float]], dtype: torch.dtype = torch.long) -> Tensor:
-    return torch.cat([torch.as_tensor(part, dtype=dtype) for part in parts])
+def _join(
+    rows: Sequence[Mapping[str, Any]], what: str, lengths: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """The first `lengths` values of the chosen sides, then those of the rejected sides."""
+    parts = [
+        torch.as_tensor(row[f"{side}_{what}"][:length], dtype=dtype)
+        for side in ("chosen", "rejected")
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _states(

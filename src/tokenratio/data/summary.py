@@ -38,7 +38,7 @@ class Reading:
         several = len(self.layouts) > 1
         lines = [
             f"layout: {name}" + (f" ({_rows(num)})" if several else "")
-            for name, num in sorted(self.layouts.items(), key=lambda item: -item[1])
+            for name, num in Counter(self.layouts).most_common()
         ]
         if self.unread:
             names = [
@@ -122,6 +122,19 @@ class DataReport:
     notes: Sequence[str] = ()
     reading: Reading = field(default_factory=Reading)
 
+    @classmethod
+    def of(cls, rows_read: int, sizes: Sequence[Mapping[str, int]], **account: Any) -> "DataReport":
+        """The report on kept rows with these lengths by side; `account` is its other fields."""
+        pairs = [size for size in sizes if "rejected" in size]
+        past = sum(abs(size["chosen"] - size["rejected"]) for size in pairs)
+        return cls(
+            rows_read,
+            len(sizes),
+            lengths={side: sum(size[side] for size in sizes) for side in (sizes[:1] or [{}])[0]},
+            past_shorter=past if pairs else None,
+            **account,
+        )
+
     @property
     def defect_counts(self) -> dict[str, int]:
         """Refused rows by kind, the most frequent first."""
@@ -182,10 +195,7 @@ class DataReport:
             "lengths": dict(self.lengths),
             "past_shorter": self.past_shorter,
             "share_past_shorter": self.share_past_shorter,
-            "truncated": {
-                side: {"rows": cut.rows, "tokens": cut.tokens}
-                for side, cut in self.truncated.items()
-            },
+            "truncated": {side: asdict(cut) for side, cut in self.truncated.items()},
             "notes": list(self.notes),
         }
 

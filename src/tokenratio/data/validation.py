@@ -10,7 +10,7 @@ from typing import Any, Generic
 
 from tokenratio.data.defects import Defect, DefectKind, DefectLog, RowDefectError, WarningKind
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import CompletionExample, DataParser, Example, PreferenceExample
+from tokenratio.data.formats import AnyExample, DataParser, Example, PreferenceExample
 from tokenratio.data.messages import Text
 from tokenratio.data.summary import Reading
 
@@ -59,21 +59,13 @@ def parse_rows(
     return ParsedRows(kept, odd, parser.reading(rows))
 
 
-def responses_of(example: PreferenceExample | CompletionExample) -> dict[str, Text]:
-    """The responses by their side: `chosen` and `rejected`, or `completion`."""
-    if isinstance(example, PreferenceExample):
-        return {"chosen": example.chosen, "rejected": example.rejected}
-    return {"completion": example.completion}
-
-
-def check_example(example: PreferenceExample | CompletionExample) -> None:
+def check_example(example: AnyExample) -> None:
     """Refuse rows that cannot be used with any tokenizer.
 
     Raises:
         RowDefectError: a blank response, a pair of identical ones, or text that is not Unicode.
     """
-    responses = responses_of(example)
-    for side, response in responses.items():
+    for side, response in example.responses.items():
         calls = not isinstance(response, str) and any(turn.get("tool_calls") for turn in response)
         text = plain_text(response)
         if not text.strip() and not calls:
@@ -81,7 +73,7 @@ def check_example(example: PreferenceExample | CompletionExample) -> None:
             raise RowDefectError(DefectKind.BLANK_RESPONSE, detail)
     if isinstance(example, PreferenceExample) and example.chosen == example.rejected:
         raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
-    for side, part in {"prompt": example.prompt, **responses}.items():
+    for side, part in example.texts.items():
         found = _SURROGATE.search(plain_text(part))
         if found:
             raise RowDefectError(
@@ -96,7 +88,7 @@ def plain_text(text: Text) -> str:
     return "\n\n".join(turn.get("content", "") for turn in text)
 
 
-def find_warnings(examples: Sequence[PreferenceExample | CompletionExample]) -> list[Defect]:
+def find_warnings(examples: Sequence[AnyExample]) -> list[Defect]:
     """All warnings about the rows that are kept.
 
     A row that repeats an earlier one counts as a duplicate. A row that is no duplicate counts as
@@ -106,11 +98,11 @@ def find_warnings(examples: Sequence[PreferenceExample | CompletionExample]) -> 
     return [*_repetitions(examples), *(odd for example in examples for odd in _oddities(example))]
 
 
-def _repetitions(examples: Sequence[PreferenceExample | CompletionExample]) -> Iterator[Defect]:
+def _repetitions(examples: Sequence[AnyExample]) -> Iterator[Defect]:
     first: dict[bytes, str] = {}
     mirrors: list[tuple[str, bytes]] = []
     for example in examples:
-        sides = list(responses_of(example).values())
+        sides = list(example.responses.values())
         context = [example.prompt, example.tools, example.template_kwargs]
         key = _key([*context, *sides])
         if key in first:
@@ -130,17 +122,14 @@ def _key(parts: list[Any]) -> bytes:
     return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).digest()
 
 
-def _oddities(example: PreferenceExample | CompletionExample) -> Iterator[Defect]:
-    responses = responses_of(example)
-    role = next(
-        (found for text in responses.values() if (found := _same_role(example, text))), None
-    )
+def _oddities(example: AnyExample) -> Iterator[Defect]:
+    roles = (_same_role(example, text) for text in example.responses.values())
+    role = next(filter(None, roles), None)
     if role:
         detail = f"two turns of {role!r} in a row"
         yield Defect(example.origin, WarningKind.SAME_ROLE_TURNS, detail)
-    texts = {"prompt": example.prompt, **responses}
     for kind, holds in _CHARACTERS.items():
-        sides = [side for side, text in texts.items() if holds(plain_text(text))]
+        sides = [side for side, text in example.texts.items() if holds(plain_text(text))]
         if sides:
             yield Defect(example.origin, kind, f"in {' and '.join(sides)}")
 
@@ -152,7 +141,7 @@ _CHARACTERS: dict[WarningKind, Callable[[str], bool]] = {
 }
 
 
-def _same_role(example: PreferenceExample | CompletionExample, response: Text) -> str | None:
+def _same_role(example: AnyExample, response: Text) -> str | None:
     """The role of the first two turns in a row that share one, over prompt and response."""
     if isinstance(example.prompt, str):
         # Of a transcript only: a response may quote "Human:" for reasons of its own.
