@@ -6,7 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenratio.data import SourceRow, parse_completion, parse_preference
+from single_row import parse_completion, parse_preference
+from tokenratio.data import SourceRow
 from tokenratio.data.boundary import divides_word
 from tokenratio.data.defects import DefectKind, RowDefectError
 

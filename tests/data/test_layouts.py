@@ -7,13 +7,12 @@ from pathlib import Path
 import datasets
 import pytest
 
+from single_row import parse_completion, parse_preference
 from tokenratio.data import (
     CompletionExample,
     PreferenceExample,
     check_text,
     inspect_source,
-    parse_completion,
-    parse_preference,
     prepare_completions,
     prepare_pairs,
     read_rows,

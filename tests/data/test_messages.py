@@ -6,11 +6,11 @@ import datasets
 import pandas as pd
 import pytest
 
+from single_row import parse_preference
 from tokenratio.data import (
     PreferenceExample,
     WarningKind,
     check_text,
-    parse_preference,
     prepare_pairs,
     read_rows,
 )

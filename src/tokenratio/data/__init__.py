@@ -3,12 +3,7 @@
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
 from tokenratio.data.defects import Defect, DefectKind, OnBadRow, WarningKind
 from tokenratio.data.files import SourceRow
-from tokenratio.data.formats import (
-    CompletionExample,
-    PreferenceExample,
-    parse_completion,
-    parse_preference,
-)
+from tokenratio.data.formats import CompletionExample, PreferenceExample
 from tokenratio.data.inspection import check_text, inspect_rows, inspect_source
 from tokenratio.data.length_grouping import LengthGroupedSampler, row_lengths
 from tokenratio.data.parts import source_digest
@@ -49,8 +44,6 @@ __all__ = [
     "inspect_source",
     "locate",
     "padding_id",
-    "parse_completion",
-    "parse_preference",
     "prepare_completions",
     "prepare_pairs",
     "read_rows",

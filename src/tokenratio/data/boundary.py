@@ -1,4 +1,4 @@
-"""Where the prompt ends in texts and conversations that hold prompt and response together."""
+"""Where the prompt ends in texts and conversations that contain prompt and response together."""
 
 import re
 import unicodedata
@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-# What opens the assistant's turn in a text that holds a whole dialogue: Anthropic's HH, Alpaca,
-# Vicuna, and the rendered chat templates of the usual families. Line ends belong to the opening
-# where the format has one there; in HH a space after the colon is the response's.
+# Openings of the assistant's turn in a transcript: Anthropic's HH, Alpaca, Vicuna, and the usual
+# chat templates. A line end belongs to the opening if the format has one there; in HH, the space
+# after the colon belongs to the response.
 _OPENINGS = re.compile(
     r"""
       (?:^|\n)[ ]*(?:Assistant|ASSISTANT|AI|Bot|Answer):
@@ -34,10 +34,10 @@ _UNSPACED = re.compile(
 def extract_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     """The length of the implicit prompt: what both sides begin with (characters or messages).
 
-    Of transcripts it ends behind the last opening of the assistant's turn that both share. Else
-    TRL's rule holds: a space before the first difference belongs to the responses, and where one
-    side is the beginning of the other, its last element is still its response. But no word is
-    divided: the prompt then ends before the word.
+    In transcripts it ends after the last opening of the assistant's turn that both share. Otherwise
+    as in TRL: a space before the first difference belongs to the responses, and if one side is the
+    beginning of the other, its last element is its response. Unlike TRL, no word is split: the
+    prompt ends before it.
 
     >>> extract_prompt("The sky is blue.", "The sky is green.")
     10
@@ -67,7 +67,7 @@ def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def opening_end(text: str) -> int:
-    """Where the last opening of an assistant's turn ends in a text; 0 where there is none."""
+    """Where the last opening of an assistant's turn ends in a text; 0 if there is none."""
     return max((found.end() for found in _OPENINGS.finditer(text)), default=0)
 
 
@@ -90,7 +90,7 @@ def divides_word(text: str, index: int) -> bool:
 
 
 def begins_with(response: str, prompt: str) -> int:
-    """Where `response` goes on after repeating `prompt`; 0 where it does not repeat it.
+    """Where `response` continues after repeating `prompt`; 0 if it does not repeat it.
 
     White space around the prompt may differ.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenratio.data.boundary import common_length
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.formats import AnyExample, CompletionExample
 from tokenratio.data.messages import Message
@@ -21,20 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages to be answered, and what their row tells the chat template besides.
-
-    Attributes:
-        messages: with `role` and `content`.
-        tools: JSON schemas.
-        template_kwargs: the row's `chat_template_kwargs`.
-    """
+    """Messages to be answered, and the tools and `chat_template_kwargs` of their row."""
 
     messages: Sequence[Message]
     tools: Sequence[Any] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A text is read as it is; a conversation goes through the chat template.
+# A text is used as it is; a conversation is rendered with the chat template.
 Prompt = str | Conversation
 
 
@@ -61,7 +56,7 @@ def prompt_of(
     tools: Sequence[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Prompt:
-    """A text, or messages and what goes with them, as a prompt."""
+    """A text, or messages with their tools and template arguments, as a prompt."""
     if isinstance(text, str | Conversation):
         return text
     return Conversation(list(text), tools or None, dict(template_kwargs or {}))
@@ -81,7 +76,7 @@ def answered(prompt: Prompt, response: str) -> CompletionExample:
 
 
 def prompt_value(prompt: Prompt) -> Any:
-    """A prompt as a JSON value that holds all of it; a plain conversation is its messages alone."""
+    """A prompt as a JSON value that holds all of it; its messages alone, if they are all."""
     if isinstance(prompt, str):
         return prompt
     messages = [dict(message) for message in prompt.messages]
@@ -90,7 +85,7 @@ def prompt_value(prompt: Prompt) -> Any:
 
 
 def prompt_extras(prompt: Prompt) -> dict[str, Any]:
-    """What a prompt tells the template beside its messages, under the names that rows have."""
+    """The template arguments of a prompt besides its messages, by column name."""
     if isinstance(prompt, str):
         return {}
     extras = {"tools": prompt.tools, "chat_template_kwargs": dict(prompt.template_kwargs)}
@@ -150,15 +145,14 @@ def render(
 ) -> RenderedExample:
     """Render prompt and responses.
 
-    A response is what the template adds to the rendered prompt when the response's turns follow,
-    so the boundary is the one generation meets: after the template's generation prompt. It ends
-    with the template's end of turn.
+    A response is what the template adds after the rendered prompt, so its first token is the one
+    that generation would produce. It ends with the template's end of turn.
 
     Args:
         end: `turn_end` of tokenizer and template.
     Raises:
-        RowDefectError: the template fails on the row, or renders the prompt differently when an
-            answer follows, so that no boundary exists.
+        RowDefectError: the template fails on the row, or renders the prompt differently when a
+            response follows.
         TokenRatioError: there is no template.
     """
     responses = example.responses
@@ -178,11 +172,12 @@ def render(
     for side, turns in responses.items():
         whole = render_turns(conversation, [*example.prompt, *turns], tokenizer, template)
         if not whole.startswith(prompt):
+            at = common_length(prompt, whole)
             raise RowDefectError(
                 DefectKind.TEMPLATE_FAILURE,
                 f"the chat template renders the prompt differently when {side} follows, first at "
-                f"character {_first_difference(prompt, whole)}: it has "
-                f"{_excerpt(prompt, whole)}, so no boundary exists; set chat_template to one that "
+                f"character {at}: it has {whole[at : at + 20]!r} in place of "
+                f"{prompt[at : at + 20]!r}, so no boundary exists; set chat_template to one that "
                 "renders both alike, or give the rows as text",
             )
         rendered.append(_split_end(tokenizer, whole[len(prompt) :], end))
@@ -205,13 +200,3 @@ def _split_end(
         return text, None
     token, token_id = found
     return text.rstrip().removesuffix(token), token_id
-
-
-def _first_difference(prompt: str, whole: str) -> int:
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
-
-
-def _excerpt(prompt: str, whole: str) -> str:
-    at = _first_difference(prompt, whole)
-    return f"{whole[at : at + 20]!r} in place of {prompt[at : at + 20]!r}"

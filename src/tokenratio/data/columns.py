@@ -89,6 +89,9 @@ class SourceColumns:
         use: what is wanted of them.
         columns: our names (`COLUMN_NAMES`) to the source's, for a layout that is not known; a list
             of columns for `prompt` joins their texts with a blank line; null leaves a column out.
+    Attributes:
+        fields: the rows that could be read, under our names.
+        is_chat: whether a row has what only a conversation can have, such as a system prompt.
     Raises:
         TokenRatioError: `columns` is not a mapping, has an unknown name, or names a column that no
             row has.
@@ -103,9 +106,9 @@ class SourceColumns:
         self._columns: Columns = self.columns or {}
         _check_columns(self._columns, good, self.rows)
         self._json = self._json_columns(good)
-        fields = [self.renamed(each) for each in good]
-        self.is_chat = any(self._makes_chat(each) for each in fields)
-        self._label = self._label_column(fields)
+        self.fields = [self._renamed(each) for each in good]
+        self.is_chat = any(map(self._makes_chat, self.fields))
+        self._label = self._label_column(self.fields)
 
     def parts(self, row: SourceRow) -> Parts:
         """Read one row.
@@ -115,7 +118,7 @@ class SourceColumns:
         """
         if row.problem is not None:
             raise RowDefectError(DefectKind.MALFORMED_ROW, row.problem)
-        fields = self._decoded(self.renamed(row.fields))
+        fields = self._decoded(self._renamed(row.fields))
         choice = choose(self.use, fields)
         if self.use == "prompt" and choice.prompt is None and not choice.clash:
             raise RowDefectError(DefectKind.MISSING_COLUMN, f"no prompt column; {_has(fields)}")
@@ -173,8 +176,7 @@ class SourceColumns:
             return text, text_or_messages(found["rejected"], "rejected")
         return (text,)
 
-    def renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields under our names."""
+    def _renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         taken = {name for value in self._columns.values() for name in _names(value)}
         renamed = {k: v for k, v in fields.items() if k not in taken and k not in self._columns}
         for ours, value in self._columns.items():
@@ -213,7 +215,6 @@ class SourceColumns:
         return fields
 
     def _makes_chat(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the row has what only a conversation can hold."""
         if any(fields.get(name) for name in TEMPLATE_COLUMNS):
             return True
         names = {*SYSTEM_COLUMNS, HISTORY_COLUMN} & fields.keys()

@@ -1,7 +1,7 @@
 """Examples to token ids, in batches: rendered, tokenised, truncated."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
 # Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
 _BATCH_SIZE = 512
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """A row's tokens, and its text that the template leaves out, by side."""
-
-    ids: EncodedExample
-    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,12 +38,12 @@ class RowEncoder:
 
     def encode(
         self, examples: Sequence[AnyExample], num_proc: int = 1
-    ) -> Iterator[EncodedRow | RowDefectError]:
+    ) -> Iterator[EncodedExample | RowDefectError]:
         """Each example encoded, or why it cannot be, in order; in several processes if wanted."""
         batches = [examples[i : i + _BATCH_SIZE] for i in range(0, len(examples), _BATCH_SIZE)]
         return chain.from_iterable(map_in_processes(self.encode_batch, batches, num_proc))
 
-    def encode_batch(self, examples: Sequence[AnyExample]) -> list[EncodedRow | RowDefectError]:
+    def encode_batch(self, examples: Sequence[AnyExample]) -> list[EncodedExample | RowDefectError]:
         """As `encode`, for one batch."""
         rendered = [self._render(example) for example in examples]
         texts = [text for text in rendered if isinstance(text, RenderedExample)]
@@ -69,10 +61,11 @@ class RowEncoder:
 
     def _assemble(
         self, example: AnyExample, text: RenderedExample, ids: "tuple[list[int], ...]"
-    ) -> EncodedRow | RowDefectError:
+    ) -> EncodedExample | RowDefectError:
         missing = left_out(example, text, self.tokenizer, self.template)
         try:
-            return EncodedRow(assemble(ids, self.sides, self.special, self.limits), missing)
+            encoded = assemble(ids, self.sides, self.special, self.limits)
+            return replace(encoded, left_out=missing)
         except RowDefectError as error:
             return _explained(error, missing, self.sides)
 

@@ -1,11 +1,11 @@
-"""Text to token ids: one start, one end, and the prompt's boundary made in token space.
+"""Text to token ids.
 
-Prompt and response are tokenised apart and their ids joined. Tokenising the joined text instead
-would let a token straddle the boundary, so that a pair's responses began at different states.
+Prompt and response are tokenised separately and their ids joined. In the joined text a token could
+straddle the boundary, and the responses of a pair would begin at different states.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,15 +24,14 @@ class SpecialTokens:
     """What a tokenizer puts around a text.
 
     Attributes:
-        prefix: ids it puts in front by itself (BOS, for most that have one); often empty.
-        start: what an empty prompt becomes, since the first response token needs a state: the
-            prefix, else BOS, else EOS.
-        eos: the id that ends a response, unless it is a conversation's whose template has an end of
-            turn.
+        prefix: ids it adds in front (usually BOS); often empty.
+        start: ids of an empty prompt, because the first response token needs a state: the prefix,
+            else BOS, else EOS.
+        eos: the id that ends a response, unless the chat template has an end of turn.
         eos_text: the same as text.
-        lead: text to tokenise a response behind, its ids then dropped: "\\n" where the tokenizer
-            begins every text with a space of its own (SentencePiece, as in Mistral), which after a
-            prompt would be a token nobody generates; else empty.
+        lead: "\\n" if the tokenizer adds a space before every text (SentencePiece, as in Mistral),
+            else empty. Responses are tokenised after it and its ids dropped, because no model
+            generates that space after a prompt.
     """
 
     prefix: tuple[int, ...]
@@ -70,24 +69,30 @@ class EncodedExample:
     """Token ids of one row, as int32 arrays: a list of Python integers takes nine times the memory.
 
     Attributes:
-        prompt_ids: never empty; every response of the row follows these same ids.
-        response_ids: one array per side, never empty; the last id ends the response unless it was
-            cut.
+        prompt_ids: never empty; every response follows these ids.
+        response_ids: one array per side, never empty; ends with the end token unless it was cut.
         prompt_cut: tokens cut off the prompt's left.
         response_cuts: tokens cut off each response's right, its end included.
+        left_out: text of the row that the template does not render, by side.
     """
 
     prompt_ids: NDArray[np.int32]
     response_ids: tuple[NDArray[np.int32], ...]
     prompt_cut: int
     response_cuts: tuple[int, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Tokens cut off the prompt, then off each response."""
+        return (self.prompt_cut, *self.response_cuts)
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> SpecialTokens:
-    """Find out what the tokenizer adds by asking it, since its settings do not say.
+    """Find out what the tokenizer adds by using it; its settings do not tell.
 
     Raises:
-        TokenRatioError: it has no EOS token, so a response could not end.
+        TokenRatioError: it has no EOS token.
     """
     if tokenizer.eos_token_id is None:
         raise TokenRatioError("The tokenizer has no EOS token; set tokenizer.eos_token.")
@@ -109,7 +114,7 @@ def _own_prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
         for cut in range(len(added) + 1):
             if framed == [*added[:cut], *bare, *added[cut:]]:
                 return tuple(added[:cut])
-    # A tokenizer that knows no "a" and drops it.
+    # The tokenizer drops "a", which is not in its vocabulary.
     ends = added and added[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
     return tuple(added[:-1] if ends else added)
 
@@ -127,9 +132,8 @@ def tokenise(
 ) -> list[tuple[list[int], ...]]:
     """Token ids of each row's prompt, without special tokens, and of each of its responses.
 
-    A response ends with the template's end of turn, or where there is none with EOS, once. Of a
-    text that ends with EOS and white space the latter is dropped first: nothing is generated after
-    the end.
+    A response ends once, with the template's end of turn, or else with EOS. White space after an
+    EOS at the end of a text is dropped.
     """
     prompts = _ids(tokenizer, [row.prompt for row in rendered])
     texts = [
@@ -151,7 +155,7 @@ def _response_ids(
         return _ids(tokenizer, texts)
     front = _ids(tokenizer, [lead])[0]
     ids = _ids(tokenizer, [lead + text for text in texts])
-    # Where a response's first token swallows the lead, its own space is the smaller evil.
+    # If the response's first token merges with the lead, the added space is kept instead.
     return [
         row[len(front) :] if row[: len(front)] == front else _ids(tokenizer, [text])[0]
         for row, text in zip(ids, texts, strict=True)
@@ -172,7 +176,7 @@ def _ids(
         padding=False,
         truncation=False,
         return_attention_mask=False,
-        verbose=False,  # its own warning of a text longer than the model: we truncate below
+        verbose=False,  # no warning about long texts, which are truncated later
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
@@ -184,17 +188,15 @@ def assemble(
     """Join one row: prefix once, prompt cut on the left, responses on the right.
 
     Args:
-        ids: of `tokenise`.
-        sides: what the responses are called, for messages.
-        special: from `special_tokens`.
-        limits: lengths in tokens.
+        ids: from `tokenise`.
+        sides: names of the responses, for messages.
     Raises:
-        RowDefectError: an empty response, a prompt that leaves no room, or two responses of which
-            the same tokens are left.
+        RowDefectError: an empty response, a prompt that leaves no room for one, or two responses
+            with the same remaining tokens.
     """
     prompt, responses = begin(ids[0], special), list(ids[1:])
     if not ids[0]:
-        # A text that opens with its own BOS would else have two.
+        # The response may begin with its own BOS.
         responses = [_without_prefix(response, special.start) for response in responses]
     for side, response in zip(sides, responses, strict=True):
         if len(response) < 2:
@@ -229,14 +231,14 @@ def assemble(
 
 
 def begin(prompt: Sequence[int], special: SpecialTokens) -> list[int]:
-    """A prompt's ids, the tokenizer's prefix once in front; an empty one is `special.start`."""
+    """A prompt's ids with the tokenizer's prefix once in front; `special.start` if empty."""
     if not prompt:
         return list(special.start)
     return [*special.prefix, *_without_prefix(list(prompt), special.prefix)]
 
 
 def _close(response: list[int], end: int | None, eos: int) -> list[int]:
-    """The response with its end once: whatever ends it had already are replaced."""
+    """The response with exactly one end."""
     ends, length = {eos, end}, len(response)
     while length and response[length - 1] in ends:
         length -= 1
@@ -250,7 +252,7 @@ def _without_prefix(ids: list[int], prefix: tuple[int, ...]) -> list[int]:
 def cut_left(
     prompt: list[int], prefix: tuple[int, ...], limit: int | None
 ) -> tuple[list[int], int]:
-    """A prompt's last tokens behind its prefix, `limit` in all, and how many were cut."""
+    """The prefix and the prompt's last tokens, `limit` in all, and how many were cut."""
     if limit is None or len(prompt) <= limit:
         return prompt, 0
     kept = prompt[len(prompt) - (limit - len(prefix)) :]

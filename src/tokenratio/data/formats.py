@@ -1,7 +1,7 @@
-"""Preference and fine-tuning rows of every layout, brought to one form.
+"""Preference and fine-tuning rows of every layout, converted to one form.
 
-The form is TRL's: prompt and responses, all of them texts or all of them lists of messages.
-`columns.py` says which columns they come from; this module fits the parts together.
+The form is TRL's: prompt and responses, all texts or all lists of messages. `columns.py` decides
+which columns they come from; this module combines them.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from tokenratio.data.layouts import Use
 from tokenratio.data.messages import Message, Text, messages_in, with_context
 from tokenratio.data.summary import Reading
 
-# A response that begins with so long a prompt does so because the prompt is in there twice.
+# From this length on, a response that begins with the prompt repeats it on purpose.
 _LONG_PROMPT = 20
 
 
@@ -73,34 +73,13 @@ AnyExample: TypeAlias = PreferenceExample | CompletionExample
 EXAMPLE_TYPES: dict[Use, type[Any]] = {"pair": PreferenceExample, "completion": CompletionExample}
 
 
-def parse_preference(row: SourceRow, columns: Columns | None = None) -> PreferenceExample:
-    """Read a preference row by itself; `DataParser` reads those of whole sources.
-
-    Raises:
-        RowDefectError: the row has no known layout; names the column at fault.
-        TokenRatioError: see `SourceColumns`.
-    """
-    return DataParser([[row]], PreferenceExample, columns).parse(row)
-
-
-def parse_completion(row: SourceRow, columns: Columns | None = None) -> CompletionExample:
-    """Read a fine-tuning row by itself; for a preference row, on its chosen response.
-
-    Raises:
-        RowDefectError, TokenRatioError: as `parse_preference`.
-    """
-    return DataParser([[row]], CompletionExample, columns).parse(row)
-
-
 class DataParser(Generic[Example]):
-    """Parses the rows of several sources, each by what that source as a whole is found to be.
+    """Parses the rows of several sources; the layout is decided for each source as a whole.
 
     Args:
         groups: all rows of each source.
         wanted: `PreferenceExample` or `CompletionExample`.
-        columns: see `SourceColumns`.
-    Raises:
-        TokenRatioError: see `SourceColumns`.
+        columns: see `SourceColumns`, also for its errors.
     """
 
     def __init__(
@@ -112,22 +91,17 @@ class DataParser(Generic[Example]):
         # Keyed by the row object: rows of two sources may have the same origin.
         self._parsers: dict[int, _SourceParser[Example]] = {}
         for rows in groups:
-            parser = _SourceParser(rows, wanted, columns)
-            self._parsers |= dict.fromkeys(map(id, rows), parser)
+            self._parsers |= dict.fromkeys(map(id, rows), _SourceParser(rows, wanted, columns))
 
     def parse(self, row: SourceRow) -> Example:
-        """The example of one of the rows.
-
-        Raises:
-            RowDefectError: the row cannot be used.
-        """
+        """The example of one of the rows; raises `RowDefectError` if it cannot be used."""
         found, _ = self._parsers[id(row)].parsed(row)
         if isinstance(found, RowDefectError):
             raise found
         return found
 
     def oddities(self, row: SourceRow) -> list[Defect]:
-        """What parsing one of the rows found odd about it."""
+        """Warnings from parsing one of the rows."""
         return self._parsers[id(row)].parsed(row)[1]
 
     def reading(self, rows: Sequence[SourceRow]) -> Reading:
@@ -160,7 +134,7 @@ class _SourceParser(Generic[Example]):
             return error
 
     def parsed(self, row: SourceRow) -> tuple[Example | RowDefectError, list[Defect]]:
-        """The example or why there is none, and what is odd about it."""
+        """The example, or why there is none, and the warnings about it."""
         if id(row) not in self._parsed:
             self._odd = []
             self._parsed[id(row)] = (self._example(row), self._odd)
@@ -234,23 +208,20 @@ class _SourceParser(Generic[Example]):
         return prompt, responses
 
     def _once(self, prompt: str, responses: list[Any], origin: str) -> tuple[str, list[Any]]:
-        """Without the prompt where the responses begin with it again."""
+        """Prompt and responses, the prompt removed from the responses where they repeat it."""
         ends = [begins_with(response, prompt) for response in responses]
         rests = [response[end:] for response, end in zip(responses, ends, strict=True)]
         if all(ends) and all(rest.strip() for rest in rests):
             is_long = len(prompt.strip()) >= _LONG_PROMPT and len(responses) > 1
             taken = self._repeats or is_long
-            done = "taken off" if taken else "kept"
-            self._odd.append(
-                Defect(origin, WarningKind.PROMPT_REPEATED, f"{_begin(rests)}: {done}")
-            )
+            self._repeated(origin, f"{_begin(rests)}: {'taken off' if taken else 'kept'}")
             return (prompt, rests) if taken else (prompt, responses)
         goes_on = any(end and rest.strip() for end, rest in zip(ends, rests, strict=True))
         if goes_on and len(responses) > 1 and len(prompt.strip()) >= _LONG_PROMPT:
             side = "chosen" if ends[0] else "rejected"
             self._repeated(origin, f"only {side} begins with the prompt: kept")
         elif len(responses) > 1 and prompt.strip():
-            # Whole transcripts beside the prompt: they hold it, in the form that was meant.
+            # The responses are whole transcripts and contain the prompt in its intended form.
             length = extract_prompt(*responses)
             transcript = responses[0][:length]
             if opening_end(transcript) == length > 0 and prompt.strip() in transcript:
@@ -279,15 +250,11 @@ class _SourceParser(Generic[Example]):
             shared += f" in {without:,} of {self._num_implicit:,} rows"
         text = f"no prompt column; {shared}"
         if parts.unread:
-            one = len(parts.unread) == 1
-            columns = f"column {parts.unread[0]} is" if one else f"columns {_listed(parts)} are"
+            one, names = len(parts.unread) == 1, ", ".join(parts.unread)
+            columns = f"column {names} is" if one else f"columns {names} are"
             text += f"; the {columns} not read: rename {'it' if one else 'one'} to prompt, or set "
             text += "columns"
         return text
-
-
-def _listed(parts: Parts) -> str:
-    return ", ".join(parts.unread)
 
 
 def _split_conversations(responses: list[Any]) -> tuple[list[Message], list[Any]]:
@@ -315,7 +282,7 @@ def _check_pair(responses: list[Any]) -> None:
 
 
 def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list[Any]]:
-    """A prompt string beside messages: answers alone, or whole conversations that hold it."""
+    """A text prompt with messages: answers alone, or whole conversations that contain it."""
     if all(response[0]["role"] == "assistant" for response in responses if response):
         return [{"role": "user", "content": prompt}], responses
     turns, rest = _split_conversations(responses)
@@ -331,7 +298,7 @@ def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list
 
 
 def _after(response: list[Message], prompt: list[Message]) -> list[Message]:
-    """The turns behind the prompt's, system turn or not; empty where they are not repeated."""
+    """The turns after the prompt's, which may omit its system turn; empty if not repeated."""
     bare = [turn for turn in prompt if turn["role"] not in ("system", "developer")]
     for turns in (prompt, bare):
         if turns and len(response) > len(turns) and response[: len(turns)] == turns:
@@ -354,14 +321,13 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
 
 
 def _repeat_prompt(parts: Parts) -> bool | None:
-    """Whether the responses of a text row begin with its prompt; None where that is no question."""
+    """Whether the responses of a text row begin with its prompt; None for other rows."""
     if not isinstance(parts.prompt, str) or not parts.prompt.strip():
         return None
     texts = [text for text in parts.responses if isinstance(text, str)]
     if len(texts) != len(parts.responses) or not texts:
         return None
-    ends = [begins_with(text, parts.prompt) for text in texts]
-    return all(ends)
+    return all(begins_with(text, parts.prompt) for text in texts)
 
 
 def _most(answers: Iterator[bool | None]) -> bool:
@@ -384,6 +350,5 @@ def _count_shared(parts: Sequence[Parts]) -> tuple[int, int]:
 
 
 def _begin(rests: Sequence[Any]) -> str:
-    return (
-        "both responses begin with the prompt" if len(rests) == 2 else "it begins with the prompt"
-    )
+    both = len(rests) == 2
+    return "both responses begin with the prompt" if both else "it begins with the prompt"

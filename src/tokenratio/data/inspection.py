@@ -164,14 +164,8 @@ def _check(
 
 
 def _wanted(groups: _Groups, columns: Columns | None) -> type[Any] | None:
-    """What the rows are, by the columns that occur: pairs, completions, or neither."""
-    fields = [
-        source.renamed(row.fields)
-        for source in (SourceColumns(rows, "prompt", columns) for rows in groups)
-        for row in source.rows
-        if row.problem is None
-    ]
-    use = use_of(fields)
+    """The type of the rows, by the columns that occur; None for neither pairs nor completions."""
+    use = use_of([row for rows in groups for row in SourceColumns(rows, "prompt", columns).fields])
     return None if use is None else EXAMPLE_TYPES[use]
 
 

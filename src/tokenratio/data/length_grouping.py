@@ -1,4 +1,4 @@
-"""The order of an epoch in which rows of like length share a batch."""
+"""Epoch order in which rows of similar length share a batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ from torch.utils.data import Sampler
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Of how many groups of batches the rows are sorted at once. More waste less padding; fewer mix a
-# batch's rows better from epoch to epoch. At 50 (transformers' number) little waste is left.
+# Groups of batches sorted at once. More save padding; fewer mix a batch's rows better from epoch to
+# epoch. At 50, as in transformers, little padding is left.
 _GROUPS_PER_CHUNK = 50
 # At least this many chunks an epoch, or a small data set would form the same batches every time.
 _MIN_CHUNKS = 4
@@ -32,9 +32,9 @@ def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = Fals
 
     Args:
         dataset: columns `prompt_ids` and one or two of response ids.
-        pruned: of each pair, only the first T = min(|y^w|, |y^l|) response tokens are run
+        pruned: only the first T = min(|y^w|, |y^l|) response tokens of a pair are run
             (docs/method.md §5); otherwise the longer response counts.
-        shared: both responses follow one prompt in a row, so that both count.
+        shared: both responses follow the prompt in one row, so both count.
     """
     counts = token_counts(dataset)
     prompts = counts.pop("prompt_ids")
@@ -44,22 +44,19 @@ def row_lengths(dataset: "Dataset", *, pruned: bool = False, shared: bool = Fals
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Shuffles rows so that those of one batch, and of the batches run side by side, are alike.
+    """Shuffles rows so that batches run at the same time have similar lengths.
 
     An epoch's rows are permuted and cut into chunks of about 50 groups; a chunk's rows are sorted
-    by length and cut into groups of `num_processes` batches, and the groups are shuffled. So the
-    batches that the processes run at the same time are of like length and take like time, while
-    successive ones, those accumulated into one step included, are of any length: sorted batches, as
-    transformers' sampler of this name yields them, would train from long to short over and over.
+    by length and cut into groups of `num_processes` batches, and the groups are shuffled.
+    Successive batches are of any length; transformers' sampler of this name instead yields sorted
+    batches, which train from long to short over and over.
 
-    The order is a function of `seed` and the epoch alone, so a run resumed in an epoch continues
-    in the same order. The epoch must be set with `set_epoch` before iterating; accelerate's data
-    loaders do so, except one that skips batches on several processes, where the trainer must.
+    The order depends only on `seed` and the epoch, so a resumed run continues in the same order.
+    Call `set_epoch` before iterating; accelerate's data loaders do, except one that skips batches
+    on several processes, where the trainer must.
 
-    Every row comes once an epoch. Only the last batch may be short; its rows are of like length
-    too, of whichever length the draw falls on. The first epoch begins with the group that holds the
-    longest row, so that a lack of memory shows at the first step. This moves one group of one
-    epoch; all others stand in random order.
+    Each row comes once an epoch. Only the last batch may be short; its length is random. The first
+    epoch begins with the group of the longest row, so that lack of memory shows at the first step.
 
     Args:
         lengths: tokens of each row, see `row_lengths`.
@@ -119,8 +116,7 @@ class LengthGroupedSampler(Sampler[int]):
         # Stable: rows of equal length stay in the random order they came in.
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         num_full, rest = divmod(len(rows), self.group_size)
-        # The epoch's incomplete group is cut out anywhere: at the end it would always be the
-        # shortest rows that come last.
+        # The incomplete group is cut out at random: otherwise the shortest rows always came last.
         begin = rng.integers(num_full + 1) * self.group_size
         incomplete = rows[begin : begin + rest]
         full = np.concatenate([rows[:begin], rows[begin + rest :]])

@@ -83,15 +83,19 @@ def structured(value: object) -> object:
     >>> structured('["a", "b"]'), structured("{'a': None}"), structured("[sic]")
     (['a', 'b'], {'a': None}, '[sic]')
     """
-    if isinstance(value, str) and value.lstrip()[:2] in ('"[', '"{'):
-        return _twice_encoded(value)
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+    if not isinstance(value, str):
+        return value
+    start = value.lstrip()[:2]
+    if start[:1] not in ("[", "{") and start not in ('"[', '"{'):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except (ValueError, RecursionError):
         pass
-    if len(value) > _PYTHON_TEXT_LIMIT:
+    else:
+        inner = structured(found) if isinstance(found, str) else None  # JSON of JSON
+        return found if inner is None else value if inner is found else inner
+    if start[:1] == '"' or len(value) > _PYTHON_TEXT_LIMIT:
         return value
     try:
         with warnings.catch_warnings():
@@ -182,16 +186,6 @@ def wrong_type(
     return RowDefectError(kind, f"{name} is {kind_of(value)}, not {wanted}")
 
 
-def _twice_encoded(text: str) -> object:
-    """What JSON of JSON holds."""
-    try:
-        inner = json.loads(text)
-    except ValueError:
-        return text
-    value = structured(inner)
-    return text if value is inner else value
-
-
 def _is_message(item: object) -> bool:
     if not isinstance(item, Mapping):
         return False
@@ -229,7 +223,7 @@ def _message(item: object, where: str) -> Message:
     if isinstance(role, str):
         role = _ROLE_NAMES.get(role.lower(), role)
     if role == "tool_call":
-        message = {**_tool_calls(message.get("content"), where), **_others(message)}
+        message = {**_tool_calls(message.pop("content", None), where), **message}
         role = "assistant"
     if role not in ROLES:
         raise RowDefectError(
@@ -244,10 +238,6 @@ def _message(item: object, where: str) -> Message:
     if not isinstance(content, str) and (content is not None or not message.get("tool_calls")):
         raise wrong_type(f"the content of {where}", content, "a string")
     return message
-
-
-def _others(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key not in ("role", "content")}
 
 
 def _joined(parts: Sequence[object], where: str) -> str:

@@ -1,6 +1,6 @@
 """Text of a row that the chat template does not render: reasoning, tool calls, tools, turns.
 
-Templates change white space and escape characters; that is not left out.
+Changed white space and escaped characters do not count.
 """
 
 import html
@@ -18,8 +18,7 @@ from tokenratio.data.template import TemplateSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The keys of a message that hold its text. Most templates omit others, such as ids and names, on
-# purpose.
+# The keys of a message that hold its text; most templates omit others, such as ids, on purpose.
 _SPOKEN = ("reasoning_content", "reasoning", "thinking", "content")
 _SHOWN = 24
 
@@ -30,12 +29,12 @@ def left_out(
     tokenizer: "PreTrainedTokenizerBase",
     template: TemplateSettings,
 ) -> dict[str, str]:
-    """By side (`tools`, `prompt`, `chosen`, …) the row's text that is not in the rendered text.
+    """The row's text that `render` left out, by side (`tools`, `prompt`, `chosen`, …).
 
     Args:
-        rendered: of `render`, with these settings.
+        rendered: from `render` with the same settings.
     Returns:
-        Only sides that lack text.
+        Only sides with missing text.
     """
     if isinstance(example.prompt, str):
         return {}
@@ -47,8 +46,7 @@ def left_out(
     for (side, turns), text, end in zip(sides, rendered.responses, rendered.ends, strict=True):
         missing[side] = _missing(_spoken(turns), text)
         if missing[side]:
-            # Some templates write the beginning of an answer into the generation prompt, and some
-            # contents hold the end of turn.
+            # Part of it may be in the generation prompt, or be the end of the turn.
             opening = _generation_prompt(example, rendered, tokenizer, template)
             closing = "" if end is None else tokenizer.convert_ids_to_tokens(end)
             missing[side] = _missing(_spoken(turns), f"{opening}{text}{closing}")
@@ -86,9 +84,8 @@ def _missing(texts: Iterator[str], rendered: str) -> str:
 
 
 def _unrendered(text: str, whole: str) -> str:
-    """The words between the longest beginning and the longest end that are rendered."""
-    # As it is, or as in JSON, where a template writes arguments; arguments that are JSON already
-    # are then escaped twice.
+    """The words between the longest rendered beginning and the longest rendered end."""
+    # As it is, or as JSON; arguments that are JSON already are then escaped twice.
     forms = (text, _json(text), _json(text, False), _json(_json(text, False), False))
     if any(_squeezed(form) in whole for form in forms):
         return ""

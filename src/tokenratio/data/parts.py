@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenratio.data.display import printable
+from tokenratio.data.entries import file_digest
 from tokenratio.data.files import SourceRow, read_file, row_of, without_filled_nulls
 
 
@@ -18,19 +19,18 @@ class SourcePart:
     """One split of one source, located but not read yet.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
+        content: files, or a `datasets.Dataset` or list, each with its name in origins.
         split: which split of the source it is; None where the source has no splits.
         unread: the source's other splits, and files that belong to none.
         weight: see `DataSource`.
-        content: files with what origins call them; or a `datasets.Dataset` or a list, and what
-            origins call it.
     """
 
     name: str
-    split: str | None
-    unread: tuple[str, ...]
-    weight: float
     content: tuple[tuple[str, Any], ...]
+    split: str | None = None
+    unread: tuple[str, ...] = ()
+    weight: float = 1.0
 
     def rows(self) -> list[SourceRow]:
         """Every row, in order; one that could not be read has its `problem` set.
@@ -83,8 +83,7 @@ def _rows_of(name: str, item: Any) -> Iterator[SourceRow]:
 
 def _content_digest(item: Any) -> str:
     if isinstance(item, Path):
-        with item.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(item)
     if isinstance(item, list | tuple):
         return source_digest(_rows_of("", item))
     digest = hashlib.sha256(str(item.features).encode())

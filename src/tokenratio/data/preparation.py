@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
 from tokenratio.data.display import printable
-from tokenratio.data.encoder import EncodedRow, RowEncoder
+from tokenratio.data.encoder import RowEncoder
 from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, special_tokens
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import AnyExample, CompletionExample, PreferenceExample
@@ -195,26 +195,19 @@ def _prepare(
     end = turn_end(tokenizer, template)
     encoder = RowEncoder(sides, tokenizer, special, limits, template, end)
     kept: list[AnyExample] = []
-    rows: list[EncodedRow] = []
+    encoded: list[EncodedExample] = []
     for example, row in zip(examples, encoder.encode(examples, num_proc), strict=True):
         if isinstance(row, RowDefectError):
             log.refuse(example.origin, row)
         else:
             kept.append(example)
-            rows.append(row)
-    encoded = [row.ids for row in rows]
+            encoded.append(row)
     log.require_kept(len(selected.rows), len(kept))
     ends = {special.eos: special.eos_text} | ({end.token_id: end.token} if end else {})
-    omitted = [
-        Defect(example.origin, WarningKind.TEMPLATE_OMISSION, describe(row.left_out))
-        for example, row in zip(kept, rows, strict=True)
-        if row.left_out
-    ]
-    odd = [*parsed.odd, *find_warnings(kept), *_inner_ends(kept, encoded, ends), *omitted]
+    odd = [*parsed.odd, *find_warnings(kept), *_encoding_warnings(kept, encoded, ends)]
     is_chat = any(not isinstance(example.prompt, str) for example in kept)
     origins = [example.origin for example in kept]
     parts_of_rows = ("prompt", *sides)
-    cut = [(row.prompt_cut, *row.response_cuts) for row in encoded]
     report = DataReport.of(
         len(selected.rows),
         [
@@ -225,7 +218,9 @@ def _prepare(
         warnings=odd,
         truncated={
             name: Truncation(rows=sum(num > 0 for num in tokens), tokens=sum(tokens))
-            for name, tokens in zip(parts_of_rows, zip(*cut, strict=True), strict=True)
+            for name, tokens in zip(
+                parts_of_rows, zip(*(row.cuts for row in encoded), strict=True), strict=True
+            )
         },
         sources=selected.accounts(origins),
         selection=selected.notes,
@@ -236,8 +231,7 @@ def _prepare(
     times = [selected.times.get(origin, 1) for origin in origins]
     origins = [origin for origin, num in zip(origins, times, strict=True) for _ in range(num)]
     encoded = [row for row, num in zip(encoded, times, strict=True) for _ in range(num)]
-    cut = [tokens for tokens, num in zip(cut, times, strict=True) for _ in range(num)]
-    cuts = {index: tokens for index, tokens in enumerate(cut) if any(tokens)}
+    cuts = {index: row.cuts for index, row in enumerate(encoded) if any(row.cuts)}
     digest = _digest(selected.rows, encoded)
     return PreparedData(
         _dataset(encoded, origins, sides, digest),
@@ -273,18 +267,21 @@ def _template_notes(
     return notes
 
 
-def _inner_ends(
+def _encoding_warnings(
     kept: Sequence[AnyExample], encoded: Sequence[EncodedExample], ends: Mapping[int, str]
 ) -> list[Defect]:
-    """Rows with a response that contains an end (id to text) before its last token."""
-    odd = []
+    """Responses that contain an end (id to text) before their last token; text left out."""
+    inner_ends, omissions = [], []
     for example, row in zip(kept, encoded, strict=True):
         inside = (id for response in row.response_ids for id in response[:-1] if int(id) in ends)
         found = next(inside, None)
         if found is not None:
             detail = f"the response goes on after {ends[int(found)]!r}"
-            odd.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
-    return odd
+            inner_ends.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
+        if row.left_out:
+            detail = describe(row.left_out)
+            omissions.append(Defect(example.origin, WarningKind.TEMPLATE_OMISSION, detail))
+    return [*inner_ends, *omissions]
 
 
 def _dataset(

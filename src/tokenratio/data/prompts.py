@@ -20,18 +20,16 @@ def read_prompts(
 ) -> list[tuple[str, Prompt]]:
     """`(origin, prompt)` of every row; a prompt is a text or a conversation.
 
-    Of pairs and completions it is the prompt that training reads, in any layout it understands. A
-    row that cannot be trained on (a blank response) still has its prompt. Of rows that are neither,
-    a conversation keeps its turns up to the last one that is not the assistant's, and of MT-Bench's
-    `turns` the first is taken. A conversation keeps what its row tells the chat template (`tools`,
-    `chat_template_kwargs`).
+    For pairs and completions it is the prompt that training reads, even if the row cannot be
+    trained on (a blank response). In other rows, a conversation ends before the assistant's last
+    turns, and MT-Bench's `turns` give the first. A conversation keeps its row's `tools` and
+    `chat_template_kwargs`.
 
     Args:
-        source: see `read_rows`.
-        split: see `read_rows`.
+        source, split: see `read_rows`.
         columns: see `SourceColumns`.
     Raises:
-        TokenRatioError: a row without a usable prompt, named by its origin, or no rows.
+        TokenRatioError: no rows, or a row without a usable prompt.
     """
     prompts = [
         prompt
@@ -48,8 +46,8 @@ def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tupl
         if row.problem is not None:
             raise TokenRatioError(printable(f"{row.origin}: {row.problem}"))
     alone = SourceColumns(rows, "prompt", columns)
-    trained = _trained(rows, use_of([alone.renamed(row.fields) for row in rows]), columns)
-    # What the other rows are, a row that cannot be trained on is too.
+    trained = _trained(rows, use_of(alone.fields), columns)
+    # One conversation makes all rows of the source conversations.
     is_chat = alone.is_chat or any(not isinstance(prompt, str) for prompt in trained.values())
     return [
         (row.origin, trained[id(row)] if id(row) in trained else _alone(row, alone, is_chat))
@@ -76,7 +74,7 @@ def _trained(
 
 
 def _alone(row: SourceRow, columns: SourceColumns, is_chat: bool) -> Prompt:
-    """The prompt of a row by its prompt's column alone."""
+    """The prompt of a row, from its prompt column alone."""
     try:
         parts = columns.parts(row)
         prompt = parts.prompt

@@ -88,12 +88,11 @@ def locate(
         prefer: see `choose_split`.
     """
     several = _several(source)
-    if several is None:
-        return _locate(_spec(source), split, prefer, None)
+    specs = [(None, _spec(source))] if several is None else enumerate(map(_spec, several), 1)
     parts = [
-        part
-        for number, item in enumerate(several, 1)
-        for part in _locate(_spec(item), split, prefer, number)
+        replace(part, weight=spec.weight)
+        for number, spec in specs
+        for part in _locate(spec, split, prefer, number)
     ]
     names = [name for part in parts for name, _ in part.content]
     for name in names:
@@ -183,8 +182,8 @@ def _locate(
     wanted = spec.split or split
     title = f"{wanted or 'train'}_dataset" + (f" {number}" if number is not None else "")
     if isinstance(source, list | tuple):
-        return [SourcePart(title, None, (), spec.weight, ((title, source),))]
-    return _locate_dataset(source, wanted, prefer, title, spec.weight, named=False)
+        return [SourcePart(title, ((title, source),))]
+    return _locate_dataset(source, wanted, prefer, title, named=False)
 
 
 def _locate_named(
@@ -200,21 +199,21 @@ def _locate_named(
     if path.exists() and spec.config is not None:
         raise TokenRatioError(f"{text}: config {spec.config!r} applies only to a Hub name.")
     if path.is_dir():
-        return _locate_folder(path, text, wanted, prefer, spec.weight, alone=alone)
+        return _locate_folder(path, text, wanted, prefer, alone=alone)
     if path.exists():
         if named is not None:
             raise TokenRatioError(f"{text} is a single file and has no splits; remove {named!r}.")
-        return [SourcePart(text, None, (), spec.weight, ((path.name if alone else text, path),))]
+        return [SourcePart(text, ((path.name if alone else text, path),))]
     hub = _HUB_NAME.fullmatch(text)
     if hub is None or text.startswith(".") or text.endswith((*SUFFIXES, ".gz")):
         raise TokenRatioError(printable(f"{text}: no such file or folder."))
     if None not in (hub["config"], spec.config) and hub["config"] != spec.config:
         raise TokenRatioError(f"{text}: conflicting config {spec.config!r}; name one.")
-    return _locate_hub(hub["name"], spec.config or hub["config"], wanted, prefer, spec.weight)
+    return _locate_hub(hub["name"], spec.config or hub["config"], wanted, prefer)
 
 
 def _locate_folder(
-    folder: Path, text: str, wanted: str | None, prefer: str, weight: float, *, alone: bool
+    folder: Path, text: str, wanted: str | None, prefer: str, *, alone: bool
 ) -> list[SourcePart]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         import datasets
@@ -224,7 +223,7 @@ def _locate_folder(
             lambda: datasets.load_from_disk(str(folder)),
         )
         title = folder.name if alone else text
-        return _locate_dataset(saved, wanted, prefer, title, weight, named=True)
+        return _locate_dataset(saved, wanted, prefer, title, named=True)
     files = files_of(folder)
     if not files:
         raise TokenRatioError(f"{folder}: no {', '.join(SUFFIXES)} file in this folder.")
@@ -241,7 +240,7 @@ def _locate_folder(
         unread = (*sorted(name for name in names if name != split), *more)
     front = "" if alone else text.rstrip("/") + "/"
     content = tuple((front + file.relative_to(folder).as_posix(), file) for file in chosen)
-    return [SourcePart(text, split, unread, weight, content)]
+    return [SourcePart(text, content, split, unread)]
 
 
 def _load(what: str, load: Callable[[], Any]) -> Any:
@@ -251,9 +250,7 @@ def _load(what: str, load: Callable[[], Any]) -> Any:
         raise TokenRatioError(printable(f"{what}: {first_line(error)}")) from error
 
 
-def _locate_hub(
-    name: str, config: str | None, wanted: str | None, prefer: str, weight: float
-) -> list[SourcePart]:
+def _locate_hub(name: str, config: str | None, wanted: str | None, prefer: str) -> list[SourcePart]:
     import datasets
 
     where = name if config is None else f"{name}:{config}"
@@ -270,8 +267,8 @@ def _locate_hub(
     if isinstance(loaded, datasets.Dataset):
         others = tuple(sorted({*available} - {split or ""}))
         content = ((f"{name}[{split or 'train'}]", loaded),)
-        return [SourcePart(where, split, others, weight, content)]
-    return _locate_dataset(loaded, wanted, prefer, where, weight, named=True)
+        return [SourcePart(where, content, split, others)]
+    return _locate_dataset(loaded, wanted, prefer, where, named=True)
 
 
 def _check_config(name: str, config: str | None) -> None:
@@ -291,7 +288,7 @@ def _check_config(name: str, config: str | None) -> None:
 
 
 def _locate_dataset(
-    source: Any, wanted: str | None, prefer: str, title: str, weight: float, *, named: bool
+    source: Any, wanted: str | None, prefer: str, title: str, *, named: bool
 ) -> list[SourcePart]:
     import datasets
 
@@ -310,10 +307,9 @@ def _locate_dataset(
         return [
             SourcePart(
                 title,
+                ((f"{title}[{name}]" if named or name != wanted else title, source[name]),),
                 name,
                 tuple(other for other in names if other not in taken),
-                weight,
-                ((f"{title}[{name}]" if named or name != wanted else title, source[name]),),
             )
             for name in taken
         ]
@@ -322,4 +318,4 @@ def _locate_dataset(
             f"{type(source).__name__} is not a data source; pass a path, a Hub name, a "
             "datasets.Dataset or a list of dicts."
         )
-    return [SourcePart(title, None, (), weight, ((title, source),))]
+    return [SourcePart(title, ((title, source),))]

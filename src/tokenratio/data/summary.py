@@ -24,8 +24,8 @@ class Reading:
     """How rows were read.
 
     Attributes:
-        layouts: rows by the layout taken, in words.
-        unread: rows by column that nothing was read from.
+        layouts: number of rows by layout, in words.
+        unread: number of rows by column that was not read.
         rows_read: all rows.
     """
 
@@ -34,7 +34,7 @@ class Reading:
     rows_read: int = 0
 
     def lines(self) -> list[str]:
-        """The layout and what was not read, in a few lines."""
+        """The layouts and the columns not read, in a few lines."""
         several = len(self.layouts) > 1
         lines = [
             f"layout: {name}" + (f" ({_rows(num)})" if several else "")
@@ -51,17 +51,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class SourceAccount:
-    """What was read of one source, of several perhaps.
+    """What was read of one source.
 
     Attributes:
-        name: what it is called.
-        split: which of its splits was read; None where it has none.
-        unread: its other splits, and files that belong to none.
-        weight: how often each row is used.
-        rows: rows there are in this split.
-        drawn: rows that weight, sampling and held-out prompts leave.
+        name, split, unread, weight: see `SourcePart`.
+        rows: all rows of the split.
+        drawn: rows left after weights, sampling and held-out prompts.
         kept: of these, rows that are not refused.
-        uses: how many rows that makes, those used twice counted twice.
+        uses: rows trained on; those used twice count twice.
     """
 
     name: str
@@ -90,23 +87,22 @@ class SourceAccount:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The account of a data set: every row read is kept or refused, and nothing is cut in silence.
+    """What happened to the rows of a data set: each is kept or refused, and each cut is counted.
 
     Attributes:
         rows_read: rows of the source, the unreadable ones included.
         rows_kept: rows that can be trained on; `rows_read - rows_kept == len(defects)`.
-        defects: the rows refused, one entry each.
-        warnings: what is odd about kept rows; a row may appear under several kinds.
-        unit: what lengths are counted in, `"tokens"` or `"words"`.
+        defects: the refused rows, one entry each.
+        warnings: about kept rows; a row may appear under several kinds.
+        unit: of lengths, `"tokens"` or `"words"`.
         lengths: total length by side (`prompt`, `chosen`, ...) of the kept rows, after truncation.
         past_shorter: response tokens (or words) past min(|y^w|, |y^l|), which TBPO never sees
             (docs/method.md §2); None without pairs.
-        truncated: by side; empty where nothing was encoded.
+        truncated: by side; empty if nothing was encoded.
         sources: what was read of each source.
-        selection: what was left out before rows were checked, in words; such rows are not in
-            `rows_read`.
-        notes: what else a reader has to know, a sentence each.
-        reading: which layout was taken, and which columns were not read.
+        selection: in words, which rows were left out before the checks; `rows_read` excludes them.
+        notes: further sentences for the reader.
+        reading: layouts and columns that were not read.
     """
 
     rows_read: int
@@ -142,7 +138,7 @@ class DataReport:
 
     @property
     def warning_counts(self) -> dict[str, int]:
-        """Kept rows by kind of oddity, the most frequent first."""
+        """Warnings by kind, the most frequent first."""
         return dict(Counter(str(warning.kind) for warning in self.warnings).most_common())
 
     @property

@@ -16,14 +16,12 @@ from tokenratio.errors import TokenRatioError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CLOCK = "strftime_now"  # the one thing outside its arguments that a template can read
+_CLOCK = "strftime_now"  # the only input of a template besides its arguments
 _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMpPrRsSTuUVwWxXyYzZ"
 # Two days that differ in year, month, day and weekday.
 _TWO_DAYS = (date(1999, 11, 28), date(2004, 5, 3))
-_MARKS = (
-    "XfirstmarkX",
-    "XsecondmarkX",
-)  # placeholders for contents; no template changes such a word
+# Placeholders for contents, which no template changes.
+_MARKS = ("XfirstmarkX", "XsecondmarkX")
 _PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -64,13 +62,11 @@ class TemplateSettings:
         Raises:
             TokenRatioError: `template_date` is not a date.
         """
-        settings = cls(dict(chat_template_kwargs or {}), tools or None)
-        if template_date is None:
-            return settings
-        return replace(settings, day=parse_day(template_date))
+        day = _today() if template_date is None else parse_day(template_date)
+        return cls(dict(chat_template_kwargs or {}), tools or None, day)
 
     def record(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-        """The settings that matter under this tokenizer's template, as `of` takes them back."""
+        """The settings that this tokenizer's template uses, as arguments of `of`."""
         found: dict[str, Any] = {}
         if self.kwargs:
             found["chat_template_kwargs"] = dict(self.kwargs)
@@ -98,11 +94,7 @@ class TurnEnd:
 
 
 def parse_day(text: str) -> date:
-    """An ISO date.
-
-    Raises:
-        TokenRatioError: it is not one.
-    """
+    """An ISO date; raises `TokenRatioError` for any other text."""
     try:
         return date.fromisoformat(str(text))
     except ValueError:
@@ -114,12 +106,12 @@ def parse_day(text: str) -> date:
 def with_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer, or, with a template, a copy that has this one in place of its own.
+    """A copy of the tokenizer with another template; the tokenizer itself if that is None.
 
     Args:
         chat_template: a file, or the template itself.
     Raises:
-        TokenRatioError: neither; the file cannot be read; or the template is not Jinja.
+        TokenRatioError: the file cannot be read.
     """
     if chat_template is None:
         return tokenizer
@@ -146,10 +138,10 @@ def apply_template(
     template_kwargs: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """Messages as text. Every rendering of a conversation comes through here.
+    """Messages as text; every conversation is rendered here.
 
     Args:
-        tools, template_kwargs: the row's own; they win over those of `template`.
+        tools, template_kwargs: the row's own, which take precedence over those of `template`.
     Raises:
         RowDefectError: the template fails on these messages.
     """
@@ -194,11 +186,10 @@ def depends_on_day(tokenizer: "PreTrainedTokenizerBase", template: TemplateSetti
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> TurnEnd | None:
-    """The token that ends the assistant's turns; None where the template writes none.
+    """The token that ends the assistant's turns; None if the template writes none.
 
-    It is the last token of its own (not made of plain text) in what the template writes after a
-    turn, whether or not another turn follows: some templates add a further token at the end of the
-    whole conversation, which generation never reaches.
+    It is the last added token that the template writes after a turn whether or not another turn
+    follows. Some templates add another token at the end of the conversation; it does not count.
     """
     if tokenizer.chat_template is None:
         return None
@@ -233,7 +224,7 @@ def special_token_at_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> tup
 def _last_token(
     tokenizer: "PreTrainedTokenizerBase", text: str, *, only_special: bool = False
 ) -> tuple[int, str, int] | None:
-    """Where the last added token in a text ends, its text and its id; of several the longest."""
+    """Where the last (and longest) added token in a text ends, its text and its id."""
     found = [
         (text.rfind(token.content) + len(token.content), len(token.content), token.content, id)
         for id, token in tokenizer.added_tokens_decoder.items()
@@ -249,8 +240,8 @@ def _last_token(
 def _with_day(template: str, day: date) -> str:
     """The template with its clock fixed to one day.
 
-    transformers gives templates the real one, and turns a function among their arguments into
-    text; so the clock is a macro, which replaces each directive of the format asked for.
+    transformers always passes templates the real clock and does not accept a function as an
+    argument, so the clock is redefined as a macro that replaces each directive of the format.
     """
     moment = datetime.combine(day, time())
     directives = [f"%{flag}{letter}" for letter in _DIRECTIVES for flag in ("", "-")]

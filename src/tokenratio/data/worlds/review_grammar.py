@@ -1,14 +1,18 @@
 """The grammar of the review world: its productions and their probabilities."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from tokenratio.data.worlds import review_lexicon as lexicon
 from tokenratio.data.worlds.grammar import Production, Stack, Symbol
 from tokenratio.data.worlds.review_lexicon import EOS, words_of
 from tokenratio.errors import TokenRatioError
+
+_MildStrong: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+# Probability, words, mood.
+_Opinion: TypeAlias = tuple[float, tuple[str, ...], int]
 
 
 class State(NamedTuple):
@@ -98,8 +102,7 @@ class ReviewGrammar:
             yield prob, (person, copula, state.to("Verdict"))
 
     def _copula(self, state: State) -> Iterable[Production]:
-        for prob, copula in _evenly(1.0, lexicon.COPULAS):
-            yield prob, (copula,)
+        return _one_of(lexicon.COPULAS)
 
     def _verdict(self, state: State) -> Iterable[Production]:
         yield 1 - self.person_insult, (state.to("Predicate"),)
@@ -107,62 +110,48 @@ class ReviewGrammar:
 
     def _predicate(self, state: State) -> Iterable[Production]:
         yield 1 - self.negation, (state.to("Degree"),)
-        for prob, negation in _evenly(self.negation, lexicon.NEGATIONS):
-            yield prob, (negation, state.to("Degree", sign=-1))
+        yield from _before(state.to("Degree", sign=-1), self.negation, lexicon.NEGATIONS)
 
     def _degree(self, state: State) -> Iterable[Production]:
         adjective = state.to("Adjective")
         yield 1 - self.intensifier - self.diminisher, (adjective,)
-        for prob, word in _evenly(self.intensifier, lexicon.INTENSIFIERS):
-            yield prob, (word, adjective)
-        for prob, word in _evenly(self.diminisher, lexicon.DIMINISHERS):
-            yield prob, (word, adjective)
+        yield from _before(adjective, self.intensifier, lexicon.INTENSIFIERS)
+        yield from _before(adjective, self.diminisher, lexicon.DIMINISHERS)
 
     def _adjective(self, state: State) -> Iterable[Production]:
-        for prob, word in _evenly(self.neutral, lexicon.NEUTRAL):
-            yield prob, (word, state.to("Rest", sign=1))
-        good, bad = self._opinion_probs(state)
-        for prob, words, mood in (
-            (good * (1 - self.strong), lexicon.MILD_GOOD, state.sign),
-            (good * self.strong, lexicon.STRONG_GOOD, state.sign),
-            (bad * (1 - self.strong), lexicon.MILD_BAD, -state.sign),
-            (bad * self.strong, lexicon.STRONG_BAD, -state.sign),
+        yield from _before(state.to("Rest", sign=1), self.neutral, lexicon.NEUTRAL)
+        for prob, words, mood in self._opinions(
+            state, (lexicon.MILD_GOOD, lexicon.STRONG_GOOD), (lexicon.MILD_BAD, lexicon.STRONG_BAD)
         ):
-            for each, word in _evenly((1 - self.neutral) * prob, words):
-                yield each, (word, state.to("Rest", mood=mood, sign=1))
+            rest = state.to("Rest", mood=mood, sign=1)
+            yield from _before(rest, (1 - self.neutral) * prob, words)
 
     def _experience(self, state: State) -> Iterable[Production]:
         yield 1 - self.negation, (state.to("Manner"),)
-        for prob, negation in _evenly(self.negation, lexicon.VERB_NEGATIONS):
-            yield prob, (negation, state.to("Manner", sign=-1))
+        yield from _before(state.to("Manner", sign=-1), self.negation, lexicon.VERB_NEGATIONS)
 
     def _manner(self, state: State) -> Iterable[Production]:
         yield 1 - self.intensifier, (state.to("Verb"),)
-        for prob, word in _evenly(self.intensifier, lexicon.VERB_INTENSIFIERS):
-            yield prob, (word, state.to("Verb"))
+        yield from _before(state.to("Verb"), self.intensifier, lexicon.VERB_INTENSIFIERS)
 
     def _verb(self, state: State) -> Iterable[Production]:
-        good, bad = self._opinion_probs(state)
-        for prob, words, mood in (
-            (good * (1 - self.strong), lexicon.MILD_LIKE, state.sign),
-            (good * self.strong, lexicon.STRONG_LIKE, state.sign),
-            (bad * (1 - self.strong), lexicon.MILD_DISLIKE, -state.sign),
-            (bad * self.strong, lexicon.STRONG_DISLIKE, -state.sign),
+        for prob, words, mood in self._opinions(
+            state,
+            (lexicon.MILD_LIKE, lexicon.STRONG_LIKE),
+            (lexicon.MILD_DISLIKE, lexicon.STRONG_DISLIKE),
         ):
             for each, word in _evenly(prob, words):
                 yield each, (word, "the", state.to("Object"), state.to("Rest", mood=mood, sign=1))
 
     def _object(self, state: State) -> Iterable[Production]:
-        for prob, aspect in _evenly(1.0, lexicon.ASPECTS[state.topic]):
-            yield prob, (aspect,)
+        return _one_of(lexicon.ASPECTS[state.topic])
 
     def _scorn(self, state: State) -> Iterable[Production]:
         scorn = words_of(lexicon.SCORN)
         yield 1.0, (state.to("Insult"), *scorn, state.to("Object"), state.to("Rest", mood=-1))
 
     def _insult(self, state: State) -> Iterable[Production]:
-        for prob, insult in _evenly(1.0, lexicon.INSULTS):
-            yield prob, (insult,)
+        return _one_of(lexicon.INSULTS)
 
     def _rest(self, state: State) -> Iterable[Production]:
         still_possible = self.num_clauses[state.clause - 1 :]
@@ -173,16 +162,29 @@ class ReviewGrammar:
             following = state.to("Clause", clause=state.clause + 1, mood=mood)
             yield (1 - stop) * prob, (word, following)
 
-    def _opinion_probs(self, state: State) -> tuple[float, float]:
-        """Probabilities of a good and of a bad word, so that with the sign the mood is met."""
+    def _opinions(self, state: State, good: _MildStrong, bad: _MildStrong) -> Iterator[_Opinion]:
+        """Each class of words with its probability, by the mood wanted, and the mood it makes."""
         wanted = state.mood * state.sign
-        good = 0.5 if wanted == 0 else self.agreement if wanted > 0 else 1 - self.agreement
-        return good, 1 - good
+        prob = 0.5 if wanted == 0 else self.agreement if wanted > 0 else 1 - self.agreement
+        for side, (mild, strong), mood in (
+            (prob, good, state.sign),
+            (1 - prob, bad, -state.sign),
+        ):
+            yield side * (1 - self.strong), mild, mood
+            yield side * self.strong, strong, mood
 
 
 def _evenly(prob: float, words: Iterable[str]) -> list[tuple[float, str]]:
     words = tuple(words)
     return [(prob / len(words), word) for word in words]
+
+
+def _before(symbol: State, prob: float, words: Iterable[str]) -> list[Production]:
+    return [(each, (word, symbol)) for each, word in _evenly(prob, words)]
+
+
+def _one_of(words: Iterable[str]) -> list[Production]:
+    return [(prob, (word,)) for prob, word in _evenly(1.0, words)]
 
 
 _TOPICS = {subject: topic for topic, subjects in lexicon.SUBJECTS.items() for subject in subjects}
