@@ -175,14 +175,11 @@ _TABLE = {
     "loraplus_lr_ratio loraplus_lr_embedding use_galore use_badam use_apollo create_new_adapter "
     "freeze_trainable_layers freeze_trainable_modules unfrozen_parameters",
 }
-# Inside the section peft a setting has its own name.
+# Further names inside the section peft.
 _TABLE_OF_PEFT = {
-    "r": "lora_r lora_rank rank",
+    "r": "rank",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
-    "target_modules": "lora_target lora_target_modules lora_target_linear",
-    "modules_to_save": "lora_modules_to_save additional_target",
-    "bias": "lora_bias",
     "peft_type": "type adapter finetuning_type",
 }
 # Our names for the values of `loss_type`, `pref_loss` and `rl`; under "" those without a method.
@@ -208,7 +205,9 @@ def _inverted(table: dict[str, str]) -> dict[str, str]:
     return {name: ours for ours, names in table.items() for name in names.split()}
 
 
-_ADVICE, _IN_PEFT, _LOSSES = map(_inverted, (_TABLE, _TABLE_OF_PEFT, _TABLE_OF_LOSSES))
+_ADVICE, _LOSSES = _inverted(_TABLE), _inverted(_TABLE_OF_LOSSES)
+_IN_PEFT = {name: ours[5:] for name, ours in _ADVICE.items() if ours.startswith("peft.")}
+_IN_PEFT |= _inverted(_TABLE_OF_PEFT)
 _NAME = re.compile(r"[a-z_0-9]+(\.[a-z_]+)?")
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tokenratio.data import DataSource, Selection, encoder, prepare_completions, prepare_pairs
 from tokenratio.data import preparation as preparation_module
+from tokenratio.data.encoder import map_in_processes
 from tokenratio.data.prepared_cache import tokenizer_digest
-from tokenratio.data.processes import map_in_processes
 from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 

@@ -67,11 +67,7 @@ class RowDefectError(Exception):
 
 
 class DefectLog:
-    """Collects the refused rows, or stops at the first one.
-
-    Args:
-        on_bad_row: `"error"` raises `TokenRatioError` at the first refused row, `"skip"` counts it.
-    """
+    """Collects the refused rows; with `on_bad_row="error"`, raises at the first one."""
 
     def __init__(self, on_bad_row: OnBadRow = "skip"):
         if on_bad_row not in get_args(OnBadRow):
@@ -80,7 +76,7 @@ class DefectLog:
         self.defects: list[Defect] = []
 
     def refuse(self, origin: str, error: RowDefectError) -> None:
-        """Note that the row of `origin` is left out, or raise."""
+        """Record that the row of `origin` is left out, or raise `TokenRatioError`."""
         if self.on_bad_row == "error":
             raise TokenRatioError(
                 printable(f"{origin}: {error.kind}: {error.detail}.")
@@ -89,7 +85,7 @@ class DefectLog:
         self.defects.append(Defect(origin, error.kind, error.detail))
 
     def require_kept(self, rows_read: int, rows_kept: int) -> None:
-        """Raise unless a row is left: no usable row at all is an error with either setting."""
+        """Raise `TokenRatioError` unless a row is left."""
         if rows_kept:
             return
         if not rows_read:

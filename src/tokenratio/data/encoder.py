@@ -1,22 +1,27 @@
-"""Examples to token ids, in batches: rendered, tokenised, truncated."""
+"""Examples to token ids, in batches and processes: rendered, tokenised, truncated."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.chat import RenderedExample, render
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, assemble, tokenise
 from tokenratio.data.formats import AnyExample
 from tokenratio.data.omissions import describe, left_out
-from tokenratio.data.processes import map_in_processes
 from tokenratio.data.template import TemplateSettings, TurnEnd
+from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Rows rendered and tokenised at once: bounds the text and the Python integers alive together.
+# Rows rendered and tokenised at once, which bounds the memory of texts and Python integers.
 _BATCH_SIZE = 512
 
 
@@ -25,7 +30,7 @@ class RowEncoder:
     """Encodes examples; the same in any process.
 
     Attributes:
-        sides: what the responses are called.
+        sides: names of the responses.
         end: `turn_end` of tokenizer and template.
     """
 
@@ -39,7 +44,7 @@ class RowEncoder:
     def encode(
         self, examples: Sequence[AnyExample], num_proc: int = 1
     ) -> Iterator[EncodedExample | RowDefectError]:
-        """Each example encoded, or why it cannot be, in order; in several processes if wanted."""
+        """Each example encoded, or why it cannot be, in order."""
         batches = [examples[i : i + _BATCH_SIZE] for i in range(0, len(examples), _BATCH_SIZE)]
         return chain.from_iterable(map_in_processes(self.encode_batch, batches, num_proc))
 
@@ -73,7 +78,7 @@ class RowEncoder:
 def _explained(
     error: RowDefectError, missing: Mapping[str, str], sides: tuple[str, ...]
 ) -> RowDefectError:
-    """A pair whose two sides are the same tokens because of what the template leaves out."""
+    """The error, with the template's omissions if they made both sides the same tokens."""
     of_responses = {side: missing[side] for side in sides if side in missing}
     if error.kind is not DefectKind.IDENTICAL_TOKENS or not of_responses:
         return error
@@ -82,3 +87,63 @@ def _explained(
         f"the template leaves out what tells them apart: {describe(of_responses)}; set "
         "chat_template to one that renders it, or give the rows as text",
     )
+
+
+_function: Callable[[Any], Any] | None = None
+
+
+def map_in_processes(
+    function: Callable[[Any], Any], batches: Sequence[Any], num_proc: int
+) -> Iterator[Any]:
+    """The results of `function` for each batch, in order.
+
+    Processes are forked if the system can: the function is then not pickled, and a program without
+    `if __name__ == "__main__"` is not run again.
+
+    Args:
+        function: sent to each process once; batches and results are pickled.
+        num_proc: 1 to stay in this process.
+    Raises:
+        TokenRatioError: a process was killed.
+    """
+    num_proc = min(num_proc, len(batches))
+    if num_proc <= 1:
+        yield from map(function, batches)
+        return
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(num_proc, context, _set_function, (function,))
+        try:
+            yield from pool.map(_call, batches)
+        except BrokenProcessPool as error:
+            raise TokenRatioError(
+                f"one of {num_proc} data-preparation processes was killed, possibly out of "
+                "memory: lower dataset_num_proc"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _set_function(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+
+
+def _call(batch: Any) -> Any:
+    assert _function is not None
+    return _function(batch)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep tokenizers from starting threads in every process, and from warning about it."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

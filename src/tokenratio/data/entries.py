@@ -15,9 +15,9 @@ _DAY = 24 * 60 * 60
 
 
 def begin_entry(folder: Path) -> Path:
-    """Make an unfinished entry beside `folder`, under a name that no other process uses.
+    """Make an unfinished entry next to `folder`, under a name that no other process uses.
 
-    What killed processes left unfinished is removed; one still at work has written within the day.
+    Unfinished entries of killed processes, a day old or more, are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
@@ -32,10 +32,10 @@ def begin_entry(folder: Path) -> Path:
 
 
 def finish_entry(work: Path, folder: Path, find_flaw: Callable[[Path], str | None]) -> None:
-    """Move an entry to its final name; if another process was faster, its entry is kept.
+    """Move an entry to its final name; an entry that another process finished first is kept.
 
     Args:
-        find_flaw: what is wrong with an entry, None if it is whole.
+        find_flaw: returns what is wrong with an entry, None if it is whole.
     """
     try:
         os.replace(work, folder)

@@ -1,8 +1,8 @@
 """Rows of local JSON, JSON-lines, CSV and Parquet files.
 
-Text files are read with the standard library, row by row, and not with Arrow's readers: there, one
-malformed line, or one field that changes its type half-way, loses the whole file. Here it loses
-that row, which is reported with its line. Lines end at "\\n" only: texts contain U+2028.
+Text files are read row by row with the standard library: with Arrow's readers, one malformed line
+or a field that changes its type would lose the whole file; here it loses one row, which is
+reported. Lines end only at "\\n", because texts contain U+2028.
 """
 
 import codecs
@@ -29,8 +29,8 @@ class SourceRow:
     Attributes:
         origin: its location, for messages: `train.jsonl:17` (line or record, from 1) or
             `org/name[train]:16` (index, from 0).
-        fields: its columns; empty when it could not be read.
-        problem: why it could not be read as an object; None when it could.
+        fields: its columns; empty if it could not be read.
+        problem: why it could not be read as an object; None if it could.
     """
 
     origin: str
@@ -39,7 +39,7 @@ class SourceRow:
 
 
 def data_suffix(path: Path) -> str | None:
-    """The format of a file by its name, `.gz` looked through; None if not one of `SUFFIXES`."""
+    """The format of a file by its name without `.gz`; None if not one of `SUFFIXES`."""
     stem = path.with_suffix("") if path.suffix == ".gz" else path
     suffix = stem.suffix.lower()
     # Parquet is compressed inside; it needs the seekable file.
@@ -47,11 +47,11 @@ def data_suffix(path: Path) -> str | None:
 
 
 def read_file(path: Path, name: str) -> list[SourceRow]:
-    """All rows of one file; `name` is what origins call it.
+    """All rows of one file; `name` is its name in origins.
 
     Raises:
-        TokenRatioError: the file as a whole cannot be read (wrong format, broken JSON array, broken
-            CSV quoting, not UTF-8 in a format without separate lines).
+        TokenRatioError: the file as a whole cannot be read (wrong format, broken JSON array or CSV
+            quoting, not UTF-8 in a format other than JSON lines).
     """
     suffix = data_suffix(path)
     if suffix is None:
@@ -70,7 +70,7 @@ def read_file(path: Path, name: str) -> list[SourceRow]:
 
 
 def row_of(origin: str, value: object) -> SourceRow:
-    """A row from any value: what is no object with string keys carries its problem along.
+    """A row from any value; one that is not an object with string keys has its `problem` set.
 
     NaN in a column counts as null.
     """
@@ -88,8 +88,8 @@ def without_filled_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     """A row of an Arrow table without the keys that Arrow filled in, at every depth.
 
     In Arrow all objects of a column have the same keys: a tool's arguments get those of every other
-    tool, with null for a value. An intended null cannot be distinguished from those and is dropped
-    too; it is kept in a column that holds JSON as text. Columns themselves and items of lists stay.
+    tool, as nulls. An intended null is dropped too, unless the column holds JSON as text. Columns
+    themselves and items of lists stay.
 
     >>> without_filled_nulls({"a": None, "b": [{"c": None, "d": [None, {"e": None}]}]})
     {'a': None, 'b': [{'d': [None, {}]}]}
@@ -145,7 +145,7 @@ def _json_rows(data: bytes, name: str) -> Iterator[SourceRow]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        # Many a `.json` on the Hub is JSON lines by another name.
+        # Many `.json` files on the Hub are JSON lines.
         if text.lstrip().startswith("{"):
             yield from _json_line_rows(data, name)
             return
@@ -155,7 +155,7 @@ def _json_rows(data: bytes, name: str) -> Iterator[SourceRow]:
 
 
 def _csv_rows(data: bytes, name: str) -> Iterator[SourceRow]:
-    # Broken quoting is an error of the file: after it no record's bounds can be trusted.
+    # After broken quoting, no record's bounds can be trusted, so it is an error of the file.
     reader = csv.reader(io.StringIO(_decode(data, name), newline=""), strict=True)
     limit = csv.field_size_limit(sys.maxsize)  # the default refuses texts beyond 131,072 characters
     try:

@@ -53,13 +53,12 @@ def inspect_source(
         split: None for what training reads, or else for the only split there is.
         template: arguments of the chat template besides the messages.
         columns: as in training; see `SourceColumns`.
-        generation_ends: the ids in `eos_token_id` of the model's generation_config, where it is
-            known.
+        generation_ends: `eos_token_id` of the model's generation_config, if known.
     Returns:
         Lines for the terminal; control characters of the data are escaped.
     Raises:
-        TokenRatioError: the source cannot be read, the tokenizer cannot be used, or no row is left
-            once encoded.
+        TokenRatioError: the source cannot be read, the tokenizer cannot be used, or no row can be
+            encoded.
     """
     split = _shown_split(source) if split is None else split
     groups = [part.rows() for part in locate(source, split=split)]
@@ -136,16 +135,13 @@ def _shown_split(source: Source) -> str | None:
 def check_text(
     rows: Sequence[SourceRow], *, preference: bool = True, columns: Columns | None = None
 ) -> DataReport:
-    """The account of rows as text: every defect and oddity a tokenizer is not needed to find.
+    """The report on rows from `read_rows` without a tokenizer; lengths are in words.
 
     Args:
-        rows: from `read_rows`.
         preference: the rows are pairs; else fine-tuning rows.
         columns: see `SourceColumns`.
-    Returns:
-        A report with lengths in words.
     """
-    return _check([rows], PreferenceExample if preference else CompletionExample, columns)[1]
+    return _check([rows], EXAMPLE_TYPES["pair" if preference else "completion"], columns)[1]
 
 
 def _check(
@@ -243,7 +239,7 @@ def _boundary(
 
 
 def _decoded(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    # Special tokens are what one looks for here, and clean-up would hide spaces.
+    # Special tokens must be visible, and clean-up would hide spaces.
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

@@ -41,14 +41,14 @@ class SourcePart:
         return [row for name, item in self.content for row in _rows_of(name, item)]
 
     def digest(self) -> str:
-        """SHA-256 (hex) over what the rows hold and what their origins say."""
+        """SHA-256 (hex) over the content of the rows and the names in their origins."""
         digest = hashlib.sha256()
         for name, item in self.content:
             digest.update(json.dumps([name, _content_digest(item)]).encode())
         return digest.hexdigest()
 
     def describe(self) -> str | None:
-        """Which split is read and what is not; None where there was no choice."""
+        """Which split is read and what is not; None if there was no choice."""
         if not self.unread:
             return None
         what = f"split {self.split}" if self.split else "files"
@@ -56,7 +56,7 @@ class SourcePart:
 
 
 def source_digest(rows: Iterable[SourceRow]) -> str:
-    """SHA-256 (hex) over what the rows hold, in order, as canonical JSON; origins left out."""
+    """SHA-256 (hex) over the rows' content in order, as canonical JSON, without origins."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(canonical(row))
@@ -65,7 +65,7 @@ def source_digest(rows: Iterable[SourceRow]) -> str:
 
 
 def canonical(row: SourceRow) -> bytes:
-    """What a row holds, as one line of JSON."""
+    """A row's content as one line of JSON."""
     text = json.dumps([row.fields, row.problem], sort_keys=True, separators=(",", ":"), default=str)
     return text.encode("ascii")
 
@@ -74,7 +74,7 @@ def _rows_of(name: str, item: Any) -> Iterator[SourceRow]:
     if isinstance(item, Path):
         yield from read_file(item, name)
         return
-    # A data set without its format: a "torch" one would turn numbers into tensors.
+    # Without the data set's format: "torch" would turn numbers into tensors.
     is_list = isinstance(item, list | tuple)
     items = item if is_list else map(without_filled_nulls, item.with_format(None))
     for index, value in enumerate(items):

@@ -1,4 +1,4 @@
-"""From a source to encoded rows and their account: read, parse, check, render, tokenise, cut."""
+"""From a source to encoded rows and their report: read, parse, check, render, tokenise, cut."""
 
 import hashlib
 import os
@@ -40,21 +40,17 @@ _EVERY_ROW = Selection()
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Encoded rows and their account.
+    """Encoded rows and their report.
 
     Attributes:
         dataset: columns `prompt_ids`, then `chosen_ids` and `rejected_ids` (or `completion_ids`),
-            int32; `row`, the row's own index; `origin`, its place in the source. In memory,
-            no cache file.
+            int32; `row`, the row's own index; `origin`, its place in the source. In memory.
         report: what was read, refused, truncated.
-        digest: SHA-256 (hex) over the source rows and the encoded ids: a changed file, tokenizer,
-            template or limit changes it.
-        cuts: for rows that were truncated only: index to `(prompt, *responses)` tokens cut.
-        template: what the rows were rendered with (`TemplateSettings.record`); empty without
-            conversations.
-        turn_end: the id of the template's end of turn; None where there is none, and without
-            conversations.
-        read_from: the entry of the cache that this was read from; None if it was prepared now.
+        digest: SHA-256 (hex) over the source rows and the encoded ids.
+        cuts: for truncated rows, index to `(prompt, *responses)` tokens cut.
+        template: `TemplateSettings.record` of conversations; else empty.
+        turn_end: id of the template's end of turn; None if there is none, or no conversation.
+        read_from: the cache entry that this was read from; None if it was prepared now.
     """
 
     dataset: "Dataset"
@@ -66,12 +62,12 @@ class PreparedData:
     read_from: Path | None = None
 
     def summary(self) -> str:
-        """The account in a few lines, and where it was read from."""
+        """The report in a few lines, and where it was read from."""
         kept = [] if self.read_from is None else [f"read from the cache: {self.read_from}"]
         return "\n".join([self.report.summary(), *map(printable, kept)])
 
     def identity(self) -> dict[str, Any]:
-        """Digest and account, as a run's record holds them."""
+        """Digest and report, as recorded in a run."""
         return {"digest": self.digest, **self.report.to_dict()}
 
     @property
@@ -146,12 +142,7 @@ def prepare_completions(
 
 
 def _kept(asked: dict[str, Any], wanted: type[Any], prefer: str) -> PreparedData:
-    """Prepare rows, or read them from the cache.
-
-    Args:
-        asked: all arguments of the public function, so that the cache key covers arguments that
-            are added later.
-    """
+    """Prepare rows, or read them from the cache, whose key covers all arguments in `asked`."""
     arguments = dict(asked)
     source, split, tokenizer = (arguments.pop(name) for name in ("source", "split", "tokenizer"))
     root, num_proc = arguments.pop("cache_dir"), arguments.pop("num_proc")
@@ -159,7 +150,7 @@ def _kept(asked: dict[str, Any], wanted: type[Any], prefer: str) -> PreparedData
     parts = locate(source, split=split, prefer=prefer)
     data, entry = kept_on_disk(
         root,
-        # Of the template's settings those that matter: today's date does not to most templates.
+        # Only the settings that the template uses: most do not use today's date.
         lambda: ingredients_of(
             parts,
             tokenizer,
@@ -227,7 +218,7 @@ def _prepare(
         reading=parsed.reading,
         notes=_template_notes(tokenizer, special, template, end) if is_chat else (),
     )
-    # Checked once, used as often as the weight of their source says.
+    # Checked once, used as often as their source's weight requires.
     times = [selected.times.get(origin, 1) for origin in origins]
     origins = [origin for origin, num in zip(origins, times, strict=True) for _ in range(num)]
     encoded = [row for row, num in zip(encoded, times, strict=True) for _ in range(num)]
@@ -320,6 +311,6 @@ def _digest(rows: Sequence[SourceRow], encoded: list[EncodedExample]) -> str:
     digest = hashlib.sha256(source_digest(rows).encode("ascii"))
     for row in encoded:
         for ids in (row.prompt_ids, *row.response_ids):
-            # The length first: the same tokens with the boundary elsewhere are other data.
+            # The length first, so that the position of the boundary counts.
             digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Prepared rows kept on disk by the content of all they depend on.
+"""Prepared rows cached on disk by the content of everything they depend on.
 
-An entry is named by the SHA-256 of the sources' content, the tokenizer, every argument, and the
-code that prepares, so that a stale one is never found. It is an Arrow file of the rows and a JSON
-file of their account, each checked against its SHA-256 when it is read.
+An entry is named by the SHA-256 of the sources' content, the tokenizer, all arguments, and the code
+that prepares, so a stale one is never used. It is an Arrow file of rows and a JSON file of the
+report, each checked against its SHA-256 when read.
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ def kept_on_disk(
     kind: Callable[..., Prepared],
     prepare: Callable[[], Prepared],
 ) -> tuple[Prepared, Path | None]:
-    """What `prepare` returns, from the cache if it is there; and the entry it was read from.
+    """What `prepare` returns, from the cache if possible, and the entry it was read from.
 
     Args:
-        root: the folder of all entries; None to keep none.
-        ingredients: gives all that the rows depend on, as JSON values.
+        root: the folder of all entries; None for no cache.
+        ingredients: returns everything that the rows depend on, as JSON values.
         kind: the dataclass that `prepare` returns.
     """
     if root is None:
@@ -75,11 +75,7 @@ def ingredients_of(
     tokenizer: "PreTrainedTokenizerBase",
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that prepared rows depend on: content, tokenizer, arguments and code.
-
-    Args:
-        arguments: all others of the function that prepares.
-    """
+    """Everything that prepared rows depend on: content, tokenizer, other arguments and code."""
     return {
         "parts": [
             [part.name, part.split, list(part.unread), part.weight, part.digest()] for part in parts
@@ -92,7 +88,7 @@ def ingredients_of(
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """SHA-256 (hex) over all that decides which ids a tokenizer gives, and its chat template."""
+    """SHA-256 (hex) over everything that decides a tokenizer's ids, and its chat template."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -112,7 +108,7 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 @cache
 def _code_digest() -> str:
-    """Of this package's source: a version number does not change with every edit."""
+    """Digest of this package's source, because a version number does not change at each edit."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -150,7 +146,7 @@ def _read(folder: Path, kind: Callable[..., Prepared]) -> Prepared:
     flaw = _find_flaw(folder, document)
     if flaw is not None:
         raise ValueError(flaw)
-    # Mapped, so that processes of one machine share the memory; it stays mapped while it is used.
+    # Mapped, so that the processes of a machine share the memory.
     table = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS))).read_all()
     dataset = datasets.Dataset(table, fingerprint=folder.name[:16])
     hints = typing.get_type_hints(kind, None, {"Dataset": Any})

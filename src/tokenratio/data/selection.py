@@ -1,7 +1,7 @@
 """Which rows of a data set are used: by weight, by sampling, by training or held-out prompt.
 
-Every draw ranks rows by a hash of their content and the seed, not by their place: it is the same
-when the file is sorted differently, and hardly changes when rows are added.
+Rows are drawn by a hash of their content and the seed, not by position: sorting the file does not
+change a draw, and adding rows hardly does.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ class Selection:
     """Which rows of a source are used.
 
     Attributes:
-        max_samples: at most so many rows, drawn by the seed; None for all.
+        max_samples: the most rows to use, drawn by the seed; None for all.
         held_out_share: share of the prompts that are held out, between 0 and 1; None for none.
-            Which prompts depends on their text and the seed alone, so no prompt is on both sides,
-            whatever its source, and adding rows moves none to the other side.
-        part: the rows of the other prompts, or those held out.
+            Which ones depends only on their text and the seed, so no prompt is in both parts, and
+            adding rows moves none to the other part.
+        part: training or held-out prompts.
         seed: of all draws.
     Raises:
         TokenRatioError: a value outside its domain.
@@ -48,12 +48,11 @@ class Selection:
             )
 
     def holds_out(self, prompt: str) -> bool:
-        """Whether a prompt, as `prompt_text` gives it, is held out."""
+        """Whether a prompt, as returned by `prompt_text`, is held out."""
         if self.held_out_share is None:
             return False
-        return _hash(self.seed, "held out", prompt.encode("utf-8", "replace")) < (
-            self.held_out_share * 2**64
-        )
+        key = _hash(self.seed, "held out", prompt.encode("utf-8", "replace"))
+        return key < self.held_out_share * 2**64
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class SelectedRows(Generic[Example]):
 
     Attributes:
         rows: each once, in the order of the sources.
-        times: how often each is used, by its origin; those used once are left out.
-        notes: what was left out of which rows, in words.
+        times: how often a row is used, by origin, if more than once.
+        notes: what was left out, in words.
         parser: of all rows of the sources, because rows left out also decide how rows are read.
         parts, groups: the sources, and all rows of each.
     """
@@ -106,12 +105,11 @@ def select_rows(
     """Read the parts and take the rows that are selected.
 
     Args:
-        wanted: `PreferenceExample` or `CompletionExample`; a row that is refused counts as training
-            data, whose account then says why.
-        columns: see `SourceColumns`.
+        wanted: `PreferenceExample` or `CompletionExample`. Refused rows count as training data, so
+            that the training report lists them.
+        columns: see `SourceColumns`, also for its errors.
     Raises:
-        TokenRatioError: a source cannot be read, or one side of the held-out split is empty; see
-            `SourceColumns`.
+        TokenRatioError: a source cannot be read, or one side of the held-out split is empty.
     """
     groups = [part.rows() for part in parts]
     parser = DataParser(groups, wanted, columns)
@@ -141,10 +139,7 @@ def select_rows(
 
 
 def prompt_text(example: AnyExample) -> str:
-    """The key by which prompts are compared: their words, without system messages and whitespace.
-
-    For a text without a prompt, the text itself.
-    """
+    """The words by which prompts are compared, without system messages; the text if no prompt."""
     prompt = example.prompt
     if not isinstance(prompt, str):
         prompt = [turn for turn in prompt if turn["role"] != "system"]

@@ -25,9 +25,9 @@ class DataSource:
     """A source and which part of it to read; a list of these is read as one data set.
 
     Attributes:
-        path: what `read_rows` takes, lists of sources excepted.
+        path: any source of `read_rows` except a list of sources.
         config: configuration of a Hub data set; the same as `path:config`.
-        split: which part; the same as `path@split`.
+        split: the same as `path@split`.
         weight: how often each row is used: 0.5 takes half of the rows, drawn by the seed; 2 takes
             each row twice; 1.5 takes all rows once and half of them again.
     """
@@ -60,21 +60,20 @@ def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]
     Args:
         source: one of
             - a local `.json` (array of objects), `.jsonl`, `.csv` or `.parquet` file;
-            - a folder of those, read in the order of their names, subfolders included. If files
-              are named by splits (`train*`, `test*`, `validation*`, as on the Hub), one split's
-              files are read, else all. Or a folder written by `Dataset.save_to_disk`;
+            - a folder of those, read by name, subfolders included: the files of one split if they
+              are named by splits (`train*`, `test*`, `validation*`), else all; or a folder written
+              by `Dataset.save_to_disk`;
             - a Hub name `org/name` or `org/name:config`;
             - a synthetic world, such as `world:reviews?pairs=100` (see `data.worlds`);
             - a `datasets.Dataset` or `DatasetDict`, or a list of dicts;
             - a `DataSource`, or its fields as a dict; or a list of any of these.
 
-            A path or name may end in `@split`, which wins over `split`.
-        split: which part, see `choose_split`; None means the only one, `"all"` all of them.
+            A path or name may end in `@split`, which takes precedence over `split`.
+        split: see `choose_split`; None means the only one, `"all"` all of them.
     Returns:
         One `SourceRow` per row; weights are not applied.
     Raises:
-        TokenRatioError: the source is missing, unreadable as a whole, or a stream; or it has
-            several splits that could be meant.
+        TokenRatioError: the source is missing, unreadable, or a stream; or several splits match.
     """
     return [row for part in locate(source, split=split) for row in part.rows()]
 
@@ -82,11 +81,7 @@ def read_rows(source: Source, *, split: str | None = "train") -> list[SourceRow]
 def locate(
     source: Source, *, split: str | None = "train", prefer: str = "prefs"
 ) -> list[SourcePart]:
-    """Find a source and choose its split, as `read_rows` does, without reading rows.
-
-    Args:
-        prefer: see `choose_split`.
-    """
+    """The parts of a source that `read_rows` reads; `prefer` as in `choose_split`."""
     several = _several(source)
     specs = [(None, _spec(source))] if several is None else enumerate(map(_spec, several), 1)
     parts = [
@@ -104,7 +99,7 @@ def locate(
 
 
 def describe_splits(source: Source, *, split: str | None = "train") -> list[str]:
-    """Which split of each source is read and what is not, where there is a choice."""
+    """For each source with a choice of splits, which one is read and which are not."""
     return [line for part in locate(source, split=split) if (line := part.describe())]
 
 
@@ -121,7 +116,7 @@ def source_name(source: Source) -> str:
 
 
 def draw_worlds(source: Any, sampler: Sampler) -> Any:
-    """The source with each world in it replaced by its rows, responses of pairs from `sampler`."""
+    """The source with each world replaced by its rows; pairs get responses from `sampler`."""
     several = _several(source)
     if several is not None:
         return [draw_worlds(item, sampler) for item in several]
@@ -230,7 +225,7 @@ def _locate_folder(
     groups = files_by_split(folder, files)
     names = [name for name in groups if name is not None]
     split, chosen, unread = None, files, tuple[str, ...]()
-    # One stray file that is called after an evaluation does not make splits of a folder.
+    # A single file with "eval" in its name does not divide a folder into splits.
     plain = any(split_base(name) == "train" or name in ("test", "validation") for name in names)
     if wanted != ALL_SPLITS and (plain or None not in groups or wanted in names):
         split = choose_split(names, wanted, where=text, prefer=prefer)

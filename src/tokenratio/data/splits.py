@@ -24,7 +24,7 @@ _DESCRIPTIONS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json",
 
 
 def split_base(name: str) -> str | None:
-    """`train`, `validation` or `test`, whichever the name of a split or file speaks of.
+    """`train`, `validation` or `test`, whichever the name of a split or file contains.
 
     >>> split_base("train_prefs"), split_base("dpo-dev"), split_base("trainer")
     ('train', 'validation', None)
@@ -41,20 +41,20 @@ def choose_split(
     prefer: str = "prefs",
     named: bool = True,
 ) -> str:
-    """The one split that is meant.
+    """The name of the split to read.
 
-    An exact name is taken. `train` and `test` also mean the only split that speaks of them
-    (`train_prefs`), or of several the one made for the purpose (`train_prefs` for pairs,
-    `train_sft` for fine-tuning); `test` means the validation split where there is no test split.
+    An exact name is taken. `train` and `test` also match the only split with that word
+    (`train_prefs`), or among several the one for the purpose (`train_prefs` for pairs, `train_sft`
+    for fine-tuning); `test` matches the validation split if there is no test split.
 
     Args:
-        available: names of the splits there are.
-        wanted: a name; None for the only split there is.
-        where: what the source is called.
+        available: names of all splits.
+        wanted: a name; None if there is only one split.
+        where: the name of the source.
         prefer: the other word in the name of the preferred split.
-        named: whether `where` is a name that a user can write `@split` behind.
+        named: whether `where` can be followed by `@split`.
     Raises:
-        TokenRatioError: no split, or several, would fit; the message lists them.
+        TokenRatioError: no split or several match; the message lists them.
     """
     if wanted is None:
         found = list(available)
@@ -112,11 +112,10 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def files_by_split(folder: Path, files: Iterable[Path]) -> dict[str | None, list[Path]]:
-    """Files of a folder by the split that their names, or else their subfolders', speak of.
+    """Files of a folder by the split in their names, or else in their subfolders' names.
 
-    A split is called what the name says, its number as a shard left out; where splits lie in
-    several subfolders, these come in front (`helpful/train`). None holds the files that belong to
-    no split.
+    Shard numbers are dropped from a split's name; if splits are in several subfolders, these come
+    first (`helpful/train`). The key None holds files of no split.
     """
     found: dict[tuple[str, ...] | None, list[Path]] = {}
     for file in files:

@@ -32,8 +32,8 @@ def number_of(
     """The finite number in a row's cell.
 
     Raises:
-        TokenRatioError: the row cannot be read, has no such column, or holds no number there that
-            is at least `least` and at most `most`.
+        TokenRatioError: the row cannot be read, lacks the column, or the cell is not a number from
+            `least` to `most`.
     """
     if row.problem is not None:
         raise TokenRatioError(f"{row.origin}: {row.problem}.")
@@ -49,13 +49,7 @@ def number_of(
 
 
 def describe_table(rows: Sequence[SourceRow]) -> str:
-    """What each file of the rows holds: columns, empty and repeated cells, groups of unequal size.
-
-    Args:
-        rows: of one or more files, each file's rows together.
-    Returns:
-        A few lines per file, safe to print.
-    """
+    """A few printable lines per file: columns, empty and repeated cells, groups of unequal size."""
     files: dict[str, list[SourceRow]] = {}
     for row in rows:
         files.setdefault(row.origin.rpartition(":")[0], []).append(row)
@@ -115,7 +109,7 @@ def _number(value: object) -> float | None:
 
 
 def _describe_groups(groups: Counter[str]) -> str:
-    """Groups by size; where most are of one size, those that are not are named."""
+    """Groups by size; if most have the same size, the others are named."""
     usual, count = Counter(groups.values()).most_common(1)[0]
     if count == len(groups):
         return f"{len(groups)} values of {usual:,} rows each"

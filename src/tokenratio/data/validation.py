@@ -22,13 +22,7 @@ _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 @dataclass(frozen=True)
 class ParsedRows(Generic[Example]):
-    """The rows of a source that can be used.
-
-    Attributes:
-        examples: in the source's order.
-        odd: what parsing found odd about them.
-        reading: how the source was read.
-    """
+    """The usable rows of a source in its order, the warnings about them, and how they were read."""
 
     examples: list[Example]
     odd: list[Defect]
@@ -38,13 +32,7 @@ class ParsedRows(Generic[Example]):
 def parse_rows(
     rows: Sequence[SourceRow], parser: DataParser[Example], log: DefectLog
 ) -> ParsedRows[Example]:
-    """Parse and check rows; those that cannot be used go to `log`.
-
-    Args:
-        rows: some or all of the parser's.
-        parser: knows the sources that the rows are of.
-        log: counts the refused rows, or raises at the first.
-    """
+    """Parse and check rows of the parser's; those that cannot be used go to `log`."""
     kept: list[Example] = []
     odd: list[Defect] = []
     for row in rows:
@@ -69,16 +57,14 @@ def check_example(example: AnyExample) -> None:
         calls = not isinstance(response, str) and any(turn.get("tool_calls") for turn in response)
         text = plain_text(response)
         if not text.strip() and not calls:
-            detail = f"{side} is only whitespace" if text else f"{side} is empty"
+            detail = f"{side} is {'only whitespace' if text else 'empty'}"
             raise RowDefectError(DefectKind.BLANK_RESPONSE, detail)
     if isinstance(example, PreferenceExample) and example.chosen == example.rejected:
         raise RowDefectError(DefectKind.IDENTICAL_PAIR, "chosen and rejected are the same")
     for side, part in example.texts.items():
-        found = _SURROGATE.search(plain_text(part))
-        if found:
-            raise RowDefectError(
-                DefectKind.UNENCODABLE_TEXT, f"{side} holds the lone surrogate {found[0]!r}"
-            )
+        if found := _SURROGATE.search(plain_text(part)):
+            detail = f"{side} holds the lone surrogate {found[0]!r}"
+            raise RowDefectError(DefectKind.UNENCODABLE_TEXT, detail)
 
 
 def plain_text(text: Text) -> str:
@@ -91,9 +77,8 @@ def plain_text(text: Text) -> str:
 def find_warnings(examples: Sequence[AnyExample]) -> list[Defect]:
     """All warnings about the rows that are kept.
 
-    A row that repeats an earlier one counts as a duplicate. A row that is no duplicate counts as
-    contradictory when its mirror image (same prompt, the roles swapped) is kept too: of a pair
-    judged both ways, both rows count.
+    A row that repeats an earlier one is a duplicate. Other rows are contradictory if the same
+    prompt has the same responses with the labels swapped; both rows count.
     """
     return [*_repetitions(examples), *(odd for example in examples for odd in _oddities(example))]
 
@@ -144,7 +129,7 @@ _CHARACTERS: dict[WarningKind, Callable[[str], bool]] = {
 def _same_role(example: AnyExample, response: Text) -> str | None:
     """The role of the first two turns in a row that share one, over prompt and response."""
     if isinstance(example.prompt, str):
-        # Of a transcript only: a response may quote "Human:" for reasons of its own.
+        # Only in a transcript: other responses may quote "Human:".
         roles = []
         if isinstance(response, str) and _TRANSCRIPT_TURN.search(example.prompt):
             roles = _TRANSCRIPT_TURN.findall(example.prompt + response)

@@ -53,16 +53,15 @@ def world_of(source: str) -> World:
 
 
 def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str, Any]]:
-    """The rows a world source names; `seed` is 0 if not given.
+    """The rows of a world source; `seed` is 0 if not given.
 
     Args:
         sampler: where the responses of pairs come from; the world's own distribution if None.
-
     Returns:
         For `pairs`, preference rows; for `corpus`, rows with prompt and completion; for `prompts`,
         rows with a prompt.
     """
-    # A source is read several times in a run: for its splits, its tokenizer, its rows.
+    # Cached, because a run reads a source several times.
     rows = _own_rows(source) if sampler is None else _rows(source, sampler)
     return [dict(row) for row in rows]
 
@@ -91,7 +90,7 @@ def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
         raise TokenRatioError(f"{source}: duplicate option")
     kinds = [key for key in values if key in _OPTIONS]
     if len(kinds) != 1:
-        for key in values:  # a misspelt kind is better reported as such
+        for key in values:  # report a misspelt kind as such
             _known(key, {*_OPTIONS, *_OPTIONS["pairs"]}, "option", source)
         raise TokenRatioError(f"{source}: needs exactly one of {', '.join(_OPTIONS)}")
     kind = kinds[0]

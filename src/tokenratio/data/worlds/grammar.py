@@ -12,7 +12,7 @@ from itertools import accumulate
 
 # A word is a str; any other hashable is a nonterminal.
 Symbol = Hashable
-# What remains to be said, first symbol first; empty once everything is said.
+# The symbols still to be produced, in order; empty at the end.
 Stack = tuple[Symbol, ...]
 # A probability and the symbols that replace the nonterminal.
 Production = tuple[float, Stack]
@@ -27,7 +27,7 @@ class StochasticGrammar:
         self._draws: dict[Stack, tuple[list[str], list[float]]] = {}
 
     def next_words(self, stack: Stack) -> dict[str, tuple[float, Stack]]:
-        """Each word that can come next → its probability, and what remains to be said after it."""
+        """Each possible next word → its probability, and the stack after it."""
         if stack not in self._steps:
             words: dict[str, tuple[float, Stack]] = {}
             for prob, word, rest in self._first_words(stack):
@@ -55,7 +55,7 @@ class StochasticGrammar:
         """Draw the words of one text."""
         words = []
         while stack:
-            if stack not in self._draws:  # cached, for accumulating the weights is most of the work
+            if stack not in self._draws:  # cached: accumulating the weights is most of the work
                 following = self.next_words(stack)
                 cumulative = accumulate(prob for prob, _ in following.values())
                 self._draws[stack] = (list(following), list(cumulative))

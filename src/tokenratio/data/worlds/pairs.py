@@ -8,8 +8,8 @@ from typing import Any
 from tokenratio.data.worlds.review_lexicon import words_of
 from tokenratio.errors import TokenRatioError
 
-# (prompts, num_samples) → for each prompt its sampled responses. It is called again for the prompts
-# whose two responses were of no use, so every call must draw afresh.
+# (prompts, num_samples) → the sampled responses to each prompt. It is called again for prompts with
+# unusable responses, so every call must draw new ones.
 Sampler = Callable[[list[str], int], list[list[str]]]
 
 MAX_DRAWS = 20
@@ -28,10 +28,8 @@ def preference_pairs(
 
     The first of two responses is chosen with probability sigmoid((r_1 − r_2) / temperature), the
     Bradley–Terry model on their rewards; each label is then flipped with probability `flip_rate`.
-    Labels and flips have random streams of their own, so that the responses are the same at every
-    temperature and flip rate.
-
-    Two responses with the same words, or a blank one, are no comparison: both are drawn again.
+    Labels and flips have their own random streams, so that the responses are the same at every
+    temperature and flip rate. Responses with the same words, or blank ones, are drawn again.
 
     Returns:
         Rows with `prompt`, `chosen`, `rejected`, `chosen_reward`, `rejected_reward`, `flipped` (the

@@ -1,4 +1,4 @@
-"""What a synthetic world offers: prompts, pairs, a gold reward, and if it can more measures."""
+"""The interface of a synthetic world: prompts, pairs, a gold reward, optional measures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class TokenValues:
 
 @dataclass(frozen=True)
 class ResponseMeasure:
-    """A figure of one response that a world defines beside its gold reward.
+    """A measure of one response that a world defines besides its gold reward.
 
     Attributes:
         name: what tables call it.
@@ -71,17 +71,15 @@ class World(Protocol):
     def policy_config(self, **overrides: Any) -> "PretrainedConfig": ...
 
     def response_measures(self) -> tuple[ResponseMeasure, ...]:
-        """What is measured of a response besides its gold reward; nothing unless overridden."""
+        """Measures of a response besides its gold reward; none by default."""
         return ()
 
     def token_values(self, prompt: Sequence[str], response: Sequence[str]) -> TokenValues:
-        """The exact value of each token of a response, EOS included where it is one of them.
+        """The exact value of each token of a response; nan in states that π_ref never reaches.
 
         Args:
             prompt, response: as the world's tokenizer splits them, special tokens included.
-        Returns:
-            nan for tokens in states that π_ref never reaches.
         Raises:
-            TokenRatioError: the world does not know them (the default), or a token is not its own.
+            TokenRatioError: the world has no exact values (the default), or a token is foreign.
         """
         raise TokenRatioError("this world has no exact token values")

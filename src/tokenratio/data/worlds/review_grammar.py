@@ -1,9 +1,9 @@
 """The grammar of the review world: its productions and their probabilities."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from tokenratio.data.worlds import review_lexicon as lexicon
 from tokenratio.data.worlds.grammar import Production, Stack, Symbol
@@ -70,16 +70,14 @@ class ReviewGrammar:
     connectives: tuple[float, float, float] = (0.5, 0.3, 0.2)
 
     def start(self, prompt: str) -> Stack:
-        """What is to be said after a prompt: a review of its topic, then EOS."""
+        """The stack after a prompt: a review of its topic, then EOS."""
         return (State("Review", topic_of(prompt)), EOS)
 
     def productions(self, symbol: Symbol) -> Iterable[Production]:
         """The productions of one nonterminal; the probabilities sum to 1."""
         assert isinstance(symbol, State)
-        productions: Callable[[State], Iterable[Production]] = getattr(
-            self, f"_{symbol.name.lower()}"
-        )
-        return productions(symbol)
+        productions = getattr(self, f"_{symbol.name.lower()}")
+        return cast(Iterable[Production], productions(symbol))
 
     def _review(self, state: State) -> Iterable[Production]:
         clause = state.to("Clause")

@@ -7,27 +7,30 @@ from dataclasses import dataclass
 from tokenratio.data.worlds import review_lexicon as lexicon
 from tokenratio.data.worlds.review_lexicon import words_of
 
-_GOOD_MILD = frozenset({*lexicon.MILD_GOOD, *lexicon.MILD_LIKE})
-_GOOD_STRONG = frozenset({*lexicon.STRONG_GOOD, *lexicon.STRONG_LIKE})
-_BAD_MILD = frozenset({*lexicon.MILD_BAD, *lexicon.MILD_DISLIKE})
-_BAD_STRONG = frozenset({*lexicon.STRONG_BAD, *lexicon.STRONG_DISLIKE})
+_MILD_GOOD, _MILD_BAD = (
+    lexicon.MILD_GOOD + lexicon.MILD_LIKE,
+    lexicon.MILD_BAD + lexicon.MILD_DISLIKE,
+)
+_MILD = frozenset(_MILD_GOOD + _MILD_BAD)
+_GOOD = frozenset(_MILD_GOOD + lexicon.STRONG_GOOD + lexicon.STRONG_LIKE)
+_BAD = frozenset(_MILD_BAD + lexicon.STRONG_BAD + lexicon.STRONG_DISLIKE)
 
 
 @dataclass(frozen=True)
 class ReviewReward:
-    """r(s_t, a_t) of any text: each word's reward depends on it and on the words before it only.
+    """r(s_t, a_t) of any text: a word's reward depends only on it and on the words before it.
 
     The reward of a word is `token`, plus:
 
     - an opinion (good or bad adjective or verb): ±`mild` or ±`strong`, times `later`^n after n
       earlier opinions in the text, times −1 for each negation and times the factor of the last
       degree word between it and the opinion, neutral adjective or end of clause before it;
-    - a neutral adjective: nothing, but it uses up the negations and the degree before it;
-    - an insult: `insult`, whatever stands before it;
+    - a neutral adjective: nothing, but it ends the effect of negations and degree words before it;
+    - an insult: `insult`, whatever comes before it;
     - the first full stop: `finished`.
 
-    A clause ends at a connective, a comma or a full stop. Special tokens have reward 0 and change
-    nothing; every other word, known or not, is just a word.
+    A clause ends at a connective, a comma or a full stop. Special tokens have reward 0 and no
+    effect; any other word has only the reward `token`.
 
     Attributes:
         mild, strong: size of an opinion.
@@ -80,12 +83,5 @@ class ReviewReward:
         return math.fsum(self.token_rewards(text))
 
     def _opinion(self, word: str) -> float:
-        if word in _GOOD_MILD:
-            return self.mild
-        if word in _GOOD_STRONG:
-            return self.strong
-        if word in _BAD_MILD:
-            return -self.mild
-        if word in _BAD_STRONG:
-            return -self.strong
-        return 0.0
+        size = self.mild if word in _MILD else self.strong
+        return size if word in _GOOD else -size if word in _BAD else 0.0

@@ -17,9 +17,8 @@ _DECIMALS = 10
 class ReviewValues:
     """Exact Q_ref and A_ref of the review world's tokens under its own grammar as π_ref.
 
-    docs/method.md §1. The words to come depend on the grammar's stack, their rewards on the state
-    of the reward function; both are finite, so V_ref is a sum over a small graph, computed once
-    per state.
+    docs/method.md §1. Later words depend on the grammar's stack, their rewards on the state of the
+    reward function; both are finite, so V_ref is a sum over a small graph.
     """
 
     def __init__(self, grammar: ReviewGrammar, reward: ReviewReward) -> None:
@@ -61,16 +60,16 @@ class ReviewValues:
 
 
 class _RewardStates:
-    """The states of the review reward, found by asking it what it would pay for certain words.
+    """The states of the review reward, found from its values for probe words.
 
-    It remembers of a text the negations and the degree word still in force, how many opinions there
-    were and whether a full stop was. Two texts that agree in the answers to the probes agree in all
-    of this, whatever the constants, so one of them can stand for both. State 0 is the empty text.
+    The reward depends on the negations and degree word in force, the number of opinions so far and
+    whether there was a full stop. Texts with the same values for the probes agree in all of these,
+    so one can represent the others. State 0 is the empty text.
     """
 
-    # the degree in force; then sign, number of opinions, full stop
+    # The degree in force; then sign, number of opinions, full stop.
     _PROBES = (("good",), ("very", "good", "good", "."))
-    # the answers keep apart all states: no constant is 0, and nothing is rounded away
+    # It distinguishes all states: no constant is 0, and nothing is rounded away.
     _ASKED = ReviewReward(token=0.0)
 
     def __init__(self, reward: ReviewReward) -> None:

@@ -40,8 +40,8 @@ class ReviewWorld(World):
     """Prompts, responses and rewards of the review world.
 
     Attributes:
-        grammar: the distribution of responses; what supervised fine-tuning learns.
-        reward: the gold reward; what preferences are about.
+        grammar: the distribution of responses, which supervised fine-tuning learns.
+        reward: the gold reward, which labels the preferences.
     """
 
     grammar: ReviewGrammar = field(default_factory=ReviewGrammar)
@@ -65,8 +65,7 @@ class ReviewWorld(World):
     def prompts(self, num: int, *, seed: int, split: Split = "train") -> list[str]:
         """Draw prompts of one split; train and test share none.
 
-        No prompt returns before all of its split have come, so up to 3072 (train) or 768 (test) are
-        distinct; the first k of `num` are the same for every `num`.
+        Up to 3072 (train) or 768 (test) are distinct; the first k are the same for every `num`.
         """
         if split not in self._splits:
             raise TokenRatioError(f"no split {split!r} in the review world: train or test")
@@ -80,11 +79,11 @@ class ReviewWorld(World):
         self, prompts: Sequence[str], num_samples: int, *, rng: random.Random
     ) -> list[list[str]]:
         """Draw responses from the grammar, `num_samples` to each prompt."""
-        return [[self._say(prompt, rng) for _ in range(num_samples)] for prompt in prompts]
+        return [[self._sample(prompt, rng) for _ in range(num_samples)] for prompt in prompts]
 
-    def _say(self, prompt: str, rng: random.Random) -> str:
+    def _sample(self, prompt: str, rng: random.Random) -> str:
         words = self._derivations.sample(self.grammar.start(prompt), rng)
-        return " ".join(words[:-1])  # EOS belongs to the encoding, not to the text
+        return " ".join(words[:-1])  # without EOS, which encoding adds
 
     def sft_corpus(self, num: int, *, seed: int, split: Split = "train") -> list[dict[str, str]]:
         """Rows with `prompt` and `completion`, the completion drawn from the grammar."""
@@ -124,7 +123,7 @@ class ReviewWorld(World):
         )
 
     def token_rewards(self, text: str | Sequence[str]) -> list[float]:
-        """Gold reward of each word of a response; depends on no later word (see `ReviewReward`)."""
+        """Gold reward of each word of a response, which no later word changes (`ReviewReward`)."""
         return self.reward.token_rewards(text)
 
     def gold_reward(self, text: str | Sequence[str]) -> float:
@@ -152,7 +151,7 @@ class ReviewWorld(World):
     def token_log_probs(self, prompt: str, completion: str) -> list[float]:
         """Exact log-probability under the grammar of each word of a completion, then of EOS.
 
-        In nats; −inf from the first word on that the grammar cannot say there.
+        In nats; −inf from the first word that the grammar cannot produce.
         """
         words = [*words_of(completion), EOS]
         return self._derivations.word_log_probs(self.grammar.start(prompt), words)
@@ -172,13 +171,13 @@ class ReviewWorld(World):
         return {word: prob for word, (prob, _) in self._derivations.next_words(stack).items()}
 
     def build_tokenizer(self) -> "PreTrainedTokenizerFast":
-        """One token per word; BOS put first; decoding gives any text of the world back exactly."""
+        """One token per word, BOS first; decoding restores any text of the world exactly."""
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
         ids = {word: index for index, word in enumerate(vocabulary())}
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-        # As `words_of`: it also parts a prompt's ":" from a completion put right behind it.
+        # As `words_of`; it also separates a prompt's ":" from a completion directly after it.
         tokenizer.pre_tokenizer = pre_tokenizers.Split(
             Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True
         )
