@@ -28,17 +28,17 @@ class EvaluateOptions(TemplateOptions):
         "Default: the reference of the first run.",
     )
     prompts: str | None = option(None, "Prompts to answer: a file, folder, hub name or world.")
-    split: str | None = option("test", "Split of a folder or hub name.")
+    split: str | None = option("test", "Split of a folder or hub data set.")
     columns: dict[str, Any] | None = option(
-        None, "Our names to the data's columns: '{prompt: ask, chosen: good}'."
+        None, "Columns of the data by tokenratio's names: '{prompt: ask, chosen: good}'."
     )
     num_prompts: int | None = option(None, "Use only the first N prompts.")
     num_samples: int = option(5, "Responses per prompt.")
     temperature: float = option(1.0, "Sampling temperature; 0 is greedy.")
     top_p: float = option(1.0, "Probability mass to sample from.")
-    max_new_tokens: int = option(128, "Most tokens in a response, EOS included.")
+    max_new_tokens: int = option(128, "Maximum number of tokens in a response, including EOS.")
     seed: int = option(0, "Seed of the samples.")
-    batch_size: int = option(16, "Rows run at once.")
+    batch_size: int = option(16, "Number of rows per batch.")
     dtype: str = option(
         "auto",
         "Precision of the policies: float32, bfloat16 or float16; auto is bfloat16 on a GPU that "

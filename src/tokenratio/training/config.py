@@ -59,18 +59,18 @@ class TokenRatioConfig(MethodSettings, PairConfig):
     learning_rate: float = option(5e-7, "Learning rate of the policy.")
     optim: str = option("rmsprop", "Optimizer of the policy.")
     lr_scheduler_type: str = option("cosine", "Learning-rate schedule.")
-    warmup_steps: float = option(0.05, "Warm-up: steps, or a share of all steps if below 1.")
-    max_grad_norm: float = option(10.0, "Gradient norm at which it is clipped.")
+    warmup_steps: float = option(0.05, "Warm-up steps, or their share of all steps if below 1.")
+    max_grad_norm: float = option(10.0, "Gradient norm to clip at.")
     gradient_accumulation_steps: int = option(2, "Batches per optimizer step.")
     train_sampling_strategy: str = option(
         "auto",
         "Order of the rows: group_by_length (similar lengths share a batch), random, sequential; "
-        "auto is group_by_length for pairs and random for sft, whose mean over a batch's tokens "
-        "would otherwise give tokens of short rows more weight.",
+        "auto is group_by_length for pairs and random for sft, where batches of short rows would "
+        "give their tokens more weight.",
         choices=("auto", "group_by_length", "random", "sequential"),
     )
     ddp_find_unused_parameters: bool | None = option(
-        False, "DDP: search for parameters that got no gradient."
+        False, "DDP: search for parameters without a gradient."
     )
 
     baseline_hidden_size: int = option(
@@ -83,23 +83,23 @@ class TokenRatioConfig(MethodSettings, PairConfig):
     baseline_clamp: float = option(10.0, "Bound on |log w| of tbpo_q, after centring.")
     share_prompt: str = option(
         "auto",
-        "Compute a pair's prompt once for both responses, in losses local to their "
-        "step: auto (where it pays and the model can), always, never.",
+        "Compute a pair's prompt once for both responses, in losses that look at one step at a "
+        "time: auto (where it is faster and the model supports it), always, never.",
         choices=("auto", "always", "never"),
     )
     cache_reference: bool = option(
         False,
-        "Run the reference once and keep on disk what the loss needs of it: its "
+        "Run the reference once and cache on disk what the loss needs from it: its "
         "log-probabilities, or for tbpo_a its hidden states (large; the size is printed first).",
     )
     reference_cache_dir: str = option(
         "~/.cache/tokenratio/reference",
-        "Folder of cache_reference; entries are found by the content of model and data.",
+        "Folder of cache_reference; entries are keyed by the content of model and data.",
     )
     check_reference: bool = option(
         True,
-        "Stop if policy and reference differ before the first update. Turn off only "
-        "if the reference is meant to be another model.",
+        "Stop if policy and reference differ before the first update. Set it to false only if the "
+        "reference is meant to be a different model.",
     )
 
     def __post_init__(self) -> None:

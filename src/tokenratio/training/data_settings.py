@@ -23,32 +23,38 @@ class DataSettings(TemplateOptions):
     """Which rows a run trains on and evaluates, and how long they may be."""
 
     max_length: int | None = option(
-        2048, "Tokens of prompt and response; responses are cut on the right."
+        2048, "Maximum tokens of prompt and response; responses are cut on the right."
     )
-    max_prompt_length: int | None = option(None, "Tokens of the prompt; it is cut on the left.")
+    max_prompt_length: int | None = option(
+        None, "Maximum tokens of the prompt, which is cut on the left."
+    )
     on_bad_row: str = option(
-        "skip", "Rows that cannot be used: skip (counted) or error.", choices=("skip", "error")
+        "skip",
+        "What to do with unusable rows: skip (and count them) or error.",
+        choices=("skip", "error"),
     )
 
     train_split: str | None = option(
-        None, "Split of the training sources that name none; default: train."
+        None, "Split of training sources that do not name one. Default: train."
     )
     eval_split: str | None = option(
-        None, "Split of the evaluation sources that name none; default: test, or validation."
+        None, "Split of evaluation sources that do not name one. Default: test, or validation."
     )
     max_samples: int | None = option(
-        None, "Train on at most so many rows, drawn by selection_seed."
+        None, "Train on at most this many rows, drawn with selection_seed."
     )
-    max_eval_samples: int | None = option(None, "Evaluate on at most so many rows, likewise.")
+    max_eval_samples: int | None = option(
+        None, "Evaluate on at most this many rows, drawn with selection_seed."
+    )
     held_out_share: float | None = option(
         None,
-        "Share of the training data's prompts, between 0 and 1, to evaluate on instead "
-        "of an eval_dataset. No stage trains on a held-out prompt.",
+        "Share of the training data's prompts (0 to 1) to evaluate on, instead of an eval_dataset. "
+        "No stage trains on a held-out prompt.",
     )
     columns: dict[str, Any] | str | None = option(
         None,
-        "For data in a layout of its own: tokenratio's names to its columns, such as "
-        "{prompt: ask, chosen: good, rejected: bad}; null leaves a column out (docs/data.md).",
+        "Columns of the data by tokenratio's names, for data in another layout: {prompt: ask, "
+        "chosen: good, rejected: bad}; null ignores a column (docs/data.md).",
     )
     selection_seed: int = option(
         0,
@@ -58,13 +64,12 @@ class DataSettings(TemplateOptions):
 
     data_cache_dir: str | None = option(
         "~/.cache/tokenratio/prepared",
-        "Where prepared data is kept, by the content of data, tokenizer and settings; "
-        "null to keep none.",
+        "Cache of prepared data, keyed by the content of data, tokenizer and settings; null "
+        "disables it.",
     )
     dataset_num_proc: int = option(
         1,
-        "Processes that render and tokenise the data; a fast tokenizer uses all cores "
-        "by itself where there is one.",
+        "Processes that render and tokenise the data. A fast tokenizer already uses all cores.",
     )
 
     def check_data_settings(self) -> None:

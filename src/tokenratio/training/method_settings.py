@@ -53,7 +53,7 @@ _FINITE: _Domain = (math.isfinite, "finite")
 
 def _own(help_text: str, domain: _Domain | None = None) -> Any:
     """A setting of some methods, each of which has its own default; None stands for that."""
-    help_text = f"{help_text}; default: the method's own."
+    help_text = f"{help_text}. Default: the method's."
     return dataclasses.field(default=None, metadata={"help": help_text, "domain": domain})
 
 
@@ -82,7 +82,7 @@ class MethodSettings:
         choices=METHOD_NAMES,
     )
     beta: float | None = _own(
-        "Strength of the tie to the reference, > 0 (docs/method.md §1); for sepo and simpo the "
+        "Strength of the tie to the reference, > 0 (docs/method.md §1); for sepo and simpo, the "
         "scale of the reward",
         _POSITIVE,
     )
@@ -94,16 +94,16 @@ class MethodSettings:
     generator_scale: float | None = _own("s > 0 of the generator sba")
     label_smoothing: float | None = _own(
         "ε in [0, 1/2), the share of labels assumed wrong: (1-ε) ℓ(u) + ε ℓ(-u); robust_dpo "
-        "subtracts instead. For generators other than logistic it is our extension",
+        "subtracts instead. For generators other than logistic, an extension of tokenratio",
         (lambda value: 0 <= value < 0.5, "at least 0 and below 1/2"),
     )
     state_weight: str | None = option(
-        None, "State weight of loss tbpo: none, kl, baseline (docs/method.md §2); default none."
+        None, "State weight of loss tbpo: none, kl, baseline (docs/method.md §2). Default: none."
     )
     aggregation: str | None = option(
         None,
         "Aggregation of loss tbpo: the mean or sum over the steps both responses have, or "
-        "sequence, the loss of the sum over whole responses; default mean.",
+        "sequence, the loss of the sum over whole responses. Default: mean.",
     )
     simpo_gamma: float | None = _own("Margin of simpo, in units of the reward", _NOT_NEGATIVE)
     tdpo_alpha: float | None = _own("Weight of tdpo2's KL", _NOT_NEGATIVE)
@@ -125,7 +125,7 @@ class MethodSettings:
         "With it, token-level losses run whole responses.",
     )
     token_scores: str | None = option(
-        None, "Folder of `tokenratio score-tokens`; required by tis_dpo, sepo and t_reg."
+        None, "Output folder of `tokenratio score-tokens`; tis_dpo, sepo and t_reg need it."
     )
 
     def resolve_method(self) -> None:

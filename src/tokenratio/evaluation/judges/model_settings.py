@@ -21,9 +21,9 @@ class RewardModelSettings(TemplateOptions):
     required: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = option("", "Hub name or folder of the reward model.")
-    batch_size: int = option(16, "Rows run at once.")
+    batch_size: int = option(16, "Number of rows per batch.")
     max_length: int | None = option(
-        None, "Rows with more tokens get no verdict. Default: the model's positions."
+        None, "Maximum tokens of a row; longer ones get no verdict. Default: the model's limit."
     )
     as_chat: bool = option(True, "Use the chat template, if the tokenizer has one.")
 
@@ -62,7 +62,7 @@ class ImplicitSettings(TemplateOptions):
         None, "Hub name or folder of its reference. Default: that of the evaluation."
     )
     beta: float = option(0.1, "Scale of the reward; which response wins does not depend on it.")
-    batch_size: int = option(16, "Rows run at once.")
+    batch_size: int = option(16, "Number of rows per batch.")
     max_length: int | None = option(
         None, "Longest row in tokens; longer responses are cut on the right."
     )
