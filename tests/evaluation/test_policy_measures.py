@@ -24,13 +24,13 @@ from tokenratio.evaluation.model_measures import (
     measure_policy,
 )
 from tokenratio.evaluation.policy_measures import (
-    measure_judgements,
     measure_log,
     measure_responses,
     measure_world,
 )
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import Judgement
+from tokenratio.evaluation.win_report import measure_judgements
 from tokenratio.models.generation import sample_responses
 from tokenratio.models.response import Response
 from tokenratio.models.state_baseline import StateBaseline

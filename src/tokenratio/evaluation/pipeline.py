@@ -11,6 +11,7 @@ from tokenratio.evaluation.frontier import frontier_lines
 from tokenratio.evaluation.inputs import ModelPool, PolicyTemplates, PromptSet, Subject, subjects_of
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.model_settings import ImplicitSettings
+from tokenratio.evaluation.judges.protocol import JudgeContext
 from tokenratio.evaluation.model_measures import LoadedPolicy, measure_model
 from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
@@ -84,14 +85,18 @@ class _Evaluation:
             if isinstance(judge, ImplicitSettings):
                 kept += [judge.policy, judge.reference]
         self._models = ModelPool(filter(None, kept), dtype=options.dtype)
-        self._judges = VerdictStage(
-            options,
+        context = JudgeContext(
+            world=options.prompts,
             reference=self._reference,
-            models=self._models,
+            folder=self._folder,
+            cache=self._folder / "verdicts.sqlite",
+            comparisons=(),
+            load_model=self._models.model,
             day=self._templates.day,
             report=report,
             progress=progress,
         )
+        self._judges = VerdictStage(options, context)
 
     def run(self) -> list[PolicyMeasures]:
         """Each model runs once, for its responses and measures; judges need only the responses."""

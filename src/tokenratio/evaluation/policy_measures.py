@@ -1,17 +1,14 @@
-"""The measures that need no model: of responses, judgements and a run's log."""
+"""The measures that need no model: of responses and a run's log."""
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenratio.data.worlds import ResponseMeasure, World
-from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.diversity import distinct_in_response, self_bleu, vendi_score
-from tokenratio.evaluation.length_control import length_controlled_win_rate
 from tokenratio.evaluation.response_files import AnsweredPrompt
-from tokenratio.evaluation.results import Better, Measure, Value, measure_of
+from tokenratio.evaluation.results import Better, Measure, measure_of
 from tokenratio.evaluation.stability import read_metrics, stability
-from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.models.response import Response
 
 
@@ -55,53 +52,6 @@ def measure_world(generations: Sequence[AnsweredPrompt], world: World) -> list[M
         )
 
     return [measure(each) for each in (gold, *world.response_measures())]
-
-
-def measure_judgements(
-    judgements: Sequence[Judgement],
-    judge: str,
-    *,
-    order_matters: bool,
-    report: Callable[[str], None] = print,
-) -> list[Measure]:
-    """Win rate, win rate at equal length, position flips, and the share that was not judged.
-
-    Args:
-        order_matters: whether the judge was asked in both orders.
-        report: receives the reason if there is no win rate at equal length.
-    """
-    wins: list[Value] = [(j.id, j.sample, j.outcome) for j in judgements]
-    measures = [measure_of(f"win_rate/{judge}", wins, unit="share", better="higher")]
-    outcomes = [outcome for _, _, outcome in measures[0].values]
-    for name, worth in (("win", 1.0), ("tie", 0.5), ("lose", 0.0)):
-        share = outcomes.count(worth) / len(outcomes) if outcomes else math.nan
-        measures.append(Measure(f"{name}/{judge}", share, math.nan, len(outcomes), "share"))
-    try:
-        controlled = length_controlled_win_rate(
-            [outcome for _, _, outcome in wins],
-            [judgement.characters_a for judgement in judgements],
-            [judgement.characters_b for judgement in judgements],
-            [judgement.id for judgement in judgements],
-        )
-    except TokenRatioError as error:
-        report(f"no lc_win_rate/{judge}: {error}")
-    else:
-        measures.append(
-            Measure(
-                f"lc_win_rate/{judge}",
-                controlled.win_rate,
-                controlled.standard_error,
-                controlled.num_comparisons,
-                "share",
-                "higher",
-            )
-        )
-    if order_matters:
-        flips = [(j.id, j.sample, float(j.flipped)) for j in judgements if j.flipped is not None]
-        measures.append(measure_of(f"position_flips/{judge}", flips, unit="share"))
-    unparsed = [(j.id, j.sample, float(j.probability is None)) for j in judgements]
-    measures.append(measure_of(f"not_judged/{judge}", unparsed, unit="share"))
-    return measures
 
 
 def measure_log(folder: Path) -> tuple[list[Measure], list[str]]:

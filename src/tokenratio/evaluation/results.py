@@ -92,7 +92,7 @@ class PolicyMeasures:
     def save(self, folder: Path) -> None:
         """Write `measures.json`."""
         document = {"format": _FORMAT, "versions": versions(), **asdict(self)}
-        text = json.dumps(_plain(document), indent=1, ensure_ascii=False)
+        text = json.dumps(without_nan(document), indent=1, ensure_ascii=False)
         replace_text(folder / MEASURES_FILE, text + "\n")
 
     @classmethod
@@ -141,8 +141,8 @@ def table(policies: Sequence[PolicyMeasures]) -> str:
 
 
 def _measure(entry: Mapping[str, Any]) -> Measure:
-    figures = {name: _number(entry[name]) for name in ("mean", "standard_error")}
-    values = tuple((str(prompt), int(i), _number(value)) for prompt, i, value in entry["values"])
+    figures = {name: float_of(entry[name]) for name in ("mean", "standard_error")}
+    values = tuple((str(prompt), int(i), float_of(value)) for prompt, i, value in entry["values"])
     return Measure(**{**entry, **figures, "values": values})
 
 
@@ -152,16 +152,17 @@ def _cell(text: str) -> str:
     return html.escape(" ".join(shown.replace("|", "\\|").split()), quote=False)
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no nan."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): without_nan(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [without_nan(each) for each in value]
     return value
 
 
-def _number(value: Any) -> float:
+def float_of(value: Any) -> float:
+    """A figure read from JSON, where null stands for nan."""
     return math.nan if value is None else float(value)

@@ -1,41 +1,26 @@
 """The stage that judges: each policy's responses against the opponent's, with every judge."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
-from tokenratio.evaluation.inputs import ModelPool
 from tokenratio.evaluation.judges.human import HumanSettings
 from tokenratio.evaluation.judges.protocol import Judge, JudgeContext
 from tokenratio.evaluation.options import EvaluateOptions
-from tokenratio.evaluation.policy_measures import measure_judgements
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.results import Measure
 from tokenratio.evaluation.verdict_files import judge_all, pair_up
+from tokenratio.evaluation.win_report import measure_judgements
 
 
 class VerdictStage:
     """The judges of an evaluation; each is made once, so that a budget covers all policies.
 
     Args:
-        reference: path of the reference, for judges that need one.
-        day: what chat templates take for today, if it is fixed.
-        report: receives what was kept of an earlier call and how the judging went.
-        progress: draw progress bars.
+        context: for all policies; its folder is the evaluation's.
     """
 
-    def __init__(
-        self,
-        options: EvaluateOptions,
-        *,
-        reference: str | None,
-        models: ModelPool,
-        day: str | None,
-        report: Callable[[str], None],
-        progress: bool,
-    ) -> None:
-        self._options, self._report = options, report
-        self._reference, self._models = reference, models
-        self._day, self._progress = day, progress
+    def __init__(self, options: EvaluateOptions, context: JudgeContext) -> None:
+        self._against, self._context = options.against, context
         self._settings = options.judge_settings()
         self._judges: dict[str, Judge] = {}
 
@@ -50,35 +35,24 @@ class VerdictStage:
 
         Args:
             name: of the policy.
-            note: receives what a reader of the measures has to know.
+            note: receives what a reader of the measures must know.
         """
         measures = []
         comparisons = pair_up(generations, opponents)
-        folder = Path(self._options.output_dir)
+        folder = self._context.folder / name
+        context = replace(self._context, folder=folder, comparisons=comparisons)
         for judge_name, settings in self._settings.items():
-            context = JudgeContext(
-                world=self._options.prompts,
-                reference=self._reference,
-                folder=folder / name,
-                cache=folder / "verdicts.sqlite",
-                comparisons=comparisons,
-                load_model=self._models.model,
-                day=self._day,
-                report=self._report,
-                progress=self._progress,
-            )
             judge = self._judges.get(judge_name) or settings.make(context)
             if judge is None:
                 continue
             is_human = isinstance(settings, HumanSettings)
             if not is_human:  # people have a sheet for each policy
                 self._judges[judge_name] = judge
-            path = folder / name / f"judgements-{judge_name}.jsonl"
-            if is_human:  # the sheet is what is kept, and it may have been filled in further
+            path = folder / f"judgements-{judge_name}.jsonl"
+            if is_human:  # the sheet is kept instead, and more of it may be filled in by now
                 path.unlink(missing_ok=True)
-            found = judge_all(
-                comparisons, judge, path, {"against": self._options.against}, report=self._report
-            )
+            against = {"against": self._against}
+            found = judge_all(comparisons, judge, path, against, report=context.report)
             measures += measure_judgements(
                 found, judge_name, order_matters=judge.order_matters, report=note
             )

@@ -1,15 +1,54 @@
-"""Win rates of one judge as a report: figures for a file, lines for the terminal."""
+"""Win rates of one judge: as measures, as figures for a file, as lines for the terminal."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.length_control import length_controlled_win_rate
+from tokenratio.evaluation.length_control import (
+    LengthControlledWinRate,
+    length_controlled_win_rate,
+)
+from tokenratio.evaluation.results import Measure, measure_of, float_of, without_nan
 from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.evaluation.win_rate import win_rate
+
+
+def measure_judgements(
+    judgements: Sequence[Judgement],
+    judge: str,
+    *,
+    order_matters: bool,
+    report: Callable[[str], None] = print,
+) -> list[Measure]:
+    """Win rate, win rate at equal length, position flips, and the share that was not judged.
+
+    Args:
+        order_matters: whether the judge was asked in both orders.
+        report: receives the reason if there is no win rate at equal length.
+    """
+    wins = [(j.id, j.sample, j.outcome) for j in judgements]
+    measures = [measure_of(f"win_rate/{judge}", wins, unit="share", better="higher")]
+    outcomes = [outcome for _, _, outcome in measures[0].values]
+    num = len(outcomes)
+    for name, worth in (("win", 1.0), ("tie", 0.5), ("lose", 0.0)):
+        share = outcomes.count(worth) / num if outcomes else math.nan
+        measures.append(Measure(f"{name}/{judge}", share, math.nan, num, "share"))
+    name = f"lc_win_rate/{judge}"
+    try:
+        found = _at_equal_length(judgements, [judgement.id for judgement in judgements])
+        rate, error, num = found.win_rate, found.standard_error, found.num_comparisons
+        measures.append(Measure(name, rate, error, num, "share", "higher"))
+    except TokenRatioError as problem:
+        report(f"no {name}: {problem}")
+    if order_matters:
+        flips = [(j.id, j.sample, float(j.flipped)) for j in judgements if j.flipped is not None]
+        measures.append(measure_of(f"position_flips/{judge}", flips, unit="share"))
+    unparsed = [(j.id, j.sample, float(j.probability is None)) for j in judgements]
+    measures.append(measure_of(f"not_judged/{judge}", unparsed, unit="share"))
+    return measures
 
 
 def summarize(
@@ -19,14 +58,14 @@ def summarize(
     order_matters: bool,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures, ours being A, as JSON: shares in [0, 1], null where there is no figure.
+    """All figures, A being ours, as JSON: shares in [0, 1], null for a missing figure.
 
-    Lengths are over all comparisons; those without a full verdict are left out of the rest, and
+    Lengths are over all comparisons, the rest over those with a full verdict; the others are
     counted.
 
     Args:
-        prompts: identifies the prompt of each judgement; by default its id. Two ids may have the
-            same prompt, and are then not independent draws.
+        prompts: identifies each judgement's prompt; default: its id. Judgements of one prompt are
+            not independent.
         order_matters: whether the judge was asked in both orders; otherwise there is no flip rate.
         seed: of the interval.
     Raises:
@@ -35,8 +74,8 @@ def summarize(
     prompts = [judgement.id for judgement in judgements] if prompts is None else list(prompts)
     rate = asdict(
         win_rate(
-            [_number(judgement.prob_a_first) for judgement in judgements],
-            [_number(judgement.prob_a_second) for judgement in judgements],
+            [float_of(judgement.prob_a_first) for judgement in judgements],
+            [float_of(judgement.prob_a_second) for judgement in judgements],
             prompts,
             seed=seed,
         )
@@ -48,10 +87,8 @@ def summarize(
         for unit in ("words", "characters")
     }
     try:
-        outcomes = [judgement.outcome for judgement in judgements]
-        ours, theirs = lengths["characters"]
-        controlled = asdict(length_controlled_win_rate(outcomes, ours, theirs, prompts))
-    except TokenRatioError as error:  # the raw figures stand all the same
+        controlled = asdict(_at_equal_length(judgements, prompts))
+    except TokenRatioError as error:  # the other figures are still valid
         controlled = {"win_rate": None, "reason": str(error)}
     reasons = Counter(reason for judgement in judgements for reason in judgement.reasons)
     summary = {
@@ -67,7 +104,7 @@ def summarize(
             for i, side in enumerate(("ours", "theirs"))
         },
     }
-    shown: dict[str, Any] = _without_nan(summary)
+    shown: dict[str, Any] = without_nan(summary)
     return shown
 
 
@@ -94,6 +131,17 @@ def describe(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _at_equal_length(
+    judgements: Sequence[Judgement], prompts: Sequence[str]
+) -> LengthControlledWinRate:
+    return length_controlled_win_rate(
+        [judgement.outcome for judgement in judgements],
+        [judgement.characters_a for judgement in judgements],
+        [judgement.characters_b for judgement in judgements],
+        prompts,
+    )
+
+
 def _estimate(figure: Mapping[str, Any]) -> str:
     share = f"{100 * figure['win_rate']:.1f}"
     if figure["standard_error"] is None:
@@ -101,15 +149,3 @@ def _estimate(figure: Mapping[str, Any]) -> str:
     low, high = (100 * end for end in figure["interval"])
     error = 100 * figure["standard_error"]
     return f"{share} ± {error:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-
-
-def _number(probability: float | None) -> float:
-    return math.nan if probability is None else probability
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
