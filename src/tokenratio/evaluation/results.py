@@ -153,7 +153,7 @@ def _cell(text: str) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no nan."""
+    """The same value with null for nan and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

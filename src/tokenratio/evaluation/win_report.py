@@ -11,7 +11,7 @@ from tokenratio.evaluation.length_control import (
     LengthControlledWinRate,
     length_controlled_win_rate,
 )
-from tokenratio.evaluation.results import Measure, measure_of, float_of, without_nan
+from tokenratio.evaluation.results import Measure, float_of, measure_of, without_nan
 from tokenratio.evaluation.verdict_files import Judgement
 from tokenratio.evaluation.win_rate import win_rate
 
