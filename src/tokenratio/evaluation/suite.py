@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.models.adapters import load_adapter
 from tokenratio.models.device import default_device
 from tokenratio.models.loading import load_model, load_tokenizer
@@ -158,7 +158,7 @@ def check_installed() -> None:
     except ImportError as error:
         raise TokenRatioError(
             "the suite needs lm-evaluation-harness: pip install 'tokenratio[lm-eval]' "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from None
 
 
@@ -192,7 +192,7 @@ def _load_task(manager: Any, spec: str | dict[str, Any], origin: str, hint: str)
     except Exception as error:  # of datasets, huggingface_hub, httpx, Jinja or the harness itself
         raise TokenRatioError(
             f"the questions of {origin} cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)}{hint}"
+            f"{first_line(error)}{hint}"
         ) from error
 
 
@@ -297,7 +297,7 @@ def _score(lm: Any, spec: SuiteTask, task: Any, limit: int | None) -> TaskScore:
         )
     except Exception as error:  # a task that does not fit its data, or the device's memory
         raise TokenRatioError(
-            f"{spec.task} cannot be run: {type(error).__name__}: {_first_line(error)}"
+            f"{spec.task} cannot be run: {type(error).__name__}: {first_line(error)}"
         ) from error
     leaves = _leaves(spec.task, results.get("group_subtasks", {}))
     shots = {results["n-shot"][leaf] for leaf in leaves}
@@ -341,13 +341,14 @@ def _known(output: str | Path | None, settings: Mapping[str, Any]) -> list[TaskS
         return []
     try:
         document = json.loads(Path(output).read_text(encoding="utf-8"))
-        if document["settings"] != settings:
-            raise TokenRatioError(
-                f"{output} contains scores of another model, suite or setting: choose another file"
-            )
-        return [TaskScore(**score) for score in document["scores"]]
+        old, scores = document["settings"], [TaskScore(**score) for score in document["scores"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TokenRatioError(f"{output} is not a file of a suite's scores: {error}") from None
+    if old != settings:
+        raise TokenRatioError(
+            f"{output} contains scores of another model, suite or setting: choose another file"
+        )
+    return scores
 
 
 def _questions_digest(tasks: Iterable[Any]) -> str:
@@ -359,7 +360,3 @@ def _questions_digest(tasks: Iterable[Any]) -> str:
             for document in (config, *leaf.eval_docs):
                 digest.update(json.dumps(document, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -145,8 +145,13 @@ def describe_reference(identity: Mapping[str, Any]) -> str:
 def model_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights; those of an adapter in PEFT's wrapper, which can be switched
     off, do not count."""
+    return digest_of_weights(own_weights(model))
+
+
+def digest_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 (hex) of named weights: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(own_weights(model)):
+    for name, tensor in sorted(weights):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -1,15 +1,14 @@
 """Verdicts from a score for each response, by the Bradley–Terry model."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import nn
 
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
+from tokenratio.models.reference import digest_of_weights
 from tokenratio.models.response import Response
 
 # The score of each response to a prompt, or why there is none.
@@ -55,9 +54,4 @@ def _key(prompt: Prompt, response: Response) -> str:
 
 def weights_digest(model: nn.Module) -> str:
     """16 hex digits of the SHA-256 of a model's weights, including its adapter's."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest_of_weights(model.named_parameters())[:16]

@@ -11,7 +11,7 @@ from tokenratio.data.chat import Conversation, Prompt, answered, render, render_
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.response import Response
@@ -103,8 +103,9 @@ class RewardModelJudge:
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
         except Exception as error:  # errors of many kinds: wrong files or arguments
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise TokenRatioError(f"cannot load reward model {str(name)!r}: {reason}") from None
+            raise TokenRatioError(
+                f"cannot load reward model {str(name)!r}: {first_line(error)}"
+            ) from None
         if info["missing_keys"]:
             raise TokenRatioError(
                 f"{name} is not a reward model: it has no weights for "
