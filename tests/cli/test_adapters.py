@@ -226,13 +226,13 @@ def test_commands_that_load_a_model_take_an_adapter(base, tmp_path, capsys):
     save_adapter(base, tmp_path / "adapter", seed=1)
     assert main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "whole")]) == 0
     prompts = write_rows(tmp_path / "prompts.jsonl", word_pairs(4))
-    said = {}
+    printed = {}
     for name in ("adapter", "whole", "base"):
         output = tmp_path / f"{name}.jsonl"
         argv = ["generate", str(tmp_path / name), "--prompts", prompts, "--output", str(output)]
         assert main([*argv, "--max_new_tokens", "8", "--temperature", "0"]) == 0
         lines = [json.loads(line) for line in output.read_text().splitlines()]
-        said[name] = [line["samples"] for line in lines if "samples" in line]
+        printed[name] = [line["samples"] for line in lines if "samples" in line]
         scores = ["score-tokens", prompts, "--positive_model", str(tmp_path / name)]
         scores += ["--negative_model", str(base), "--output", str(tmp_path / f"scores_{name}")]
         scores += ["--cache_dir", str(tmp_path / "cache")]
@@ -240,8 +240,8 @@ def test_commands_that_load_a_model_take_an_adapter(base, tmp_path, capsys):
             continue
         capsys.readouterr()
         assert main(scores) == 0
-        said[name].append(
+        printed[name].append(
             [line for line in capsys.readouterr().out.splitlines() if "contrast" in line]
         )
-    assert said["adapter"] == said["whole"]
-    assert said["adapter"][:-1] != said["base"]
+    assert printed["adapter"] == printed["whole"]
+    assert printed["adapter"][:-1] != printed["base"]

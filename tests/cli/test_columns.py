@@ -1,4 +1,4 @@
-"""Rows of other layouts through every command: what is read, what is said, what is asked."""
+"""Rows of other layouts through every command: what is read, what is printed, what is asked."""
 
 import json
 
@@ -64,8 +64,8 @@ LAYOUT = "layout: prompt from ask, with system; pair from good, bad"
 
 def test_training_reads_mapped_columns_and_says_which_it_does_not(made, capsys):
     assert main(["train", "recipe.yaml", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert f"  {LAYOUT}\n  columns not read: id\n" in said
+    printed = capsys.readouterr().out
+    assert f"  {LAYOUT}\n  columns not read: id\n" in printed
     assert main(["train", "recipe.yaml"]) == 0
     assert f"  {LAYOUT}\n  columns not read: id\n" in capsys.readouterr().out
     record = json.loads((made / "run" / "run.json").read_text())
@@ -80,9 +80,9 @@ def test_training_reads_mapped_columns_and_says_which_it_does_not(made, capsys):
 def test_inspect_data_reads_as_training_does(made, capsys):
     columns = json.dumps(NAMES)
     assert main(["inspect-data", "own.jsonl", "--tokenizer", "model", "--columns", columns]) == 0
-    said = capsys.readouterr().out
-    assert f"{LAYOUT}\n" in said
-    assert "<|im_start|>system\\nbe brief<|im_end|>" in said
+    printed = capsys.readouterr().out
+    assert f"{LAYOUT}\n" in printed
+    assert "<|im_start|>system\\nbe brief<|im_end|>" in printed
 
 
 def test_generation_asks_what_training_read(made, capsys):
@@ -100,24 +100,24 @@ def test_generation_asks_what_training_read(made, capsys):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ("{prompt: asks}", "own.jsonl has no column 'asks' (for prompt); it has ask, good, bad"),
         ("{question: ask}", "columns: 'question' cannot be mapped"),
         ("ask", "columns must "),
     ],
 )
-def test_columns_that_are_not_there_stop_every_command(made, columns, said, capsys):
+def test_columns_that_are_not_there_stop_every_command(made, columns, message, capsys):
     for argv in (
         ["train", "recipe.yaml", "--dry-run"],
         ["inspect-data", "own.jsonl"],
         ["generate", "model", "--prompts", "own.jsonl"],
         ["score-tokens", "own.jsonl", "--positive_model", "model", "--negative_model", "run"],
     ):
-        if argv[0] == "score-tokens" and "must" not in said:
+        if argv[0] == "score-tokens" and "must" not in message:
             continue  # it loads its models first
         assert main([*argv, "--columns", columns]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_columns_from_python_may_be_json_text():

@@ -336,9 +336,9 @@ def test_what_would_fail_later_is_refused_before_any_stage(
     command, settings, message, named_recipe, tmp_path, capsys
 ):
     assert main(["train", named_recipe(**settings), *command]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "sft").exists()
 

@@ -1,4 +1,4 @@
-"""`compare` on files of measures: who is better, whether it is said with care, exit codes."""
+"""`compare` on files of measures: who is better, whether it is worded with care, exit codes."""
 
 import json
 import random
@@ -91,11 +91,11 @@ def test_a_policy_does_not_differ_from_itself(capsys):
 def test_no_difference_is_no_win(capsys):
     write("a", noise=1.0)
     write("b", noise=1.0)
-    said = compare(capsys, "a", "b", "--measures", "[gold_reward]")
-    assert said.startswith("gold_reward: no difference seen between a and b: ")
-    assert "would need ≥" in said
-    assert "Holm" not in said
-    assert "wins" not in said
+    printed = compare(capsys, "a", "b", "--measures", "[gold_reward]")
+    assert printed.startswith("gold_reward: no difference seen between a and b: ")
+    assert "would need ≥" in printed
+    assert "Holm" not in printed
+    assert "wins" not in printed
 
 
 def test_figures_are_those_of_the_paired_comparison(capsys):
@@ -120,10 +120,10 @@ def test_holm_is_over_all_comparisons_made(capsys):
     write("b")
     write("c")
     for more, num in (([], 4), (["--all_pairs"], 6), (["--measures", "[insults]"], 2)):
-        said = compare(capsys, "a", "b", "c", "--output", "out.json", *more)
+        printed = compare(capsys, "a", "b", "c", "--output", "out.json", *more)
         found = figures()
-        assert len(found) == said.count("\n") == num
-        assert said.count(f"after Holm over {num} comparisons") == num
+        assert len(found) == printed.count("\n") == num
+        assert printed.count(f"after Holm over {num} comparisons") == num
         adjusted = holm_p_values([each["p_value"] for each in found])
         assert [each["adjusted_p"] for each in found] == adjusted
         assert [each["significant"] for each in found] == [p < 0.05 for p in adjusted]
@@ -153,8 +153,8 @@ def test_exit_codes(capsys):
         (["bad", "good"], 0),
     ):
         compare(capsys, *argv, code=code)
-    said = compare(capsys, "good", "bad", "--require", "insults", "--measures", "[gold_reward]")
-    assert said.count("\n") == 2
+    printed = compare(capsys, "good", "bad", "--require", "insults", "--measures", "[gold_reward]")
+    assert printed.count("\n") == 2
 
 
 def test_seeds_are_paired_and_each_counts(capsys):
@@ -162,9 +162,9 @@ def test_seeds_are_paired_and_each_counts(capsys):
         write(f"a-{seed}", shift={"gold_reward": 1 + seed}, seed=seed)
         write(f"b-{seed}", shift={"gold_reward": seed}, seed=seed)
     seeds = [f"{name}={','.join(f'{name}-{i}' for i in range(3))}" for name in "ab"]
-    said = compare(capsys, *seeds, "--output", "out.json")
-    assert "gold_reward: a wins by 1.0" in said
-    assert "30 prompts and 3 seeds" in said
+    printed = compare(capsys, *seeds, "--output", "out.json")
+    assert "gold_reward: a wins by 1.0" in printed
+    assert "30 prompts and 3 seeds" in printed
     assert figures()[0]["num_seeds"] == 3
     # unpaired, the seeds' differences do not cancel
     other = "b=b-1,b-2,b-0"
@@ -187,16 +187,16 @@ def test_only_measures_that_all_have_are_compared_by_default(capsys):
     write("b", kinds=["insults", "length"])
     assert compare(capsys, "a", "b").startswith("insults")
     assert compare(capsys, "a", "b").count("\n") == 1
-    said = compare(capsys, "a", "b", "--measures", "[length]")
-    assert said.startswith("length: no difference")
+    printed = compare(capsys, "a", "b", "--measures", "[length]")
+    assert printed.startswith("length: no difference")
 
 
 def test_evaluations_that_differ(capsys):
     write("a", settings={"prompts": "p.jsonl", "temperature": 1.0, "path": "x"})
     write("b", settings={"prompts": "p.jsonl", "temperature": 0.7, "path": "y"})
-    said = compare(capsys, "a", "b").splitlines()
-    assert said[0] == "note: the evaluations differ in temperature: 1.0, 0.7"
-    assert len(said) == 3
+    printed = compare(capsys, "a", "b").splitlines()
+    assert printed[0] == "note: the evaluations differ in temperature: 1.0, 0.7"
+    assert len(printed) == 3
     write("b", settings={"prompts": "/tmp/p.jsonl", "temperature": 1.0})
     assert compare(capsys, "a", "b").startswith("note: the evaluations differ in prompts: ")
     argv = ["compare", "a", "b", "--require", "gold_reward"]

@@ -66,8 +66,8 @@ def texts(path):
 
 def test_alpaca_eval_there_and_back(capsys):
     rows = write_generations("ours.jsonl", read_prompts("eval.json"), model="tiny")
-    said = convert(capsys, "ours.jsonl", "--to", "alpaca-eval", "--output", "out.json")
-    assert said == "3 answers of tiny in out.json\n"
+    printed = convert(capsys, "ours.jsonl", "--to", "alpaca-eval", "--output", "out.json")
+    assert printed == "3 answers of tiny in out.json\n"
     outputs = read_alpaca_outputs("out.json")
     assert [(o.instruction, o.output, o.generator) for o in outputs] == [
         (row["prompt"], row["samples"][0]["text"], "tiny") for row in rows
@@ -89,8 +89,8 @@ def test_others_outputs_get_the_ids_of_the_prompts(capsys):
     outputs = [{**row, "output": f"out {i}"} for i, row in enumerate(INSTRUCTIONS)]
     Path("theirs.json").write_text(json.dumps(outputs[::-1]))
     argv = ["theirs.json", "--to", "generations", "--generator", "them"]
-    said = convert(capsys, *argv, "--output", "plain.jsonl")
-    assert said == "3 answers of them in plain.jsonl\n"
+    printed = convert(capsys, *argv, "--output", "plain.jsonl")
+    assert printed == "3 answers of them in plain.jsonl\n"
     assert list(texts("plain.jsonl")) == [f"theirs.json:{i}" for i in (1, 2, 3)]
     convert(capsys, *argv, "--output", "named.jsonl", "--questions", "eval.json")
     assert texts("named.jsonl") == {
@@ -124,9 +124,9 @@ def test_mt_bench_there_and_back(capsys):
     assert [(g.id, g.prompt) for g in read_responses("back.jsonl")] == prompts
     assert texts("back.jsonl") == texts("ours.jsonl")
 
-    # without the questions: the number that each id ends in, and it is said
-    said = convert(capsys, *argv, "--overwrite")
-    assert "question_id is the number at each id's end" in said
+    # without the questions: the number at the end of each id, with a note
+    printed = convert(capsys, *argv, "--overwrite")
+    assert "question_id is the number at each id's end" in printed
     assert [a.question_id for a in read_mt_bench_answers("answers.jsonl")] == [1, 2, 3]
 
 
@@ -138,11 +138,11 @@ def test_a_second_turn_is_a_conversation(capsys):
     ]
     write_lines("answers.jsonl", answers)
     argv = ["answers.jsonl", "--to", "generations", "--questions", "question.jsonl"]
-    said = convert(capsys, *argv, "--output", "one.jsonl")
-    assert "2 answers to later turns left out" in said
+    printed = convert(capsys, *argv, "--output", "one.jsonl")
+    assert "2 answers to later turns left out" in printed
     assert texts("one.jsonl") == {"question.jsonl:3": ["1"], "question.jsonl:1": ["1"]}
-    said = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2")
-    assert "left out" not in said
+    printed = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2")
+    assert "left out" not in printed
     last = read_responses("two.jsonl")[0]
     assert [message["content"] for message in last.prompt.messages] == [
         "What is 3?",
@@ -170,8 +170,8 @@ def test_choices_that_differ_before_the_turn_are_refused(capsys):
     argv = ["answers.jsonl", "--to", "generations", "--questions", "question.jsonl"]
     convert(capsys, *argv, "--output", "one.jsonl")
     assert texts("one.jsonl") == {"question.jsonl:1": ["0", "1"]}
-    said = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2", code=2)
-    assert "2 choices differ before turn 2" in said
+    printed = convert(capsys, *argv, "--output", "two.jsonl", "--turn", "2", code=2)
+    assert "2 choices differ before turn 2" in printed
 
 
 def test_between_the_two_benchmarks(capsys):
@@ -190,9 +190,9 @@ def test_between_the_two_benchmarks(capsys):
 
 def test_what_a_format_cannot_hold_is_said(capsys):
     write_generations("ours.jsonl", [("a:1", [{"role": "user", "content": "Count."}])], samples=3)
-    said = convert(capsys, "ours.jsonl", "--to", "alpaca-eval", "--output", "out.json")
-    assert "an unnamed model" in said
-    assert "2 further samples left out" in said
+    printed = convert(capsys, "ours.jsonl", "--to", "alpaca-eval", "--output", "out.json")
+    assert "an unnamed model" in printed
+    assert "2 further samples left out" in printed
     (output,) = read_alpaca_outputs("out.json")
     assert (output.instruction, output.generator) == ("Count.", None)
 
@@ -201,9 +201,9 @@ def test_an_output_that_exists_is_kept(capsys):
     write_generations("ours.jsonl", read_prompts("eval.json"))
     argv = ["ours.jsonl", "--to", "alpaca-eval", "--generator", "g"]
     Path("out.json").write_text("mine")
-    said = convert(capsys, *argv, "--output", "out.json", code=2)
-    assert "out.json already exists" in said
-    assert "--overwrite" in said
+    printed = convert(capsys, *argv, "--output", "out.json", code=2)
+    assert "out.json already exists" in printed
+    assert "--overwrite" in printed
     assert Path("out.json").read_text() == "mine"
     convert(capsys, *argv, "--output", "out.json", "--overwrite")
     assert len(read_alpaca_outputs("out.json")) == 3
@@ -311,6 +311,6 @@ def test_the_real_questions(data_folder, capsys):
 
 
 def test_help(capsys):
-    said = convert(capsys, "--help")
-    assert "--questions" in said
-    assert "--to" in said
+    printed = convert(capsys, "--help")
+    assert "--questions" in printed
+    assert "--to" in printed

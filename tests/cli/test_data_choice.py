@@ -77,9 +77,9 @@ def test_the_dry_run_reads_what_the_run_reads(make_recipe, settings, used, capsy
     assert main(["train", recipe, "--dry-run"]) == 0
     assert rows_read(capsys.readouterr().out) == list(used.values())
     assert main(["train", recipe]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert rows_used() == used
-    assert rows_read(said) == list(used.values())
+    assert rows_read(printed) == list(used.values())
 
 
 def test_the_first_stage_never_sees_held_out_prompts(make_recipe, capsys):
@@ -118,9 +118,9 @@ def test_choices_that_do_not_fit(make_recipe, settings, message, capsys):
     recipe = make_recipe(**{"train_dataset": "uf", **settings})
     for more in ([], ["--dry-run"]):
         assert main(["train", recipe, *more]) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
 
 
 def test_splits_in_the_other_commands(make_recipe, capsys):
@@ -154,8 +154,8 @@ def test_a_second_run_reads_what_the_first_prepared(make_recipe, tmp_path, capsy
     first = capsys.readouterr().out
     assert "read from the cache" not in first
     assert main(["train", recipe]) == 0
-    said = capsys.readouterr().out
-    assert said.count("read from the cache: cache/") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("read from the cache: cache/") == 2
     assert len(list(Path("cache").iterdir())) == 2
     record = json.loads(Path("run/run.json").read_text())["data"]
     assert main(["train", recipe, "--overwrite", "--data_cache_dir", "null"]) == 0

@@ -162,11 +162,11 @@ def test_runs_of_every_kind_end_to_end(runs_folder, capsys, monkeypatch):
     write_generations("human.jsonl", chosen, num=2)
     argv = ["runs/dpo", "runs/tbpo_q", "low=runs/lora", "free=free", "human.jsonl"]
     argv += ["--prompts", PROMPTS, "--pairs", PAIRS, *QUICK]
-    said = evaluate(capsys, *argv)
+    shown = evaluate(capsys, *argv)
 
     # the table is printed and kept, the reference first: what the first run started from
     kept = Path("evaluation/table.md").read_text(encoding="utf-8")
-    assert kept.split("\n\n")[0] in said
+    assert kept.split("\n\n")[0] in shown
     head = "| measure | reference | runs-dpo | runs-tbpo_q | low | free | human |"
     assert kept.startswith(head)
     found = {name: measures(name) for name in head.strip("| ").split(" | ")[1:]}
@@ -197,15 +197,15 @@ def test_runs_of_every_kind_end_to_end(runs_folder, capsys, monkeypatch):
     # one frontier for each way of training, none for what is only read
     lines = [x for x in kept.splitlines() if x.startswith("- ") and "ALARM" not in x]
     assert [line.partition(":")[0] for line in lines] == ["- dpo", "- tbpo_q", "- tbpo_a", "- free"]
-    assert all(line in said for line in lines)
+    assert all(line in shown for line in lines)
 
     # the same again computes nothing new but the figures
     before = {p: p.read_bytes() for p in Path("evaluation").rglob("*") if p.is_file()}
     for cls in (TransformersBackend, GoldJudge):
         monkeypatch.setattr(cls, "__call__", lambda *_: pytest.fail("asked again"))
-    said = evaluate(capsys, *argv)
-    assert said.count(f"{NUM} of {NUM} prompts are already answered") == 5
-    assert said.count("comparisons are already judged") == 5
+    shown = evaluate(capsys, *argv)
+    assert shown.count(f"{NUM} of {NUM} prompts are already answered") == 5
+    assert shown.count("comparisons are already judged") == 5
     assert {p: p.read_bytes() for p in Path("evaluation").rglob("*") if p.is_file()} == before
 
 
@@ -279,9 +279,9 @@ def test_a_recipe_and_its_flags(runs_folder, capsys):
         assert measures(name, "from_recipe").named("win_rate/gold").mean == rate
     assert measures("other", "from_recipe").named("win_rate/gold") is None
     # more prompts are added to those that are there
-    said = evaluate(capsys, "recipe.yaml", "--num_prompts", "4")
-    assert "2 of 4 prompts are already answered" in said
-    assert "2 of 4 comparisons are already judged" in said
+    shown = evaluate(capsys, "recipe.yaml", "--num_prompts", "4")
+    assert "2 of 4 prompts are already answered" in shown
+    assert "2 of 4 comparisons are already judged" in shown
     Path("recipe.yaml").write_text(yaml.safe_dump({**recipe, "num_prmpts": 2}))
     assert "did you mean 'num_prompts'" in evaluate(capsys, "recipe.yaml", code=2)
 
@@ -294,9 +294,9 @@ def test_without_a_run_the_reference_is_told(runs_folder, capsys):
     argv = ["free", "--prompts", PROMPTS, *QUICK, "--reference", "base"]
     evaluate(capsys, *argv)
     assert measures("free").named("kl_policy_ref").mean > 0
-    said = evaluate(capsys, "same=base", *argv)
+    shown = evaluate(capsys, "same=base", *argv)
     assert set(values(measures("same"), "kl_policy_ref")) == {0}
-    assert "frontier" not in said  # of one policy beside the reference
+    assert "frontier" not in shown  # of one policy beside the reference
 
 
 def test_other_sampling_has_no_kl(runs_folder, capsys):
@@ -322,8 +322,8 @@ def test_against_texts_that_are_given(against, runs_folder, capsys):
         ours = texts(f"evaluation/{name}/generations.jsonl")
         assert len(ours) == 4
         assert measures(name).named("win_rate/gold").mean == gold_rate(ours, theirs)
-    said = evaluate(capsys, *argv[:-1], "runs-dpo", code=2)
-    assert "was made with other settings (against " in said
+    shown = evaluate(capsys, *argv[:-1], "runs-dpo", code=2)
+    assert "was made with other settings (against " in shown
 
 
 def test_a_file_must_answer_these_prompts(runs_folder, capsys):
@@ -487,8 +487,8 @@ def test_an_llm_judges_once(runs_folder, capsys, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(LLMJudge, "__call__", lambda *_: pytest.fail("asked"))
             changed = json.dumps({"llm": llm | {"template": "tldr"}})
-            said = evaluate(capsys, *argv, changed, code=2)
-            assert "(template 'hh-helpful', now 'tldr'" in said
+            shown = evaluate(capsys, *argv, changed, code=2)
+            assert "(template 'hh-helpful', now 'tldr'" in shown
         assert server.asked.total() == asked
     files = [path.read_bytes() for path in Path("evaluation").rglob("*") if path.is_file()]
     assert KEY.encode() not in b"".join(files)
@@ -504,17 +504,17 @@ def test_an_interrupted_evaluation_goes_on(runs_folder, capsys):
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:9])
-    said = evaluate(capsys, *argv)
-    assert f"2 of {NUM} prompts are already answered" in said
+    shown = evaluate(capsys, *argv)
+    assert f"2 of {NUM} prompts are already answered" in shown
     assert path.read_bytes() == whole
     for more, message in (
         (["--seed", "1"], "(seed 0, now 1)"),
         (["--top_p", "0.5"], "(top_p 1.0, now 0.5)"),
         (["--prompts", PROMPTS.replace("seed=3", "seed=4")], "prompts "),
     ):
-        said = evaluate(capsys, *argv, *more, code=2)
-        assert "was made with other settings" in said
-        assert message in said
+        shown = evaluate(capsys, *argv, *more, code=2)
+        assert "was made with other settings" in shown
+        assert message in shown
     shutil.copytree("free", "again")
     evaluate(capsys, "again", *argv[1:])
     save_policy("again", 7)
@@ -523,11 +523,11 @@ def test_an_interrupted_evaluation_goes_on(runs_folder, capsys):
 
 def test_another_reference_than_that_of_training_is_an_alarm(runs_folder, pairs, capsys):
     argv = ["runs/dpo", "runs/lora", "--pairs", pairs, "--reference"]
-    said = evaluate(capsys, *argv, "free")
+    shown = evaluate(capsys, *argv, "free")
     for name in ("runs-dpo", "runs-lora"):
         note = measures(name).notes[0]
         assert note.startswith("ALARM: it was trained against another reference")
-        assert f"{name}: {note}" in said
+        assert f"{name}: {note}" in shown
     evaluate(capsys, *argv, "base")
     for name in ("runs-dpo", "runs-lora"):
         assert not any("another reference" in note for note in measures(name).notes)
@@ -541,7 +541,7 @@ def test_the_reference_is_told_by_its_values_in_the_runs_own_dtype(runs_folder, 
 
 
 def test_policies_that_share_no_vocabulary(runs_folder, capsys):
-    """What needs both models is left out, and said."""
+    """What needs both models is left out, and shown."""
     tiny_model().save_pretrained("tiny")
     tiny_tokenizer().save_pretrained("tiny")
     rows = [{"prompt": "ash", "chosen": word, "rejected": "bay"} for word in WORDS[2:6]]
@@ -567,14 +567,14 @@ def test_pairs_by_subset_and_those_that_cannot_be_used(capsys):
     rows.insert(1, {"prompt": "ash", "chosen": "", "rejected": "bay", "kind": "c"})
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["tiny", "--reference", "base", "--pairs", "pairs.jsonl", "--max_length", "3"]
-    said = evaluate(capsys, *argv, "--subset_column", "kind")
-    assert "tiny: of 6 pairs 1 cannot be used, 5 sides are cut at max_length 3" in said
+    shown = evaluate(capsys, *argv, "--subset_column", "kind")
+    assert "tiny: of 6 pairs 1 cannot be used, 5 sides are cut at max_length 3" in shown
     found = measures("tiny")
     assert [found.named(f"pairs/accuracy, {kind}").num for kind in "ab"] == [3, 2]
     assert found.named("pairs/accuracy, c") is None
     assert found.named("pairs/accuracy").num == 5
-    said = evaluate(capsys, *argv, "--subset_column", "kid", code=2)
-    assert "pairs.jsonl:1 has no column 'kid'" in said
+    shown = evaluate(capsys, *argv, "--subset_column", "kid", code=2)
+    assert "pairs.jsonl:1 has no column 'kid'" in shown
 
 
 def test_credit_needs_the_worlds_tokenizer_and_says_so(capsys):
@@ -616,14 +616,14 @@ def test_suite(capsys, monkeypatch):
     monkeypatch.setattr(
         "tokenratio.evaluation.suite.load_model", lambda *args: loads.append(args) or load(*args)
     )
-    said = evaluate(capsys, "tiny", "--suite", "task.yaml")
+    shown = evaluate(capsys, "tiny", "--suite", "task.yaml")
     score = json.loads(Path("evaluation/tiny/suite.json").read_text())["scores"][0]
     found = measures("tiny").named("suite/word_choice (0-shot acc)")
     assert (found.mean, found.standard_error) == (score["value"], score["stderr"])
     assert (found.num, found.better) == (12, "higher")
     assert measures("tiny").named("suite/mean").mean == found.mean
     assert loads == []  # the evaluation's own model is asked
-    assert f"| suite/mean ↑ | {found.text} |" in said
+    assert f"| suite/mean ↑ | {found.text} |" in shown
 
 
 # mistakes
@@ -700,9 +700,9 @@ def test_names_of_runs():
 
 
 def test_help(capsys):
-    said = evaluate(capsys, "--help")
-    assert "--against" in said
-    assert "reward-model" in said
+    shown = evaluate(capsys, "--help")
+    assert "--against" in shown
+    assert "reward-model" in shown
 
 
 def test_two_judges_of_one_kind_have_names_of_their_own(runs_folder, capsys):
@@ -713,5 +713,5 @@ def test_two_judges_of_one_kind_have_names_of_their_own(runs_folder, capsys):
     figures = [found.named(f"win_rate/{name}").mean for name in ("first", "second")]
     assert figures[0] == figures[1]
     assert Path("evaluation/free/judgements-second.jsonl").is_file()
-    said = evaluate(capsys, *argv[:-1], "{'../x': {judge: gold}}", code=2)
-    assert "cannot be a judge's name" in said
+    shown = evaluate(capsys, *argv[:-1], "{'../x': {judge: gold}}", code=2)
+    assert "cannot be a judge's name" in shown

@@ -57,14 +57,14 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unexpected_error_is_one_line(run, tmp_path):
-    code, said = run(KeyError("eval_accuracy"), 3)
+    code, printed = run(KeyError("eval_accuracy"), 3)
     assert code == 1
-    assert said.count("\n") == 1
-    assert "train stopped on an unexpected error: 'eval_accuracy'" in said
-    assert f"newest checkpoint is {tmp_path / 'run' / 'checkpoint-2'}" in said
-    assert "--resume_from_checkpoint true" in said
-    assert "TOKENRATIO_DEBUG=1" in said
-    assert "test_failures.py" in said
+    assert printed.count("\n") == 1
+    assert "train stopped on an unexpected error: 'eval_accuracy'" in printed
+    assert f"newest checkpoint is {tmp_path / 'run' / 'checkpoint-2'}" in printed
+    assert "--resume_from_checkpoint true" in printed
+    assert "TOKENRATIO_DEBUG=1" in printed
+    assert "test_failures.py" in printed
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_an_unexpected_error_is_one_line(run, tmp_path):
 )
 def test_out_of_memory_says_what_to_lower(error, run):
     for step in (0, 1):  # the first step needs as much as any
-        code, said = run(error, step)
+        code, printed = run(error, step)
         assert code == 1
-        assert "out of memory: lower per_device_train_batch_size" in said
-    assert "No checkpoint has been written yet" in said
+        assert "out of memory: lower per_device_train_batch_size" in printed
+    assert "No checkpoint has been written yet" in printed
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_out_of_memory_says_what_to_lower(error, run):
     ids=str,
 )
 def test_a_full_disk_is_named(error, run):
-    code, said = run(error, 3)
+    code, printed = run(error, 3)
     assert code == 1
-    assert "the disk is full: free space" in said
-    assert "checkpoint-2" in said
+    assert "the disk is full: free space" in printed
+    assert "checkpoint-2" in printed
 
 
 def test_an_interrupted_run_says_what_is_kept(run):
-    code, said = run(KeyboardInterrupt(), 3)
+    code, printed = run(KeyboardInterrupt(), 3)
     assert code == 130
-    assert "interrupted. The newest checkpoint is" in said
+    assert "interrupted. The newest checkpoint is" in printed
 
 
 def test_before_the_first_step_a_setting_is_at_fault(run):
-    code, said = run(ValueError("no such kernel"), 0)
+    code, printed = run(ValueError("no such kernel"), 0)
     assert code == 2
-    assert "the run cannot be started" in said
-    assert "no such kernel" in said
+    assert "the run cannot be started" in printed
+    assert "no such kernel" in printed
 
 
 def test_the_traceback_is_there_for_the_asking(run, monkeypatch):

@@ -95,26 +95,26 @@ def generate(name, *more):
 
 
 def test_generate_goes_on_and_leaves_what_is_done(pairs, policy, capsys):
-    said = run(capsys, *generate(policy, "--num_samples", "2"))
-    assert re.search(r"12 responses to 6 prompts in generations.jsonl; \d+ cut at", said)
+    printed = run(capsys, *generate(policy, "--num_samples", "2"))
+    assert re.search(r"12 responses to 6 prompts in generations.jsonl; \d+ cut at", printed)
     whole = files()
     tokens = sum(len(s.token_ids) for g in read_responses("generations.jsonl") for s in g.samples)
-    assert re.search(rf"; {tokens} tokens in \d+\.\d s \([\d,]+/s\)", said)
+    assert re.search(rf"; {tokens} tokens in \d+\.\d s \([\d,]+/s\)", printed)
     (settings,) = read_settings("generations.jsonl").values()
     assert settings["model"] == policy
     assert settings["num_samples"] == 2
     assert not {"output", "num_prompts", "batch_size", "overwrite"} & settings.keys()
 
-    said = run(capsys, *generate(policy, "--num_samples", "2", "--batch_size", "1"))
-    assert "6 of 6 prompts are already answered" in said
-    assert "tokens in" not in said
+    printed = run(capsys, *generate(policy, "--num_samples", "2", "--batch_size", "1"))
+    assert "6 of 6 prompts are already answered" in printed
+    assert "tokens in" not in printed
     assert files() == whole
 
     lines = Path("generations.jsonl").read_text().splitlines(keepends=True)
     Path("generations.jsonl").write_text("".join(lines[:2]) + lines[2][:10])
-    said = run(capsys, *generate(policy, "--num_samples", "2", "--batch_size", "1"))
-    assert "the last line was cut off and is dropped" in said
-    assert "2 of 6 prompts are already answered" in said
+    printed = run(capsys, *generate(policy, "--num_samples", "2", "--batch_size", "1"))
+    assert "the last line was cut off and is dropped" in printed
+    assert "2 of 6 prompts are already answered" in printed
     assert files() == whole
 
 
@@ -122,9 +122,9 @@ def test_more_prompts_are_added_and_other_settings_refused(pairs, policy, capsys
     run(capsys, *generate(policy, "--num_prompts", "2"))
     assert "2 of 6" in run(capsys, *generate(policy))
     whole = files()
-    said = run(capsys, *generate(policy, "--seed", "1"), code=2)
-    assert "made with other settings (seed 0, now 1)" in said
-    assert "overwrite" in said
+    printed = run(capsys, *generate(policy, "--seed", "1"), code=2)
+    assert "made with other settings (seed 0, now 1)" in printed
+    assert "overwrite" in printed
     assert files() == whole
     run(capsys, *generate(policy, "--seed", "1", "--overwrite"))
     assert files() != whole
@@ -143,8 +143,8 @@ def test_a_file_of_another_kind_is_never_written(content, pairs, policy, capsys)
     """Not even one that looks like a line that was cut off."""
     Path("notes.json").write_text(content)
     for more in ([], ["--overwrite"]):
-        said = run(capsys, *generate(policy, "--output", "notes.json", *more), code=2)
-        assert "was not written by tokenratio" in said
+        printed = run(capsys, *generate(policy, "--output", "notes.json", *more), code=2)
+        assert "was not written by tokenratio" in printed
     assert Path("notes.json").read_text() == content
     assert not Path("notes.settings.json").exists()
 
@@ -155,10 +155,10 @@ def test_generate_from_an_endpoint(pairs, capsys):
     with Loopback(fault=lambda q, n: limited if q == unlucky and n == 0 else None) as server:
         argv = generate("tiny", "--endpoint", server.url, "--num_samples", "2", *QUICK)
         argv += ["--price_in", "1", "--price_out", "2"]
-        said = run(capsys, *argv)
-        assert said.index("6 requests to tiny at") < said.index("6 answers to 7 requests")
-        assert "at most about" in said
-        assert "12 responses to 6 prompts" in said
+        printed = run(capsys, *argv)
+        assert printed.index("6 requests to tiny at") < printed.index("6 answers to 7 requests")
+        assert "at most about" in printed
+        assert "12 responses to 6 prompts" in printed
         assert server.asked == {r["prompt"]: 2 if r["prompt"] == unlucky else 1 for r in pairs}
         assert {body["model"] for body in server.bodies} == {"tiny"}
         assert all(body["max_tokens"] == 5 and body["n"] == 2 for body in server.bodies)
@@ -178,9 +178,9 @@ def test_generate_from_an_endpoint(pairs, capsys):
 def test_generation_stops_within_the_budget_and_goes_on(pairs, capsys):
     with Loopback() as server:
         argv = generate("tiny", "--endpoint", server.url, "--concurrency", "1", *QUICK)
-        said = run(capsys, *argv, "--max_requests", "2", code=2)
-        assert "max_requests" in said
-        assert "2 of 6 prompts answered" in said
+        printed = run(capsys, *argv, "--max_requests", "2", code=2)
+        assert "max_requests" in printed
+        assert "2 of 6 prompts answered" in printed
         run(capsys, *argv)
         assert set(server.asked.values()) == {1}
 
@@ -243,7 +243,7 @@ def test_gold_against_a_column_of_a_world(capsys):
     Path("ours.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     reward = WORLDS["reviews"].gold_reward
     rewards = [(reward(row["rejected"]), reward(row["chosen"])) for row in rows]
-    said = run(capsys, *judge("gold", theirs=WORLD))
+    printed = run(capsys, *judge("gold", theirs=WORLD))
     figures = summary()
     shares = [sum(test(a, b) for a, b in rewards) / NUM for test in (gt, eq, lt)]
     assert [figures["win_rate"][name] for name in ("win", "tie", "lose")] == shares
@@ -253,13 +253,13 @@ def test_gold_against_a_column_of_a_world(capsys):
     assert figures["mean_length"]["ours"]["words"] == pytest.approx(
         sum(len(row["rejected"].split()) for row in rows) / NUM
     )
-    assert f"win {100 * shares[0]:.1f} % / tie" in said
-    assert "position flips" not in said
+    assert f"win {100 * shares[0]:.1f} % / tie" in printed
+    assert "position flips" not in printed
 
     run(capsys, *judge("gold", "--column", "rejected", "--output", "same.jsonl", theirs=WORLD))
     assert summary("same.summary.json")["win_rate"]["tie"] == 1
-    said = run(capsys, *judge("gold", "--column", "rejected", theirs=WORLD), code=2)
-    assert "made with other settings" in said
+    printed = run(capsys, *judge("gold", "--column", "rejected", theirs=WORLD), code=2)
+    assert "made with other settings" in printed
     assert summary() == figures
     run(capsys, *judge("gold", "--column", "rejected", "--overwrite", theirs=WORLD))
     assert summary()["win_rate"]["tie"] == 1
@@ -295,8 +295,8 @@ def test_llm_asks_both_orders_once_and_survives_faults(sides, capsys):
 
     with Loopback(reply, fault=first_times((429, {"Retry-After": "0"}, None), 1)) as server:
         argv = asks_llm(server, "--template", "hh-helpful", "--price_in", "1", "--price_out", "1")
-        said = run(capsys, *argv)
-        assert said.index("12 requests to tiny at") < said.index("12 answers to 24 requests")
+        printed = run(capsys, *argv)
+        assert printed.index("12 requests to tiny at") < printed.index("12 answers to 24 requests")
         whole, asked = files(), server.asked.total()
         assert asked == 24
         assert set(server.answered.values()) == {1}
@@ -325,10 +325,11 @@ def test_llm_asks_both_orders_once_and_survives_faults(sides, capsys):
     assert rate["num_comparisons"] == 5
     assert [rate[name] for name in ("win", "tie", "lose")] == [3 / 5, 2 / 5, 0]
     assert rate["flip_rate"] == 2 / 5
-    assert "position flips 40.0 %" in said
-    assert "verdicts missing: 1; comparisons left out: 1" in said
+    assert "position flips 40.0 %" in printed
+    assert "verdicts missing: 1; comparisons left out: 1" in printed
     assert (
-        f"length-controlled win rate {100 * figures['length_controlled']['win_rate']:.1f} ±" in said
+        f"length-controlled win rate {100 * figures['length_controlled']['win_rate']:.1f} ±"
+        in printed
     )
     assert summary("again.summary.json") | {"settings": None} == figures | {"settings": None}
     assert_mirrored(figures, summary("swapped.summary.json"))
@@ -350,9 +351,9 @@ def test_a_plain_verdict_is_read_however_it_is_dressed(sides, capsys, dress):
         return dress.format(answer(question, number).splitlines()[-1])
 
     with Loopback(reply) as server:
-        said = run(capsys, *asks_llm(server, "--max_tokens", "4096"))
+        printed = run(capsys, *asks_llm(server, "--max_tokens", "4096"))
         assert {body["max_tokens"] for body in server.bodies} == {4096}
-    assert "verdicts missing: 0; comparisons left out: 0" in said
+    assert "verdicts missing: 0; comparisons left out: 0" in printed
     assert summary()["win_rate"]["win"] == 1
 
 
@@ -377,9 +378,11 @@ def assert_mirrored(one, other):
 
 def test_judging_stops_within_the_budget_and_goes_on(sides, capsys):
     with Loopback(prefers({row["chosen"] for row in sides})) as server:
-        said = run(capsys, *asks_llm(server, "--max_requests", "5", "--concurrency", "1"), code=2)
-        assert "max_requests" in said
-        assert "2 of 6 comparisons judged" in said
+        printed = run(
+            capsys, *asks_llm(server, "--max_requests", "5", "--concurrency", "1"), code=2
+        )
+        assert "max_requests" in printed
+        assert "2 of 6 comparisons judged" in printed
         run(capsys, *asks_llm(server))
         assert set(server.asked.values()) == {1}
         assert len(server.asked) == 12
@@ -403,10 +406,10 @@ def test_implicit_and_reward_model(sides, policy, capsys):
         swapped = {"ours": "theirs.jsonl", "theirs": "ours.jsonl"}
         run(capsys, *judge(name, *flags, "--output", "swapped.jsonl", "--overwrite", **swapped))
         assert_mirrored(summary(f"{name}.summary.json"), summary("swapped.summary.json"))
-    said = run(
+    printed = run(
         capsys, *judge("implicit", *implicit[:-1], "1", "--output", "implicit.jsonl"), code=2
     )
-    assert "(beta 0.5, now 1.0)" in said
+    assert "(beta 0.5, now 1.0)" in printed
 
 
 def test_a_sheet_for_people_there_and_back(sides, capsys):
@@ -421,11 +424,11 @@ def test_a_sheet_for_people_there_and_back(sides, capsys):
         line["verdict"] = {"ours": "12"[not first], "theirs": "12"[first]}.get(hand, hand)
     Path("sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "other settings (verdicts" in run(capsys, *argv, code=2)
-    said = run(capsys, *argv, "--overwrite")
+    printed = run(capsys, *argv, "--overwrite")
     rate = summary()["win_rate"]
     assert [rate[name] for name in ("win", "tie", "lose")] == [3 / 5, 1 / 5, 1 / 5]
     assert summary()["unparsed"]["reasons"] == {"not filled in": 1}
-    assert "position flips" not in said
+    assert "position flips" not in printed
     whole = files()
     run(capsys, *argv)
     assert files() == whole
@@ -516,9 +519,9 @@ def test_a_judges_flags_are_the_settings_of_a_recipe(kind, capsys):
 
 
 def test_help_lists_every_judge_and_template(capsys):
-    said = run(capsys, "judge", "--help")
+    printed = run(capsys, "judge", "--help")
     for name in ("gold", "reward-model", "implicit", "llm", "human", *TEMPLATES):
-        assert name in said
+        assert name in printed
 
 
 def test_another_template_or_end_is_another_way_of_reading(pairs, policy, capsys):

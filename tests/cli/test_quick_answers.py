@@ -61,7 +61,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each command line said in a process that starts without torch."""
+    """What each command line printed in a process that starts without torch."""
     folder = tmp_path_factory.mktemp("answers")
     (folder / "wrong.yaml").write_text("{model: m, train_dataset: d, learning_rat: 1}")
     (folder / "right.yaml").write_text("{model: m, train_dataset: d}")
@@ -74,7 +74,9 @@ def answers(tmp_path_factory):
         check=True,
         cwd=folder,
     )
-    return {tuple(argv): said for argv, said in zip(lines, json.loads(result.stdout), strict=True)}
+    return {
+        tuple(argv): printed for argv, printed in zip(lines, json.loads(result.stdout), strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", COMMANDS)

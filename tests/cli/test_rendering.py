@@ -97,16 +97,17 @@ def test_a_run_is_generated_from_and_evaluated_as_it_was_trained(capsys, monkeyp
     assert json.loads(Path("run/run.json").read_text())["config"]["chat_template_kwargs"] == QUIET
     seen = prompts_seen("run", tokenizer, monkeypatch)
     argv = ["--prompts", "rows.jsonl", "--max_new_tokens", "3", "--num_samples", "1"]
-    said = run(capsys, "generate", "run", *argv, "--output", "g.jsonl")
+    printed = run(capsys, "generate", "run", *argv, "--output", "g.jsonl")
     assert (
-        "run: rendered as it was trained: chat_template_kwargs {'enable_thinking': False}" in said
+        "run: rendered as it was trained: chat_template_kwargs {'enable_thinking': False}"
+        in printed
     )
     assert len(seen) == 4
     assert all(text.endswith(NO_THOUGHT) for text in seen)
     (settings,) = read_settings("g.jsonl").values()
     assert settings["chat_template_kwargs"] == QUIET
     seen.clear()
-    # told otherwise, and a policy without a run
+    # set otherwise, and a policy without a run
     run(
         capsys,
         *("generate", "run", *argv, "--output", "h.jsonl"),
@@ -116,10 +117,10 @@ def test_a_run_is_generated_from_and_evaluated_as_it_was_trained(capsys, monkeyp
     assert not any(NO_THOUGHT in text for text in seen)
     seen.clear()
     # evaluate asks the reference as the run is asked
-    said = run(capsys, "evaluate", "run", *argv, "--split", "train", "--pairs", "rows.jsonl")
+    printed = run(capsys, "evaluate", "run", *argv, "--split", "train", "--pairs", "rows.jsonl")
     assert len(seen) >= 8
     assert all(text.endswith(NO_THOUGHT) for text in seen)
-    assert "kl_policy_ref" in said
+    assert "kl_policy_ref" in printed
 
 
 def test_what_a_row_tells_its_template_is_kept_with_its_generations(capsys):
@@ -138,14 +139,14 @@ def test_what_a_row_tells_its_template_is_kept_with_its_generations(capsys):
 
 def test_an_endpoint_is_told_or_refuses(capsys):
     rows("rows.jsonl", 2, chat_template_kwargs=QUIET)
-    told = ["--chat_template_kwargs", "{depth: 2}", "--tools", "[{type: function}]"]
+    given = ["--chat_template_kwargs", "{depth: 2}", "--tools", "[{type: function}]"]
     with Loopback() as server:
         argv = ["generate", "tiny", "--prompts", "rows.jsonl", "--endpoint", server.url]
-        run(capsys, *argv, *told, "--output", "g.jsonl")
+        run(capsys, *argv, *given, "--output", "g.jsonl")
         for body in server.bodies:
             assert body["chat_template_kwargs"] == {"depth": 2, **QUIET}
             assert body["tools"] == [{"type": "function"}]
-        refused = run(capsys, *argv, *told, "--api", "completions", "--output", "h.jsonl", code=2)
+        refused = run(capsys, *argv, *given, "--api", "completions", "--output", "h.jsonl", code=2)
         assert "chat_template_kwargs and tools cannot be sent with api=completions" in refused
         refused = run(capsys, *argv, "--template_date", "2025-03-01", code=2)
         assert "--template_date" in refused
@@ -156,16 +157,16 @@ def test_a_resumed_run_keeps_its_day(capsys, on):
     rows("rows.jsonl")
     recipe("r.yaml", loss="tbpo_a")
     on("2025-03-01")
-    said = run(capsys, "train", "r.yaml", "--output_dir", "whole")
-    assert "fixed to 2025-03-01" in said
+    printed = run(capsys, "train", "r.yaml", "--output_dir", "whole")
+    assert "fixed to 2025-03-01" in printed
     run(capsys, "train", "r.yaml", "--output_dir", "run")
     for path in sorted(Path("run/checkpoint-2").iterdir()):
         path.unlink()
     Path("run/checkpoint-2").rmdir()
     on("2025-03-02")
     resume = ["train", "r.yaml", "--output_dir", "run", "--resume_from_checkpoint"]
-    said = run(capsys, *resume, "true")
-    assert "fixed to 2025-03-01" in said
+    printed = run(capsys, *resume, "true")
+    assert "fixed to 2025-03-01" in printed
     assert Path("run/model.safetensors").read_bytes() == (
         Path("whole/model.safetensors").read_bytes()
     )
@@ -232,8 +233,8 @@ def test_inspect_data_shows_what_a_run_would_see(capsys, on):
     assert "Today Date: 26 Jul 2024" in run(capsys, *argv)
     argv = ["inspect-data", "rows.jsonl", "--tokenizer", "qwen"]
     assert r"<think>\n\n</think>\n\n'" not in run(capsys, *argv)
-    told = ["--chat_template_kwargs", "{enable_thinking: false}"]
-    assert r"<think>\n\n</think>\n\n'" in run(capsys, *argv, *told)
+    given = ["--chat_template_kwargs", "{enable_thinking: false}"]
+    assert r"<think>\n\n</think>\n\n'" in run(capsys, *argv, *given)
     assert "generates past the end of turn '<end_of_turn>'" in run(
         capsys, "inspect-data", "rows.jsonl", "--tokenizer", "gemma"
     )
@@ -293,7 +294,7 @@ def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     turns = [{"role": "user", "content": "word?"}]
     context = JudgeContext(None, "policy", Path(), Path("cache"), [], ModelPool().model)
     plain = judge_settings("implicit", {"policy": "policy"}).make(context)
-    told = judge_settings("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}).make(
+    given = judge_settings("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}).make(
         context
     )
     Path("policy/run.json").write_text(json.dumps({"config": {"chat_template_kwargs": QUIET}}))
@@ -302,11 +303,11 @@ def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     for sampled in (None, ids):
         for judge, prompt in (
             (plain, Conversation(turns, None, QUIET)),
-            (told, Conversation(turns)),
+            (given, Conversation(turns)),
             (trained, Conversation(turns)),
         ):
             prompt_ids, _ = judge._encode(prompt, Response("ash", "eos", sampled))
             assert tokenizer.decode(prompt_ids).endswith(NO_THOUGHT)
         prompt_ids, _ = plain._encode(Conversation(turns), Response("ash", "eos", sampled))
         assert NO_THOUGHT not in tokenizer.decode(prompt_ids)
-    assert plain.identity() != told.identity() == trained.identity()
+    assert plain.identity() != given.identity() == trained.identity()
