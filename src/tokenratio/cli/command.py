@@ -131,15 +131,13 @@ def describe(fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]])
     if not headings:
         names = sorted(fields, key=lambda name: name in TEMPLATE_FLAGS)
         return "\n".join(_line(name, fields[name]) for name in names)
-    groups = {
-        heading: [name for name in names if name in fields] for heading, names in headings.items()
-    }
-    blocks = [
-        "\n".join([f"{heading}:", *(_line(name, fields[name]) for name in names)])
-        for heading, names in groups.items()
-        if names
-    ]
-    others = len(fields) - sum(map(len, groups.values()))
+    blocks, num_listed = [], 0
+    for heading, names in headings.items():
+        lines = [_line(name, fields[name]) for name in names if name in fields]
+        if lines:
+            blocks.append("\n".join([f"{heading}:", *lines]))
+            num_listed += len(lines)
+    others = len(fields) - num_listed
     blocks.append(f"`--help all` also lists {others} more settings of transformers.")
     return "\n\n".join(blocks)
 

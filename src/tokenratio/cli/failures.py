@@ -31,8 +31,8 @@ def describe_failure(error: BaseException, command: str) -> str:
         return ". ".join(filter(None, (found, kept)))
     text = " ".join(str(error).split()) or "no message"
     report = (
-        f"set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not say what to "
-        f"fix, please report it with the traceback ({os.path.basename(_where(error))})"
+        "set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not explain what to fix, "
+        f"please report it with the traceback ({os.path.basename(_where(error))})"
     )
     return ". ".join(
         filter(None, (f"{command} stopped on an unexpected error: {text[:400]}", kept, report))

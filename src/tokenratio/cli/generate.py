@@ -80,17 +80,17 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
     own = fields_of(GenerateOptions)
     options = build(GenerateOptions, {k: v for k, v in flags.items() if k in own}, "generate")
     endpoint_flags = {flag: value for flag, value in flags.items() if flag not in own}
-    if options.endpoint is None and endpoint_flags:
-        flag = next(iter(endpoint_flags))
-        raise TokenRatioError(f"--{flag} applies only to endpoints: give --endpoint")
-    for flag in _LOCAL_FLAGS:
-        if options.endpoint is not None and flag in flags:
+    if options.endpoint is None:
+        for flag in endpoint_flags:
+            raise TokenRatioError(f"--{flag} applies only to endpoints: give --endpoint")
+    for flag in _LOCAL_FLAGS if options.endpoint is not None else ():
+        if flag in flags:
             raise TokenRatioError(
                 f"--{flag} applies only to local models; remove it when using --endpoint"
             )
-    endpoint = None
-    if options.endpoint is not None:
-        endpoint = _connect(name, options.endpoint, endpoint_flags)
+    endpoint = (
+        None if options.endpoint is None else _connect(name, options.endpoint, endpoint_flags)
+    )
     from tokenratio.cli.outputs import check_output
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import describe_splits
