@@ -544,15 +544,16 @@ FAULTS = (
     Fault(
         "trainer: detached KL",
         "training/objective.py",
-        'batch.sides(answer["kl_ref_policy"])',
-        'batch.sides(answer["kl_ref_policy"].detach())',
+        'sides(answer.get("kl_ref_policy"))',
+        'sides(answer["kl_ref_policy"].detach() if "kl_ref_policy" in answer else None)',
         (TRAINER_GRADIENT,),
     ),
     Fault(
         "trainer: K3 on the data token",
         "training/objective.py",
-        'batch.sides(answer["kl_ref_policy"])',
-        'batch.sides((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"]))',
+        'sides(answer.get("kl_ref_policy"))',
+        'sides((lambda d: d.exp() - 1 - d)(answer["log_probs"] - answer["ref_log_probs"])'
+        ' if "kl_ref_policy" in answer else None)',
         (TRAINER, TRAINER_GRADIENT),
     ),
     Fault(

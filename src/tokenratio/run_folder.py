@@ -1,4 +1,4 @@
-"""What a run writes beside its weights: `run.json` and `metrics.jsonl`."""
+"""What a run writes besides its weights: `run.json` and `metrics.jsonl`."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.json"
-# The base of a run's adapter, where it exists nowhere else, and in it what it was made from.
+# The base of a run's adapter, if it exists nowhere else, and a record of its origin.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
 _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
@@ -21,7 +21,7 @@ MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
-# Reads and parses a package's metadata, which takes milliseconds: once a process.
+# Parsing a package's metadata takes milliseconds.
 package_version = cache(version)
 
 
@@ -38,18 +38,17 @@ def write_run_file(folder: str | Path, **contents: Any) -> None:
 
 
 def mask_secrets(value: Any) -> Any:
-    """The same document with the text of every key that names a secret replaced."""
+    """The document with every text replaced whose key names a secret."""
     if isinstance(value, Mapping):
-        return {k: MASK if _is_secret(k, v) else mask_secrets(v) for k, v in value.items()}
+        return {
+            key: MASK if isinstance(each, str) and _SECRET.search(str(key)) else mask_secrets(each)
+            for key, each in value.items()
+        }
     return value
 
 
-def _is_secret(key: Any, value: Any) -> bool:
-    return isinstance(value, str) and bool(_SECRET.search(str(key)))
-
-
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a crash or a power cut leaves either the old or the new one."""
+    """`replace_bytes` of a text in UTF-8."""
     replace_bytes(path, text.encode())
 
 

@@ -15,7 +15,7 @@ import torch
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
-from tokenratio.training.callbacks import TellEpoch
+from tokenratio.training.callbacks import EpochSetter
 from tokenratio.training.forward import Forward
 
 PAIRS_PER_STEP = 4  # over all processes
@@ -69,7 +69,7 @@ def run(name: str, root: Path, processes: int = 1) -> None:
         if name == "sync":
             patch.setattr(trainer.forward, "__class__", PastTheWrapper)
         if name == "epoch":
-            patch.setattr(TellEpoch, "on_epoch_begin", lambda *_, **__: None)
+            patch.setattr(EpochSetter, "on_epoch_begin", lambda *_, **__: None)
         trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-7" if resumed else None)
     metrics = trainer.evaluate()
     trainer.save_model()

@@ -11,6 +11,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.losses import METHODS
+from tokenratio.training.reference_cache import CacheSettings
 from tokenratio.training.token_contrast import ContrastSide, compute_contrast
 
 WORLD = WORLDS["reviews"]
@@ -52,11 +53,13 @@ def scores(pairs, tokenizer, tmp_path_factory):
             data,
             ContrastSide(policy(1), data, "{prompt}"),
             ContrastSide(policy(2), data, "{prompt}"),
-            root=folder / "cache",
-            batch_size=8,
-            device=torch.device("cpu"),
-            padding_id=padding_id(tokenizer),
-            progress=False,
+            CacheSettings(
+                root=folder / "cache",
+                batch_size=8,
+                device=torch.device("cpu"),
+                padding_id=padding_id(tokenizer),
+                progress=False,
+            ),
         )
         joined = new if joined is None else joined.joined(new)
     joined.save(folder / "scores")

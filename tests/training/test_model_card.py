@@ -210,7 +210,7 @@ def test_a_card_of_the_users_own_stays(peft, caplog):
     with caplog.at_level(logging.WARNING):
         trained(peft=peft)
     assert "Do not touch." in card().content
-    assert "stays as it is" in caplog.text
+    assert "was not written by tokenratio" in caplog.text
 
 
 def test_reward_models_and_checkpoints_have_cards():

@@ -21,7 +21,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import answer_token_requests, disable_dropout
 from tokenratio.training import reference_cache as module
 from tokenratio.training.cache_entry import Layout
-from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.reference_cache import CacheSettings, reference_cache
 
 TEMPLATE = (
     "{% set turn = ' bay ' %}{% for m in messages %}{{ turn + m['content'] }} <eos>{% endfor %}"
@@ -56,7 +56,7 @@ def conversations(template, **limits):
 
 def cached(folder, model, data, what="log_probs", **overrides):
     settings = {"batch_size": 4, "device": CPU, "padding_id": 0, "progress": False, **overrides}
-    return reference_cache(model, data, what=what, root=folder, **settings)
+    return reference_cache(model, data, what, CacheSettings(root=folder, **settings))
 
 
 def forwards(model, act):
@@ -99,7 +99,7 @@ def test_it_says_what_the_reference_says(family, what, tmp_path):
     assert any(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in data.dataset)
     cache = cached(tmp_path, model, data, what)
     for row in data.dataset:
-        read, expected = getattr(cache, what)(row["row"]), said_of(model, row, what)
+        read, expected = cache.read(what, row["row"]), said_of(model, row, what)
         for ours, theirs in zip(read, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         flat = [side[:1] for side in expected]
@@ -109,7 +109,7 @@ def test_it_says_what_the_reference_says(family, what, tmp_path):
 
 def test_steps_are_chosen_tokens_of_all_rows_then_rejected_ones(tmp_path):
     cache = cached(tmp_path, reference(), pairs())
-    (a, b), (c, d) = cache.log_probs(3), cache.log_probs(1)
+    (a, b), (c, d) = cache.read("log_probs", 3), cache.read("log_probs", 1)
     lengths = [min(len(a), len(b)), min(len(c), len(d)) - 1]
     expected = [a[: lengths[0]], c[: lengths[1]], b[: lengths[0]], d[: lengths[1]]]
     assert torch.equal(cache.of_steps([3, 1], lengths)["ref_log_probs"], torch.cat(expected))
@@ -122,7 +122,7 @@ def test_batches_do_not_matter_and_the_same_ones_repeat(what, tmp_path):
         cached(tmp_path / name, model, data, what, batch_size=size)
         for name, size in (("one", 1), ("four", 4), ("again", 4))
     ]
-    one, four, again = ([side for r in range(11) for side in c._read(what, r)] for c in caches)
+    one, four, again = ([side for r in range(11) for side in c.read(what, r)] for c in caches)
     torch.testing.assert_close(one, four, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(x, y) for x, y in zip(four, again, strict=True))
     files = [(cache.folder / "values.safetensors").read_bytes() for cache in caches[1:]]
@@ -133,15 +133,15 @@ def test_bfloat16_states_are_kept_as_they_are(tmp_path):
     model, data = reference().bfloat16(), pairs()
     cache = cached(tmp_path, model, data, "hidden", batch_size=1)
     row = data.dataset[2]
-    for ours, theirs in zip(cache.hidden(2), said_of(model, row, "hidden"), strict=True):
+    for ours, theirs in zip(cache.read("hidden", 2), said_of(model, row, "hidden"), strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
     log_probs = cached(tmp_path, model, data)
-    assert {side.dtype for side in log_probs.log_probs(2)} == {torch.float32}
+    assert {side.dtype for side in log_probs.read("log_probs", 2)} == {torch.float32}
     # On CUDA autocast computes a last LayerNorm in float32, whatever the weights: kept as well.
     model = reference("gpt2").bfloat16()
     model.transformer.ln_f.register_forward_hook(lambda *hooked: hooked[-1].float() + 2**-20)
-    assert cached(tmp_path, model, data, "hidden").hidden(2)[0].dtype == torch.float32
+    assert cached(tmp_path, model, data, "hidden").read("hidden", 2)[0].dtype == torch.float32
 
 
 def test_rows_of_like_length_run_together_the_longest_first(tmp_path):
@@ -163,7 +163,8 @@ def test_it_is_a_safetensors_file_of_the_size_that_was_said(tmp_path):
     rows = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in data.dataset]
     for what, dtype in (("log_probs", torch.float32), ("hidden", torch.bfloat16)):
         folder = cached(tmp_path, model.to(dtype), data, what).folder
-        size = Layout.of(data, what, 16, dtype).size
+        shape, kept_in = ((), torch.float32) if what == "log_probs" else ((16,), dtype)
+        size = Layout.of(data, what, shape, kept_in).size
         assert size == (folder / "values.safetensors").stat().st_size
         tokens = (
             4 * sum(map(sum, rows)) if what == "log_probs" else 2 * 16 * 2 * sum(map(min, rows))
@@ -189,27 +190,29 @@ def test_adapters_are_off_and_the_model_is_left_as_it_was(tmp_path):
     assert adapted.training
     assert cache.folder.name == plain.folder.name  # the base alone counts
     for row in range(len(data.dataset)):
-        torch.testing.assert_close(cache.log_probs(row), plain.log_probs(row))
+        torch.testing.assert_close(cache.read("log_probs", row), plain.read("log_probs", row))
     row = data.dataset[0]
     with_adapter = said_of(adapted.eval().get_base_model(), row, "log_probs")[0]
-    assert (with_adapter - plain.log_probs(0)[0]).abs().max() > 1e-3
+    assert (with_adapter - plain.read("log_probs", 0)[0]).abs().max() > 1e-3
 
 
 def test_it_can_be_sent_to_other_processes(tmp_path):
     cache = cached(tmp_path, reference(), pairs(), "hidden")
-    before = cache.hidden(4)  # the file is open now
+    before = cache.read("hidden", 4)  # the file is open now
     sent = pickle.dumps(cache)
     assert len(sent) < 1000
-    assert all(torch.equal(x, y) for x, y in zip(pickle.loads(sent).hidden(4), before, strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(pickle.loads(sent).read("hidden", 4), before, strict=True)
+    )
 
 
 def test_misuse_is_named(tmp_path):
     cache = cached(tmp_path, reference(), pairs())
     with pytest.raises(ValueError, match="holds log_probs, not hidden"):
-        cache.hidden(0)
+        cache.read("hidden", 0)
     for row in (-1, 9):
         with pytest.raises(IndexError, match="of 9"):
-            cache.log_probs(row)
+            cache.read("log_probs", row)
 
 
 # --- what is another entry ------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def test_nothing_stale_is_read(tmp_path):
         assert forwards(its_model, act) == 0, name
     assert len(entries(tmp_path)) == 5
     row = changed["template"][1].dataset[0]
-    read = cached(tmp_path, model, changed["template"][1]).log_probs(0)
+    read = cached(tmp_path, model, changed["template"][1]).read("log_probs", 0)
     torch.testing.assert_close(list(read), said_of(model, row, "log_probs"))
 
 
@@ -286,7 +289,7 @@ def test_autocast_is_used(tmp_path):
     difference = max(
         (x - y).abs().max().item()
         for row in range(9)
-        for x, y in zip(plain.log_probs(row), mixed.log_probs(row), strict=True)
+        for x, y in zip(plain.read("log_probs", row), mixed.read("log_probs", row), strict=True)
     )
     assert 1e-4 < difference < 0.5
 
@@ -330,14 +333,14 @@ DAMAGE = {
 def test_a_damaged_entry_is_computed_anew_and_said(damage, tmp_path, caplog):
     model, data = reference(), pairs()
     cache = cached(tmp_path, model, data)
-    whole = cache.log_probs(5)
+    whole = cache.read("log_probs", 5)
     assert "is damaged" not in caplog.text
     DAMAGE[damage](cache.folder)
     assert forwards(model, lambda: cached(tmp_path, model, data)) == 3
     assert "is damaged" in caplog.text
     assert str(cache.folder) in caplog.text
     assert forwards(model, lambda: cached(tmp_path, model, data)) == 0
-    again = cached(tmp_path, model, data).log_probs(5)
+    again = cached(tmp_path, model, data).read("log_probs", 5)
     assert all(torch.equal(x, y) for x, y in zip(again, whole, strict=True))
 
 
@@ -387,7 +390,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
     for row in data.dataset:
         expected = said_of(model, row, "log_probs")
         for cache in (first, second[0]):
-            torch.testing.assert_close(list(cache.log_probs(row["row"])), expected)
+            torch.testing.assert_close(list(cache.read("log_probs", row["row"])), expected)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -395,7 +398,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
 
 def test_an_entry_that_does_not_fit_is_refused_before_it_is_computed(tmp_path, monkeypatch):
     model, data = reference(), pairs()
-    size = Layout.of(data, "log_probs", 16, torch.float32).size
+    size = Layout.of(data, "log_probs", (), torch.float32).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
     calls = []
@@ -420,7 +423,7 @@ def test_an_answer_that_is_not_finite_is_refused(what, tmp_path):
     model = reference()
     data = pairs(rows=[*word_pairs(4), {"prompt": "odd", "chosen": "ash", "rejected": "bay cow"}])
     model.get_input_embeddings().weight[data.dataset[4]["prompt_ids"]] = torch.nan
-    with pytest.raises(TokenRatioError, match=r"train_dataset:4 .*is not finite"):
+    with pytest.raises(TokenRatioError, match=r"train_dataset:4 .*are not finite"):
         cached(tmp_path, model, data, what)
     assert not list(tmp_path.iterdir())
 
@@ -429,7 +432,7 @@ def test_the_default_folder_is_in_the_users_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = {"batch_size": 4, "device": CPU, "padding_id": 0, "progress": False}
     root = TokenRatioConfig(output_dir=str(tmp_path), use_cpu=True).reference_cache_dir
-    cache = reference_cache(reference(), pairs(), what="log_probs", root=root, **settings)
+    cache = reference_cache(reference(), pairs(), "log_probs", CacheSettings(root=root, **settings))
     assert cache.folder.parent == tmp_path / ".cache/tokenratio/reference"
 
 
@@ -447,7 +450,7 @@ state, folder, model = PartialState(cpu=True), Path({folder!r}), reference()
 runs = forwards(model, lambda: cached(folder, model, pairs(11), "hidden", batch_size=2))
 Path(folder, f".runs-{{state.process_index}}").write_text(str(runs))
 cache = cached(folder, model, pairs(11), "hidden")
-assert len(cache.hidden(10)) == 2
+assert len(cache.read("hidden", 10)) == 2
 state.wait_for_everyone()
 state.destroy_process_group()
 os._exit(0)
@@ -476,5 +479,8 @@ def test_processes_share_the_work(tmp_path):
     assert forwards(model, lambda: cached(folder, model, data, "hidden")) == 0
     for row in data.dataset:
         torch.testing.assert_close(
-            list(cache.hidden(row["row"])), said_of(model, row, "hidden"), rtol=1e-4, atol=1e-5
+            list(cache.read("hidden", row["row"])),
+            said_of(model, row, "hidden"),
+            rtol=1e-4,
+            atol=1e-5,
         )

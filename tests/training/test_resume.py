@@ -15,10 +15,11 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import write_run_file
 from tokenratio.training.resume import (
+    MAY_DIFFER,
+    check_same_run,
     last_checkpoint,
     resolve_checkpoint,
 )
-from tokenratio.training.same_run import MAY_DIFFER, check_same_run
 
 STEPS = 6  # of 14 pairs in steps of 2 × 2: the second epoch begins in between, its end is ragged
 TIMING = {"tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}

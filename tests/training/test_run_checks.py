@@ -164,7 +164,7 @@ def test_with_several_held_out_sets_the_name_has_its_set_in_it(tmp_path):
         ({"learning_rate": -1.0}, "learning rate"),
         (
             {"report_to": "wandb"},
-            "report_to wandb: transformers knows no such tracker, or its package is not installed",
+            "report_to wandb: transformers does not know this tracker, or its package is not",
         ),
         ({"report_to": ["tensorbord"]}, "report_to tensorbord"),
     ],

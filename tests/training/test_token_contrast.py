@@ -11,6 +11,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.data import padding_id, prepare_pairs
 from tokenratio.data.contrast import with_prompt_template
 from tokenratio.errors import TokenRatioError
+from tokenratio.training.reference_cache import CacheSettings
 from tokenratio.training.token_contrast import (
     ContrastSide,
     TokenContrast,
@@ -39,11 +40,13 @@ def score(folder, data=None, *, prompts=("{prompt}", "{prompt}"), seeds=(0, 1), 
     return compute_contrast(
         data,
         *voices,
-        root=folder / "cache",
-        batch_size=4,
-        device=torch.device("cpu"),
-        padding_id=padding_id(TOKENIZER),
-        progress=False,
+        CacheSettings(
+            root=folder / "cache",
+            batch_size=4,
+            device=torch.device("cpu"),
+            padding_id=padding_id(TOKENIZER),
+            progress=False,
+        ),
     )
 
 
@@ -181,11 +184,13 @@ def test_models_of_two_vocabularies_are_refused(tmp_path):
         compute_contrast(
             data,
             *voices,
-            root=tmp_path,
-            batch_size=4,
-            device=torch.device("cpu"),
-            padding_id=0,
-            progress=False,
+            CacheSettings(
+                root=tmp_path,
+                batch_size=4,
+                device=torch.device("cpu"),
+                padding_id=0,
+                progress=False,
+            ),
         )
 
 

@@ -321,7 +321,7 @@ def test_reference_of_an_adapter_does_not_move(extra, tmp_path, tokenizer):
     lora = LoraConfig(r=4, target_modules="all-linear", **extra)
     trainer = make(tmp_path, tokenizer, peft_config=lora, num_train_epochs=5, learning_rate=1e-2)
     untouched = make(tmp_path, tokenizer).model
-    digest = trainer.reference.digest(trainer.model)
+    digest = trainer.reference.identity(trainer.model)["sha256"]
     trainer.train()
     batch = PairBatch(**trainer.data_collator(list(trainer.train_dataset)))
     request = TokenRequest(batch.states, batch.labels)
@@ -333,7 +333,7 @@ def test_reference_of_an_adapter_does_not_move(extra, tmp_path, tokenizer):
         answer = trainer.model(**inputs, token_request=request)
     torch.testing.assert_close(answer["ref_log_probs"], expected)
     assert (answer["log_probs"] - expected).abs().max() > 0.1
-    assert trainer.reference.digest(trainer.model) == digest
+    assert trainer.reference.identity(trainer.model)["sha256"] == digest
 
 
 def test_evaluation_reports_the_kl_of_every_method(tmp_path, tokenizer):
@@ -430,7 +430,7 @@ def test_settings_of_the_engine_are_checked(tmp_path, tokenizer, caplog):
     with pytest.raises(TokenRatioError, match="share_prompt: always, but rotary"):
         make(tmp_path, tokenizer, model=model, share_prompt="always")
     scaled = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
-    with pytest.raises(TokenRatioError, match="share_prompt: always, but an adapter of type IA3"):
+    with pytest.raises(TokenRatioError, match="share_prompt: always, but adapters of type IA3"):
         make(tmp_path, tokenizer, peft_config=scaled, share_prompt="always")
     with pytest.raises(TokenRatioError, match="dpo needs whole responses"):
         make(tmp_path, tokenizer, loss="dpo", share_prompt="always")

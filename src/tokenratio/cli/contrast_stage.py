@@ -24,7 +24,8 @@ from tokenratio.models.adapters import merge_adapters
 from tokenratio.models.loading import load_model
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import read_run_file
-from tokenratio.training.data_settings import encode_source
+from tokenratio.training.pair_config import encode_source
+from tokenratio.training.reference_cache import CacheSettings
 from tokenratio.training.token_contrast import (
     ContrastSide,
     TokenContrast,
@@ -76,19 +77,18 @@ def score_stage(
         (models[contrast.positive], contrast.positive_prompt),
         (models[contrast.negative], contrast.negative_prompt),
     ]
+    settings = CacheSettings(
+        root=args.reference_cache_dir,
+        batch_size=args.per_device_eval_batch_size,
+        device=args.device,
+        padding_id=padding_id(tokenizer),
+        autocast=torch.bfloat16 if args.bf16 else None,
+        progress=not args.disable_tqdm,
+    )
     for source, role, data in parts:
         how = {"split": args.split(role), "template": args.template, "columns": args.columns}
         sides = contrast_sides(data, source, tokenizer, compared, **how)
-        new = compute_contrast(
-            data,
-            *sides,
-            root=args.reference_cache_dir,
-            batch_size=args.per_device_eval_batch_size,
-            device=args.device,
-            padding_id=padding_id(tokenizer),
-            autocast=torch.bfloat16 if args.bf16 else None,
-            progress=not args.disable_tqdm,
-        )
+        new = compute_contrast(data, *sides, settings)
         scores = new if scores is None else scores.joined(new)
     assert scores is not None
     if args.should_save:

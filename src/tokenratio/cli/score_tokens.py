@@ -78,6 +78,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.models.device import default_device
     from tokenratio.models.loading import load_model, load_tokenizer
+    from tokenratio.training.reference_cache import CacheSettings
     from tokenratio.training.token_contrast import (
         TokenContrast,
         compute_contrast,
@@ -128,15 +129,14 @@ def score_source(source: str, options: ScoreOptions) -> None:
         before.require_same(ingredients_of(*sides))
     with user_mistakes(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    scores = compute_contrast(
-        data,
-        *sides,
+    settings = CacheSettings(
         root=options.cache_dir,
         batch_size=options.batch_size,
         device=default_device(),
         padding_id=padding_id(tokenizer),
         progress=is_terminal(),
     )
+    scores = compute_contrast(data, *sides, settings)
     print(summary(scores.values.values()))
     if before is not None:
         scores = before.joined(scores)

@@ -16,9 +16,8 @@ from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import EVAL_FILE, read_document, replace_text
-from tokenratio.training.data_settings import Role
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.pair_config import PairConfig
+from tokenratio.training.pair_config import PairConfig, Role
 from tokenratio.training.pair_trainer import PairTrainer
 from tokenratio.training.trainer import TokenRatioTrainer
 

@@ -38,8 +38,8 @@ from tokenratio.models.provenance import chain_of
 from tokenratio.run_folder import mask_secrets
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.arguments import check_machine
-from tokenratio.training.data_settings import encode_source
 from tokenratio.training.memory import estimate_memory
+from tokenratio.training.pair_config import encode_source
 from tokenratio.training.run_checks import check_settings, refuse_dtype
 
 

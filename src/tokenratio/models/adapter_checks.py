@@ -1,4 +1,4 @@
-"""Whether a model still computes what it did, and whether its adapter can be switched off."""
+"""Checks that a model computes the same as before, and that its adapter can be switched off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.token_requests import embedding_weight, language_model
+from tokenratio.models.token_requests import embedding_weight, eval_mode, language_model
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def sample_log_probs(model: nn.Module) -> Float[Tensor, "tokens vocabulary"]:
     """A model's log-probabilities after a few tokens, dropout off."""
     weight = embedding_weight(model)
     ids = torch.linspace(0, len(weight) - 1, min(8, len(weight)), device=weight.device).long()
-    with _evaluating(model):
+    with eval_mode(model):
         mask = torch.ones_like(ids[None])  # or transformers warns of ids that look like padding
         logits = model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
@@ -30,11 +30,11 @@ def require_same(
     *,
     precision: torch.dtype,
 ) -> None:
-    """Refuse a model that no longer computes what it did.
+    """Refuse a model that computes something else than before.
 
     Args:
-        before: of `sample_log_probs`; `after` likewise.
-        what: begins the message: what changed the model.
+        before, after: what `sample_log_probs` returned.
+        what: begins the message.
         precision: what the model computes in.
     Raises:
         TokenRatioError: they differ by more than rounding.
@@ -50,7 +50,7 @@ def require_same(
 def check_adapter(
     model: PeftModel, base: Float[Tensor, "tokens vocabulary"] | None, *, is_reference: bool
 ) -> None:
-    """Refuse an adapter that changes the base, or that is not all off when it is switched off.
+    """Refuse an adapter that changes the base, or cannot be switched off entirely.
 
     PEFT switches off the layers it added and the copies of `modules_to_save`. Biases of the base
     (`bias="all"`) and trained token rows stay on.
@@ -86,7 +86,7 @@ def check_adapter(
 
 @contextmanager
 def _moved(model: nn.Module) -> Iterator[None]:
-    """All that is trained has other values for a while."""
+    """Every trained weight is changed inside, and restored afterwards."""
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
     values = [tensor.clone() for tensor in trained]
     for tensor in trained:
@@ -103,14 +103,3 @@ def is_fresh(model: PeftModel) -> bool:
     with model.disable_adapter():
         off = sample_log_probs(model)
     return torch.equal(sample_log_probs(model), off)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,4 +1,4 @@
-"""Adapters put on models, taken off, merged and copied."""
+"""Adds, removes, merges and copies adapters."""
 
 import copy
 import logging
@@ -20,22 +20,19 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.adapter_checks import require_same, sample_log_probs
 from tokenratio.models.provenance import Origin, origin_of, set_origin
 from tokenratio.models.token_requests import language_model
 
 _log = logging.getLogger(__name__)
 
-# Merging in a precision below float32 rounds small updates away; a larger share is logged.
+# The share of an update that merging may round away before it is logged.
 _ROUNDED_AWAY = 0.01
 
 
-# --- putting on, taking off -----------------------------------------------------------------------
-
-
 def has_adapter(model: nn.Module) -> bool:
-    """Whether a model has an adapter: PEFT's wrapper, or layers that transformers put in."""
+    """Whether a model has an adapter, in PEFT's wrapper or added by transformers."""
     return isinstance(model, PeftModel) or any(map(_is_added, model.modules()))
 
 
@@ -48,28 +45,27 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if has_adapter(model):
         raise TokenRatioError("the model already has an adapter: merge it first")
     config = copy.deepcopy(peft_config)
-    config.base_model_name_or_path = None  # PEFT warns where a configuration is used again
-    try:
+    config.base_model_name_or_path = None  # or PEFT warns of a configuration used twice
+    with reported_as("peft_config does not fit the model", ValueError, TypeError, RuntimeError):
         adapted = get_peft_model(model, config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TokenRatioError(f"peft_config does not fit the model: {first_line(error)}") from None
     config.base_model_name_or_path = origin_of(model).name or None
     return adapted
 
 
 def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> PreTrainedModel:
-    """The model with a saved adapter in it, switched on and frozen; one it has already is merged.
+    """The model with a saved adapter, active and frozen; an adapter it already has is merged.
 
     Args:
         name: the adapter's folder or hub name.
-        where: arguments of from_pretrained that say where its files are found.
+        where: arguments of from_pretrained about where to find its files.
     Raises:
         TokenRatioError: it cannot be loaded, or was made for another model.
     """
     below = origin_of(model)
     if has_adapter(model):
         model = merge_adapters(model)
-    try:
+    kinds = (ValueError, TypeError, RuntimeError, OSError, KeyError)
+    with reported_as(f"cannot load the adapter {name} onto {below}", *kinds):
         config = PeftConfig.from_pretrained(name, **where)
         if config.is_prompt_learning:
             raise TokenRatioError(
@@ -80,10 +76,6 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
         _fit_vocabulary(model, name, where)
         adapted = get_peft_model(model, config)
         found = adapted.load_adapter(name, "default", **where)
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
-        raise TokenRatioError(
-            f"cannot load the adapter {name} onto {below}: {first_line(error)}"
-        ) from None
     # PEFT saves an embedding of another size twice, and reads it under its plain name.
     twice = (".modules_to_save.", ".original_module.")
     unread = [key for key in found.unexpected_keys if not any(part in key for part in twice)]
@@ -99,10 +91,10 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
 
 
 def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> None:
-    """Give the base the rows of an adapter that was trained with more (or fewer) tokens.
+    """Resize the base for an adapter that was trained with more or fewer tokens.
 
     Raises:
-        TokenRatioError: the adapter holds the rows of one side only, embeddings or output head.
+        TokenRatioError: the adapter holds only the embeddings or only the output head.
     """
     sides = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     num_tokens = len(sides["embeddings"].weight)
@@ -134,7 +126,7 @@ def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
     """The model with its one active adapter in PEFT's wrapper, ready to be trained further.
 
     Raises:
-        TokenRatioError: several adapters are active, or none; or the adapter cannot be moved.
+        TokenRatioError: several adapters or none are active, or the adapter cannot be moved.
     """
     inner, origin, (name, *more) = language_model(model), origin_of(model), _active_adapters(model)
     if more:
@@ -146,17 +138,14 @@ def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
         adapted = model
     else:
         config = copy.deepcopy(inner.peft_config[name])
-        try:
+        problem = f"{origin}: its adapter cannot be trained further"
+        with reported_as(problem, ValueError, TypeError, RuntimeError):
             state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
             if not isinstance(model, PeftModel):
                 state = {f"base_model.model.{key}": value for key, value in state.items()}
             config.base_model_name_or_path, config.inference_mode = None, False
             adapted = get_peft_model(_without_adapters(inner), cast(PeftConfig, config))
             set_peft_model_state_dict(adapted, state)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise TokenRatioError(
-                f"{origin}: its adapter cannot be trained further: {first_line(error)}"
-            ) from None
         set_origin(language_model(adapted), origin)
     config = adapted.active_peft_config
     config.base_model_name_or_path = origin.base or config.base_model_name_or_path
@@ -167,10 +156,10 @@ def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
 
 
 def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The plain model that a base and its active adapters are together; the base is changed.
+    """The plain model that a base and its active adapters make together; the base is changed.
 
-    Sums are made in float32 at least and rounded once to the model's own precision. What that
-    loses of a small update is logged.
+    Sums are computed in at least float32 and rounded once to the model's precision. If much of a
+    small update is lost, this is logged.
 
     Raises:
         TokenRatioError: the base is quantised, or the merged model computes something else.
@@ -185,12 +174,10 @@ def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     before = sample_log_probs(model)
     _untie_if_adapted(merged)
     lost, total = 0.0, 0.0
-    for layer in filter(_is_tuner_layer, list(merged.modules())):
+    for layer in [m for m in merged.modules() if isinstance(m, BaseTunerLayer)]:
         if layer.active_adapters:
-            try:
+            with reported_as(f"{origin} cannot be merged", ValueError, RuntimeError):
                 layer_lost, layer_total = _merge_layer(layer)
-            except (ValueError, NotImplementedError, RuntimeError) as error:
-                raise TokenRatioError(f"{origin} cannot be merged: {first_line(error)}") from None
             lost, total = lost + layer_lost, total + layer_total
     merged = _without_adapters(merged, merged=True)
     merged.requires_grad_(True)
@@ -211,10 +198,10 @@ def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def _merge_layer(layer: Any) -> tuple[float, float]:
-    """Merge one layer; the squared size of what rounding lost, and of the whole update."""
+    """Merge one layer; return the squared norms of what rounding lost and of the whole update."""
     weight = getattr(layer.get_base_layer(), "weight", None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is merged already
+        warnings.simplefilter("ignore")  # "already merged"
         if weight is None or weight.dtype not in (torch.bfloat16, torch.float16):
             layer.merge(safe_merge=True)
             return 0.0, 0.0
@@ -228,19 +215,16 @@ def _merge_layer(layer: Any) -> tuple[float, float]:
 
 
 def _untie_if_adapted(model: PreTrainedModel) -> None:
-    """Give a tied output head weights of its own where an adapter changes one side alone.
-
-    Merged into shared weights, a change of the head would also change the embeddings.
-    """
+    """Untie the output head if an adapter changes only the head or only the embeddings."""
     sides: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    layers = [side.get_base_layer() if _is_tuner_layer(side) else side for side in sides]
+    layers = [side.get_base_layer() if isinstance(side, BaseTunerLayer) else side for side in sides]
     weights = [getattr(layer, "weight", None) for layer in layers]
-    if weights[0] is weights[1] and weights[0] is not None and any(map(_is_tuner_layer, sides)):
+    if weights[0] is weights[1] and weights[0] is not None and layers != sides:
         layers[1].weight = nn.Parameter(weights[0].detach().clone(), requires_grad=False)
 
 
 def shared_copy(model: PeftModel) -> PreTrainedModel:
-    """The model inside as it is now: adapters copied, frozen weights of the base shared."""
+    """A copy of the model inside: adapters are copied, frozen weights of the base shared."""
     inner = language_model(model)
     return copy.deepcopy(inner, {id(p): p for p in inner.parameters() if not p.requires_grad})
 
@@ -250,17 +234,17 @@ def base_of(model: PeftModel) -> PreTrainedModel:
     inner = language_model(model)
     tensors = [*inner.parameters(), *inner.buffers()]
     plain = _without_adapters(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
-    plain.__dict__.pop("forward", None)  # that of token requests
+    plain.__dict__.pop("forward", None)  # which answers token requests
     return plain
 
 
 def _without_adapters(model: PreTrainedModel, *, merged: bool = False) -> PreTrainedModel:
-    """Put plain layers where PEFT's are: the original ones, or what merging made of them."""
+    """Replace PEFT's layers by the original or merged ones."""
     added = {name: module for name, module in model.named_modules() if _is_added(module)}
     for name, module in added.items():
         if any(name.startswith(f"{other}.") for other in added):
             continue
-        if _is_tuner_layer(module):
+        if isinstance(module, BaseTunerLayer):
             if module.merged and not merged:
                 module.unmerge()
             plain = module.get_base_layer()
@@ -272,7 +256,7 @@ def _without_adapters(model: PreTrainedModel, *, merged: bool = False) -> PreTra
     if hasattr(model, "peft_config"):
         del model.peft_config
     model._hf_peft_config_loaded = False
-    # Names that transformers translated an adapter's weights from would go into what is saved.
+    # transformers' names of an adapter's weights would go into what is saved.
     names = [
         str(each.source_patterns) for each in getattr(model, "_weight_conversions", None) or ()
     ]
@@ -284,7 +268,7 @@ def _without_adapters(model: PreTrainedModel, *, merged: bool = False) -> PreTra
 
 
 def _note_untied(model: PreTrainedModel) -> None:
-    """A head that was trained whole is no longer tied, whatever its configuration."""
+    """Record in the configuration that a head which was trained whole is no longer tied."""
     sides = model.get_input_embeddings(), model.get_output_embeddings()
     weights = [getattr(side, "weight", None) for side in sides]
     if weights[0] is not weights[1]:
@@ -293,7 +277,7 @@ def _note_untied(model: PreTrainedModel) -> None:
 
 
 def _active_adapters(model: PreTrainedModel | PeftModel) -> list[str]:
-    """The names of the adapters that are at work; others are left out, which is logged."""
+    """The names of the active adapters; others are logged."""
     inner = language_model(model)
     layers: list[Any] = [module for module in inner.modules() if _is_added(module)]
     active = sorted({name for layer in layers for name in layer.active_adapters})
@@ -302,10 +286,6 @@ def _active_adapters(model: PreTrainedModel | PeftModel) -> list[str]:
     if others := sorted(set(inner.peft_config) - set(active)):
         _log.warning("adapters that are not active are left out: %s", ", ".join(others))
     return active
-
-
-def _is_tuner_layer(module: Any) -> bool:
-    return isinstance(module, BaseTunerLayer)
 
 
 def _is_added(module: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Responses sampled from a policy, reproducibly, leaving no trace on model or tokenizer."""
+"""Responses sampled from a policy, reproducibly; the model and tokenizer are left unchanged."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,12 +29,14 @@ from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import RowSampler, stream_seed
-from tokenratio.models.token_rows import batches_by_length, eval_mode
+from tokenratio.models.token_requests import eval_mode
+from tokenratio.models.token_rows import batches_by_length
+from tokenratio.names import require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What the functions here take for a prompt: bare messages too.
+# A prompt, or bare messages.
 AnyPrompt = Prompt | Sequence[Message]
 
 
@@ -41,61 +44,14 @@ def sample_responses(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[AnyPrompt],
-    *,
-    num_samples: int = 1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int,
-    max_prompt_length: int | None = None,
-    template: TemplateSettings | None = None,
-    batch_size: int = 64,
-    seed: int,
-    keys: Sequence[str] | None = None,
-    progress: bool = False,
+    **settings: Any,
 ) -> list[list[Response]]:
-    """Sample responses to each prompt, in the order of the prompts.
-
-    The distribution is the model's own, with `temperature` and `top_p`; top-k, penalties and the
-    like in its `generation_config` do not apply. Its EOS ids do, next to the tokenizer's
-    and the chat template's end of turn.
-
-    A response depends on the model, the prompt, `seed`, the prompt's key and the sample's number,
-    and not on what else is asked for, in which order, or how many at once; but for rounding: with
-    another padding the logits differ in their last bits, and where the draw is that close, so does
-    the token. In float32 that is rare, in half precision it is not.
+    """`num_samples` responses to each prompt, in the order of the prompts.
 
     Args:
-        temperature: 0 takes the likeliest token each time.
-        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
-        max_new_tokens: longest response in tokens, EOS included.
-        max_prompt_length, template: see `encode_prompts`.
-        batch_size: rows generated at once.
-        seed: the same call gives the same samples; the global random state is left as it was.
-        keys: an id for each prompt, all different; None for their content, and where prompts
-            are alike, which of them it is.
-        progress: draw a bar, in responses.
-
-    Returns:
-        For each prompt `num_samples` responses with their token ids; the finish reason is "eos", or
-        "length" for one cut at `max_new_tokens`.
+        settings: as of `iterate_samples`.
     """
-    samples = dict(
-        iterate_samples(
-            model,
-            tokenizer,
-            prompts,
-            num_samples=num_samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            max_prompt_length=max_prompt_length,
-            template=template,
-            batch_size=batch_size,
-            seed=seed,
-            keys=keys,
-            progress=progress,
-        )
-    )
+    samples = dict(iterate_samples(model, tokenizer, prompts, **settings))
     return [samples[index] for index in range(len(prompts))]
 
 
@@ -115,12 +71,38 @@ def iterate_samples(
     keys: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, list[Response]]]:
-    """`sample_responses`, one prompt after the other as they are finished, the shortest first.
+    """Sample responses to each prompt, and yield them prompt by prompt, the shortest first.
 
+    The distribution is the model's own, with `temperature` and `top_p`; top-k, penalties and other
+    settings of its `generation_config` do not apply. Its EOS ids do, besides the tokenizer's and
+    the chat template's end of turn.
+
+    A response depends only on the model, the prompt, `seed`, the prompt's key and the sample's
+    number: not on the other prompts, their order, or the batch size, except for rounding. Different
+    padding changes the last bits of the logits, and a close draw may then give another token: rare
+    in float32, not in half precision.
+
+    Args:
+        temperature: 0 takes the likeliest token each time.
+        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
+        max_new_tokens: longest response in tokens, EOS included.
+        max_prompt_length, template: see `encode_prompts`.
+        batch_size: rows generated at once.
+        seed: the same call gives the same samples; the global random state is left as it was.
+        keys: a different id for each prompt; by default the prompt's content and, for prompts that
+            occur more than once, a count.
+        progress: draw a bar, in responses.
     Yields:
-        The prompt's index and its samples.
+        The prompt's index and its samples with token ids; the finish reason is "eos", or "length"
+        for a response cut at `max_new_tokens`.
     """
-    _check(num_samples, temperature, top_p, max_new_tokens, batch_size)
+    require_at_least(
+        1, num_samples=num_samples, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    if not 0 <= temperature < math.inf:
+        raise TokenRatioError(f"temperature must be 0 or positive, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise TokenRatioError(f"top_p must be above 0 and at most 1, not {top_p}")
     if keys is not None and len(set(keys)) < len(prompts):
         raise TokenRatioError(f"{len(set(keys))} different keys for {len(prompts)} prompts")
     template = template or TemplateSettings()
@@ -131,7 +113,7 @@ def iterate_samples(
     ends = eos_ids(model, tokenizer, template)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": pad_id}
-    settings["do_sample"] = False  # the sampling is RowSampler's
+    settings["do_sample"] = False  # RowSampler draws
 
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
     lengths = [len(encoded[index]) for index, _ in rows]
@@ -173,7 +155,7 @@ def _generate(
     settings: dict[str, Any],
     sampler: RowSampler | None,
 ) -> list[list[int]]:
-    """What the model writes after each row, padding included."""
+    """The tokens that the model generates after each row, padding included."""
     from transformers import LogitsProcessorList
 
     device = next(model.parameters()).device
@@ -188,36 +170,21 @@ def _generate(
 
 
 def policy_sampler(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    batch_size: int = 64,
-    seed: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, seed: int, **settings: Any
 ) -> Callable[[list[str], int], list[list[str]]]:
     """A policy as the source of a world's pairs (`tokenratio.data.worlds.pairs.Sampler`).
 
-    Each call draws afresh, with the seeds seed, seed + 1, …, so that the sequence of calls repeats.
+    Args:
+        seed: of the first call; later calls use seed + 1, seed + 2, and so on.
+        settings: others of `iterate_samples`, except `num_samples`.
     """
-    calls = 0
+    seeds = count(seed)
 
     def sampler(prompts: list[str], num_samples: int) -> list[list[str]]:
-        nonlocal calls
-        samples = sample_responses(
-            model,
-            tokenizer,
-            prompts,
-            num_samples=num_samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed + calls,
+        drawn = sample_responses(
+            model, tokenizer, prompts, num_samples=num_samples, seed=next(seeds), **settings
         )
-        calls += 1
-        return [[sample.text for sample in row] for row in samples]
+        return [[sample.text for sample in row] for row in drawn]
 
     return sampler
 
@@ -231,11 +198,11 @@ def encode_prompts(
 ) -> list[tuple[int, ...]]:
     """Token ids of prompts as the policy met them in training (`data.encoding.assemble`).
 
-    A text gets the tokenizer's own prefix once; a conversation goes through the chat template, with
+    A text gets the tokenizer's prefix once; a conversation is rendered by the chat template, with
     its generation prompt.
 
     Args:
-        template: arguments of the chat template; a prompt's own values win.
+        template: arguments of the chat template; a prompt's own values take precedence.
         max_prompt_length: tokens of the longest; longer ones are cut on the left, as in training.
     Raises:
         TokenRatioError: there is no chat template, or it fails on a prompt.
@@ -255,18 +222,18 @@ def encode_prompts(
 
 
 def _start_of(prompt: Prompt) -> str:
-    text = prompt
+    text: Any = prompt
     if isinstance(prompt, Conversation):
-        text = str(prompt.messages[-1].get("content")) if prompt.messages else ""
+        text = prompt.messages[-1].get("content") if prompt.messages else ""
     return quoted(str(text), 40)
 
 
 @contextmanager
 def _generation_settings(model: Any, settings: dict[str, Any]) -> Iterator[None]:
-    """Make the model generate with these settings only.
+    """Make the model generate with only these settings.
 
-    A config passed to `generate` would not do: transformers fills what it leaves unset from the
-    model's own (a Qwen's top-k and repetition penalty, say). The model under an adapter has it.
+    transformers fills what a config passed to `generate` leaves unset from the model's own, such as
+    a Qwen's top-k and repetition penalty.
     """
     from transformers import GenerationConfig
 
@@ -285,8 +252,7 @@ def eos_ids(
     template: TemplateSettings | None = None,
 ) -> list[int]:
     """The tokens that end a response: EOS, the model's own, and the chat template's end of turn."""
-    # A chat model may end its turn with another token than the one that ends a text, and training
-    # ends the responses of conversations with the template's.
+    # A chat model may end its turn with a token that is not its EOS, as training does.
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     end = turn_end(tokenizer, template or TemplateSettings())
@@ -296,7 +262,7 @@ def eos_ids(
 def _pad_left(
     rows: list[tuple[int, ...]], pad_id: int
 ) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
-    """Input ids and attention mask; on the left: generation continues from the last column."""
+    """Input ids and attention mask, padded on the left for generation."""
     length = max(map(len, rows))
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -316,19 +282,3 @@ def _response(
         finish_reason="length" if end is None else "eos",
         token_ids=tuple(generated if end is None else generated[: end + 1]),
     )
-
-
-def _check(
-    num_samples: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
-) -> None:
-    for name, value in (
-        ("num_samples", num_samples),
-        ("max_new_tokens", max_new_tokens),
-        ("batch_size", batch_size),
-    ):
-        if value < 1:
-            raise TokenRatioError(f"{name} must be at least 1, not {value}")
-    if not 0 <= temperature < math.inf:
-        raise TokenRatioError(f"temperature must be 0 or positive, not {temperature}")
-    if not 0 < top_p <= 1:
-        raise TokenRatioError(f"top_p must lie above 0 and at most at 1, not {top_p}")

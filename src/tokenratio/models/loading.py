@@ -1,4 +1,4 @@
-"""From names to models and tokenizers; the reference that goes with a model; checks."""
+"""Loads models, tokenizers and references, and checks that they fit."""
 
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,11 @@ from transformers import (
 )
 
 from tokenratio.data import PreparedData
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError, first_line, reported_as
 from tokenratio.models.adapter_checks import is_fresh
 from tokenratio.models.adapters import load_adapter, merge_adapters
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
-from tokenratio.models.provenance import (
-    Origin,
-    chain_of,
-    located,
-    origin_of,
-    saved_adapter,
-)
+from tokenratio.models.provenance import Origin, chain_of, located, origin_of, saved_adapter
 from tokenratio.models.reference import Reference
 from tokenratio.models.token_requests import (
     answer_token_requests,
@@ -42,7 +36,7 @@ from tokenratio.models.token_requests import (
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
     """A causal language model by hub name or folder, in float32 unless `init_kwargs` differs.
 
-    An adapter comes in its base, switched on and frozen; adapters below it are merged.
+    An adapter is loaded in its base, active and frozen; adapters below it are merged.
 
     Raises:
         TokenRatioError: it cannot be found or loaded.
@@ -50,11 +44,9 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
     arguments = loading_arguments(init_kwargs)
     how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
     base, where, adapters = chain_of(name, arguments)
-    try:
+    of = f", the base of the adapter {name}" if adapters else ""
+    with reported_as(f"cannot load model {base!r}{of}"):
         model: Any = AutoModelForCausalLM.from_pretrained(base, **how, **where)
-    except Exception as error:  # whatever is wrong with the files or the arguments
-        of = f", the base of the adapter {name}" if adapters else ""
-        raise TokenRatioError(f"cannot load model {base!r}{of}: {first_line(error)}") from None
     for adapter in adapters:
         model = load_adapter(model, adapter.name, adapter.where)
     return model
@@ -63,18 +55,16 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
 def load_merged(
     name: str | Path, init_kwargs: dict[str, Any] | None = None
 ) -> PreTrainedModel | None:
-    """The plain model that an adapter and its base make together; None if `name` is no adapter.
+    """The plain model that an adapter and its base make; None if `name` is not an adapter.
 
     Raises:
-        TokenRatioError: it cannot be loaded or merged, or is no adapter of a causal language model.
+        TokenRatioError: it cannot be loaded or merged, or is not for a causal language model.
     """
     adapters = chain_of(name, init_kwargs)[2]
     if not adapters:
         return None
-    try:
+    with reported_as(f"cannot read the adapter {name}", ValueError, TypeError, OSError, KeyError):
         kind = PeftConfig.from_pretrained(adapters[-1].name, **adapters[-1].where).task_type
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise TokenRatioError(f"cannot read the adapter {name}: {first_line(error)}") from None
     if kind not in (None, "CAUSAL_LM"):
         raise TokenRatioError(
             f"{name} is an adapter of another kind of model ({kind}), not of a policy: name the "
@@ -90,12 +80,8 @@ def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> 
         TokenRatioError: there is none.
     """
     base, where, _ = chain_of(name, init_kwargs)
-    try:
+    with reported_as(f"cannot load the configuration of {base!r}"):
         return AutoConfig.from_pretrained(base, **where)
-    except Exception as error:
-        raise TokenRatioError(
-            f"cannot load the configuration of {base!r}: {first_line(error)}"
-        ) from None
 
 
 def load_tokenizer(
@@ -103,7 +89,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model, from the revision that the model's `init_kwargs` name.
 
-    An adapter saved without one has that of its base.
+    An adapter saved without one uses its base's.
 
     Raises:
         TokenRatioError: there is none.
@@ -124,13 +110,13 @@ def load_tokenizer(
 
 
 def generation_ends(config: Any) -> list[int] | None:
-    """The ids at which a model's generation_config stops; None where it names none."""
+    """The ids at which generation stops by a generation_config; None if it names none."""
     ends = getattr(config, "eos_token_id", None)
     return ends if ends is None or isinstance(ends, list) else [ends]
 
 
 def load_generation_ends(name: str | Path) -> list[int] | None:
-    """Likewise of a model by hub name or folder; None too where it has no generation_config."""
+    """`generation_ends` of a model by hub name or folder; None without a generation_config."""
     try:
         base, where, _ = chain_of(name)
         return generation_ends(GenerationConfig.from_pretrained(base, **where))
@@ -145,10 +131,10 @@ def make_reference(
     adds_adapter: bool,
     init_kwargs: dict[str, Any] | None,
 ) -> Reference:
-    """The reference of a policy that is about to be trained, and before its adapter is added.
+    """The reference of a policy, before training and before a new adapter is added.
 
     Args:
-        adds_adapter: a new adapter is about to be added to `model`.
+        adds_adapter: a new adapter will be added to `model`.
     Raises:
         TokenRatioError: `ref_model` cannot be loaded, or is the policy itself.
     """
@@ -166,8 +152,7 @@ def make_reference(
             raise TokenRatioError(
                 f"the policy has {vocabularies[0]} tokens, ref_model {vocabularies[1]}"
             )
-        origin = origin_of(ref_model)
-        return Reference.frozen(ref_model, "ref_model", origin)
+        return Reference.frozen(ref_model, "ref_model", origin_of(ref_model))
     origin = origin_of(model)
     if isinstance(model, PeftModel) and is_fresh(model):
         return Reference.adapter_off(Origin(origin.base, origin.base))
@@ -175,17 +160,13 @@ def make_reference(
 
 
 def check_fits(model: nn.Module, data: PreparedData) -> None:
-    """Refuse rows that the model has no embedding or no position for.
-
-    Raises:
-        TokenRatioError: which, and what to do.
-    """
+    """Raise `TokenRatioError` for rows that the model has no embedding or no position for."""
     base = language_model(model)
     vocabulary = len(embedding_weight(base))
     if data.largest_id >= vocabulary:
         raise TokenRatioError(
             f"the tokenizer gives id {data.largest_id}, the model has {vocabulary} embeddings: "
-            "take the model's own tokenizer, or call model.resize_token_embeddings"
+            "use the model's own tokenizer, or call model.resize_token_embeddings"
         )
     positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and data.longest > positions:
@@ -196,7 +177,7 @@ def check_fits(model: nn.Module, data: PreparedData) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model whose statistics would be wrong or whose head would stay untrained.
+    """Refuse a model with wrong statistics or an untrained head.
 
     Raises:
         TokenRatioError: see `answer_token_requests`, `check_statistics`, `check_causal`.

@@ -1,11 +1,9 @@
-"""One row per pair, `[prompt, chosen, rejected, padding]`, so that the prompt is computed once.
+"""One row per pair, `[prompt, chosen, rejected, padding]`: the prompt is computed only once.
 
-See docs/method.md §5.
-
-The two responses are branches of one prompt. Each gets the positions it would have in a row of its
-own and a mask that hides the other branch, so every state, and every parameter's gradient, is that
-of the two separate rows. This holds only for models that apply a whole mask as given and treat a
-token by its position alone; `why_not_shared` says why another does not qualify.
+The two responses are branches of one prompt (docs/method.md §5). Each has the positions of a row of
+its own and a mask that hides the other branch, so states and gradients are those of two separate
+rows. This holds only for models that apply a whole mask as given and use only a token's position;
+`why_not_shared` checks that.
 """
 
 from typing import Any
@@ -31,7 +29,7 @@ _FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def model_inputs(batch: CompletionBatch | StepBatch, model: PreTrainedModel) -> dict[str, Any]:
-    """The arguments of `model`'s forward that run the batch's rows."""
+    """The arguments with which `model`'s forward runs the batch's rows."""
     if isinstance(batch, StepBatch) and batch.branch is not None:
         assert batch.position_ids is not None
         dtype = embedding_weight(model).dtype
@@ -61,17 +59,15 @@ def branch_inputs(
     length = branch.shape[1]
     index = torch.arange(length, device=branch.device)
     key = branch[:, None, :]
-    # Padding comes last in its row and sees itself, like any branch: a query without any key would
-    # be nan, and nan × 0 is nan in the gradient.
+    # Padding sees itself: a query without a key would be nan, and nan × 0 is nan in the gradient.
     visible = (index <= index[:, None]) & ((key == 0) | (key == branch[:, :, None]))
 
     def mask(window: int | None) -> Float[Tensor, "rows 1 length length"]:
         seen = visible
         if window is not None:
             seen = seen & (position_ids[:, :, None] - position_ids[:, None, :] < window)
-        # Float, because eager attention adds the mask: booleans would add 0 and 1. Finite, like
-        # transformers' own; every query sees itself, so hidden keys have weight exactly 0, even
-        # where a cast to a narrower dtype makes the value -inf.
+        # Float, because eager attention adds the mask. Finite, like transformers' own: every query
+        # sees itself, so hidden keys have weight 0, even if a cast makes the value -inf.
         scores = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
         return scores.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
@@ -89,7 +85,7 @@ def branch_inputs(
 
 
 def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
-    """How many positions, its own included, a token sees in each kind of layer."""
+    """How many positions, including its own, a token sees in each kind of layer."""
     if config.model_type in _ONE_MASK:
         return {"every": None}
     if config.model_type in _ONE_WINDOWED_MASK:
@@ -101,7 +97,7 @@ def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
 def why_not_shared(model: nn.Module) -> str | None:
     """Why a pair's prompt cannot be shared for `model`, as a sentence; None if it can."""
     inner = language_model(model)
-    for adapter in _adapters(model):
+    for adapter in getattr(model, "peft_config", {}).values():
         if adapter.peft_type != "LORA":
             return f"adapters of type {adapter.peft_type.value} have not been tested with it"
         if adapter.alora_invocation_tokens is not None:
@@ -120,11 +116,6 @@ def why_not_shared(model: nn.Module) -> str | None:
         if rope_type not in _FIXED_ROPE_TYPES:
             return f"rotary embeddings of type {rope_type} have not been tested with it"
     return None
-
-
-def _adapters(model: nn.Module) -> list[Any]:
-    """The configurations of PEFT adapters, in a wrapper or added to the model itself."""
-    return list(getattr(model, "peft_config", {}).values())
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:

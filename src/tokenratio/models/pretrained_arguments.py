@@ -1,4 +1,4 @@
-"""How a model named by the user is read: what `from_pretrained` is given."""
+"""The arguments that `from_pretrained` is given for a model named by the user."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "flo
 def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any] | None:
     """The same arguments, with one name and one spelling for each dtype.
 
-    `torch_dtype`, the name older recipes have, means `dtype`; either may be text or a torch.dtype.
+    `torch_dtype`, the older name, means `dtype`; either may be text or a torch.dtype.
 
     Args:
         where: the setting they come from, for messages.
@@ -28,22 +28,18 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
         raise TokenRatioError(f"{where} must hold `name: value` lines, not {init_kwargs!r}")
     if "output_loading_info" in init_kwargs:
         raise TokenRatioError(f"{where} cannot have output_loading_info")
-    read = {name: value for name, value in init_kwargs.items() if name != "torch_dtype"}
-    given = [
-        _dtype_name(init_kwargs[name], f"{name} in {where}")
-        for name in ("dtype", "torch_dtype")
-        if init_kwargs.get(name) is not None
-    ]
+    read = dict(init_kwargs)
+    dtypes = {name: read.pop(name, None) for name in ("dtype", "torch_dtype")}
+    given = [_dtype_name(v, f"{k} in {where}") for k, v in dtypes.items() if v is not None]
     if len(set(given)) > 1:
         raise TokenRatioError(
             f"{where} has dtype {given[0]} and torch_dtype {given[1]}: remove one of them"
         )
-    read.pop("dtype", None)
     return {**read, "dtype": given[0]} if given else read
 
 
 def loading_arguments(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any]:
-    """Arguments of `from_pretrained`: those given, and float32 unless they differ.
+    """Arguments of `from_pretrained`: those given, and float32 unless they name a dtype.
 
     Raises:
         TokenRatioError: see `read_init_kwargs`.

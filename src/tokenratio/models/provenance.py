@@ -1,7 +1,7 @@
-"""What a model was put together from, and where its parts are now.
+"""What a model was assembled from, and where its parts are now.
 
-An adapter is useless without its base, and its folder only names it. A name may be a folder on
-another machine, relative to a working directory that is long gone, or a hub repository.
+An adapter needs its base, but its folder only names it: a hub repository, or a folder that may be
+on another machine or relative to another working directory.
 """
 
 import json
@@ -22,12 +22,12 @@ from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.run_folder import RUN_FILE, read_document
 
 ADAPTER_FILE = "adapter_config.json"
-# Of the arguments about where to find files, those that hold for one repository only.
+# The arguments about where to find files that apply to only one repository.
 _OF_ONE_REPOSITORY = ("revision", "subfolder")
 MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# First parts of relative paths. Somebody could call a hub organisation so, but an adapter that
-# names its base `models/sft` was trained on a folder.
+# First parts of relative paths: an adapter with the base `models/sft` was trained on a folder, not
+# on the repository of a hub organisation.
 _FOLDER_NAMES = frozenset(
     (
         *("model", "models", "checkpoint", "checkpoints", "ckpt", "ckpts", "weights", "adapters"),
@@ -40,12 +40,12 @@ _CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
 
 @dataclass(frozen=True)
 class Origin:
-    """What a model was put together from.
+    """What a model was assembled from.
 
     Attributes:
         name: a folder or hub name that loads all of it; "" if there is none.
-        base: the model without adapters, likewise.
-        adapters: what was put on it, in this order: folders, hub names, or a few words.
+        base: a folder or hub name of the model without adapters; "" if there is none.
+        adapters: the adapters on it, in order: folders, hub names, or a few words.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Origin:
         return " on ".join([*reversed(self.adapters), self.base or "a model without a name"])
 
     def as_dict(self) -> dict[str, Any]:
-        """As run.json has it."""
+        """As recorded in run.json."""
         return {"path": self.name, "base": self.base, "adapters": list(self.adapters)}
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """What `model`, an adapter around it or not, was put together from, as far as it is known."""
+    """What `model`, with or without an adapter, was assembled from, as far as is known."""
     wrapper: Any = model
     inner = wrapper.get_base_model() if hasattr(model, "get_base_model") else wrapper
     known: Origin | None = getattr(inner, "tokenratio_origin", None)
@@ -74,12 +74,12 @@ def origin_of(model: nn.Module) -> Origin:
 
 
 def set_origin(model: nn.Module, origin: Origin) -> None:
-    """Remember what a causal language model was put together from; a deep copy knows it too."""
+    """Record what a causal language model was assembled from; deep copies keep it."""
     model.tokenratio_origin = origin  # type: ignore[assignment]  # torch expects a tensor
 
 
 def absolute(name: str | Path) -> str:
-    """A folder's absolute path; any other name as it is."""
+    """A folder's absolute path; any other name unchanged."""
     path = Path(name).expanduser()
     return os.path.abspath(path) if str(name) and path.is_dir() else str(name)
 
@@ -88,7 +88,7 @@ def located(name: str | Path) -> str:
     """A folder's absolute path, or a hub name.
 
     Raises:
-        TokenRatioError: it can only be a folder's path, and there is none.
+        TokenRatioError: it can only be a folder's path, but does not exist.
     """
     name = absolute(name)
     if not os.path.isdir(name) and _is_path(name):
@@ -102,9 +102,9 @@ class SavedAdapter:
 
     Attributes:
         name: its absolute folder or hub name.
-        where: arguments of from_pretrained about where its files are found.
-        base: of the model it was trained on: an absolute folder or hub name.
-        base_where: arguments of from_pretrained about where the base's files are found.
+        where: arguments of from_pretrained about where to find its files.
+        base: the model it was trained on: an absolute folder or hub name.
+        base_where: as `where`, for the base's files.
     """
 
     name: str
@@ -114,15 +114,13 @@ class SavedAdapter:
 
 
 def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | None:
-    """The adapter that a folder or hub name holds; None for a whole model, or for nothing.
-
-    A folder that holds a whole model beside an adapter is a model: transformers loads both.
+    """The adapter in a folder or hub repository; None if there is none, or also a whole model.
 
     Args:
         where: arguments of from_pretrained; those not about where to look are ignored.
     Raises:
-        TokenRatioError: `name` can only be a folder and there is none; the adapter lacks a file, or
-            its base cannot be found.
+        TokenRatioError: `name` can only be a folder but does not exist, the adapter lacks a file,
+            or its base cannot be found.
     """
     where = {key: value for key, value in where.items() if key in WHERE_KWARGS}
     name = located(name)
@@ -162,7 +160,7 @@ def chain_of(
     """The whole model at the bottom of `name`, where it is found, and the adapters on it in order.
 
     Raises:
-        TokenRatioError: see `saved_adapter`; or adapters that are each other's base.
+        TokenRatioError: see `saved_adapter`; or an adapter is its own base.
     """
     base = absolute(name)
     where = {key: value for key, value in (where or {}).items() if key in WHERE_KWARGS}
@@ -176,11 +174,11 @@ def chain_of(
 
 
 def relocated(path: str, folder: Path) -> Path | None:
-    """Where `path` lies now if a run and what it used were moved together.
+    """Where `path` is now if a run was moved together with what it used.
 
     Args:
         path: absolute, as `run.json` or an adapter names it.
-        folder: of the run now, or of a checkpoint in it.
+        folder: the run's folder now, or a checkpoint in it.
     """
     for place, record in _records(folder):
         was = record.get("run_folder")
@@ -190,14 +188,10 @@ def relocated(path: str, folder: Path) -> Path | None:
 
 
 def _find_base(name: str, folder: Path | None, base: str) -> str:
-    """The model that an adapter names: an absolute folder, or a hub name.
+    """The base that the adapter `name` in `folder` (None: on the hub) was trained on, resolved.
 
-    A relative path is looked for where the run was made, in the folders above the adapter, the
-    nearest first, and in the working directory.
-
-    Args:
-        name: of the adapter, for messages.
-        folder: of the adapter if it is not on the hub.
+    A relative path is searched in the run's working directory, in the folders above the adapter,
+    the nearest first, and in the current directory.
     """
     given = Path(base).expanduser()
     made_in = None if folder is None else _made_in(folder)
@@ -214,14 +208,14 @@ def _find_base(name: str, folder: Path | None, base: str) -> str:
     if is_folder or _is_path(base) or any(map(_CHECKPOINT.fullmatch, given.parts)):
         was = "" if given.is_absolute() or made_in is None else f"; it was in {made_in}"
         raise TokenRatioError(
-            f"the adapter {name} was trained on {base}, which is not here{was}. Put that model "
+            f"the adapter {name} was trained on {base}, which was not found{was}. Put that model "
             f"there, or set base_model_name_or_path in {ADAPTER_FILE} to where it is"
         )
     return base
 
 
 def _made_in(folder: Path) -> Path | None:
-    """The working directory of the run that left `folder`, if its output was relative to that."""
+    """The working directory of the run that wrote `folder`, if its output_dir was relative."""
     for place, record in _records(folder):
         config = record.get("config")
         given = config.get("output_dir") if isinstance(config, Mapping) else None
@@ -233,7 +227,7 @@ def _made_in(folder: Path) -> Path | None:
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The run's folder and its `run.json`, for that folder or a checkpoint in it."""
+    """The run's folder and `run.json`, from that folder or a checkpoint in it."""
     folder = Path(os.path.abspath(folder))
     for place in (folder, folder.parent):
         record = read_document(place / RUN_FILE)
@@ -243,7 +237,7 @@ def _records(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be a folder's: no hub repository may be called so."""
+    """Whether a name can only be a folder's, because it is not valid for a hub repository."""
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         return True
     try:

@@ -32,12 +32,12 @@ _UNKNOWN = Origin("", "")
 
 @dataclass
 class Reference:
-    """π_ref. Its hidden states come from the policy's code path, in the policy's precision.
+    """π_ref. Its hidden states are computed as the policy's are, in the same precision.
 
     Attributes:
         model: the frozen model; None when the policy with its adapter off is the reference.
         kind: `copy`, of the starting policy; `ref_model`, another model; or `adapter_off`.
-        origin: what it was put together from.
+        origin: what it was assembled from.
         shares_weights: the frozen base of `model` is the policy's own.
     """
 
@@ -50,14 +50,14 @@ class Reference:
     def frozen(
         cls, model: PreTrainedModel, kind: Kind = "ref_model", origin: Origin = _UNKNOWN
     ) -> "Reference":
-        """A model that stays as it is; its dropout is switched off."""
+        """A model that does not change; its dropout is switched off."""
         answer_token_requests(model)
         disable_dropout(model)
         return cls(model.eval().requires_grad_(False), kind, origin)
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel | PeftModel, origin: Origin) -> "Reference":
-        """The policy as it is now; of one with an adapter, only the adapter is copied."""
+        """The policy as it is now; if it has an adapter, only the adapter is copied."""
         if isinstance(policy, PeftModel):
             reference = cls.frozen(shared_copy(policy), "copy", origin)
             reference.shares_weights = True
@@ -102,8 +102,8 @@ class Reference:
         """Final hidden states at the positions that predict `batch.labels`.
 
         Args:
-            policy: the policy as trained, wrappers included; run with adapters off if there is no
-                model of its own here.
+            policy: the policy as trained, wrappers included; run with adapters off if `model` is
+                None.
             adapters: the PEFT model inside `policy`.
         """
         request = TokenRequest(batch.states)
@@ -117,20 +117,17 @@ class Reference:
 
     def identity(self, policy: nn.Module) -> dict[str, Any]:
         """What `run.json` records of it."""
-        return {**self._record(), "sha256": self.digest(policy)}
+        weights = model_digest(policy if self.model is None else self.model)
+        return {**self._record(), "sha256": weights}
 
     def _record(self) -> dict[str, Any]:
         origin = self.origin
         adapters = list(origin.adapters)
         return {"kind": self.kind, "name": origin.name, "base": origin.base, "adapters": adapters}
 
-    def digest(self, policy: nn.Module) -> str:
-        """SHA-256 of the reference's weights: names, dtypes, shapes and values."""
-        return model_digest(self.model if self.model is not None else policy)
-
 
 def describe_reference(identity: Mapping[str, Any]) -> str:
-    """What `run.json` records of a reference, in words, which runs of 0.1.0 recorded instead."""
+    """In words what `run.json` records of a reference; runs of 0.1.0 recorded the words."""
     if "kind" not in identity:
         return str(identity.get("description"))
     adapters = tuple(identity.get("adapters") or ())
@@ -143,15 +140,14 @@ def describe_reference(identity: Mapping[str, Any]) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's weights; those of an adapter in PEFT's wrapper, which can be switched
-    off, do not count."""
+    """SHA-256 of a model's weights, without those of an adapter in PEFT's wrapper."""
     return digest_of_weights(own_weights(model))
 
 
 def digest_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 (hex) of named weights: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights):
+    for name, tensor in sorted(weights, key=lambda named: named[0]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
@@ -159,7 +155,7 @@ def digest_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model by the names they have without an adapter, but not the adapter's."""
+    """The weights of a model without its adapter, by the names they have without it."""
     prefix = str(model.base_model.prefix) if isinstance(model, PeftModel) else None
     for name, tensor in language_model(model).named_parameters():
         if prefix is not None and (prefix in name or ".modules_to_save." in name):
@@ -170,13 +166,13 @@ def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def check_start(
     log_ratio: Float[Tensor, "tokens"], dtype: torch.dtype, *, is_cached: bool = False
 ) -> None:
-    """Before the first update policy and reference are one model: every log-ratio is 0 to rounding.
+    """Check before the first update that every log-ratio is 0, except for rounding.
 
     Args:
         dtype: what the models compute in.
-        is_cached: the reference ran in other batches, whose rounding differs: the mean is judged.
+        is_cached: the reference ran in other batches, so rounding differs: the mean is checked.
     Raises:
-        TokenRatioError: they are not.
+        TokenRatioError: policy and reference differ.
     """
     tolerance = 2e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
     sizes = log_ratio.abs()

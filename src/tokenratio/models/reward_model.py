@@ -1,4 +1,4 @@
-"""Reward models: a language model's body with one score, read at a row's last token."""
+"""Reward models: a language model's body with one output, read at a row's last token."""
 
 import copy
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from transformers import (
     set_seed,
 )
 
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.loading import load_merged
 from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.token_requests import embedding_weight
@@ -43,21 +43,17 @@ def load_reward_model(
         missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
         return _with_whole_body(model, missing, name)
     set_seed(seed)
-    try:
+    with reported_as(f"cannot load {str(name)!r} to start a reward model from"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(name), num_labels=1, **arguments
         )
-    except Exception as error:  # whatever is wrong with the files or the arguments
-        raise TokenRatioError(
-            f"cannot load {str(name)!r} to start a reward model from: {first_line(error)}"
-        ) from None
     return _with_whole_body(model, info["missing_keys"], name)
 
 
 def _with_whole_body(
     model: PreTrainedModel, missing: Iterable[str], name: str | Path
 ) -> PreTrainedModel:
-    """The model, if only its head is missing; random weights in the body would be a wrong model."""
+    """The model, if only its head is missing."""
     body = f"{model.base_model_prefix}."
     missing_body = sorted(key for key in missing if key.startswith(body))
     if missing_body:
@@ -76,12 +72,11 @@ def build_reward_model(config: PretrainedConfig, *, seed: int) -> PreTrainedMode
 def with_padding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase:
-    """Make sure that the model reads its score at a row's last token, whatever pads the row.
+    """Make the model read its score at a row's last token, with any padding.
 
-    transformers' classifiers ignore the attention mask: they take the last token that is not
-    `config.pad_token_id`. Padded with EOS, as is usual where a tokenizer has no pad token, a row
-    would be read one token before its EOS. So a missing or shared pad token is replaced by one of
-    its own.
+    transformers' classifiers read the last token that is not `config.pad_token_id`. Padded with
+    EOS, a row would be read one token before its EOS, so a tokenizer without a pad token of its own
+    gets one.
 
     Returns:
         The tokenizer, or a copy with a pad token; the model then has an embedding for it.

@@ -1,4 +1,4 @@
-"""Sampling with a random stream of its own for every row, so that its neighbours have no say."""
+"""Sampling with a random stream for each row, independent of the other rows of its batch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Numbers drawn at once for a row, where the vocabulary is smaller: a call for each row and step
-# would cost more than the numbers. What is drawn does not depend on the batch.
+# Numbers drawn at once for a row with a smaller vocabulary, because each call has a cost.
 _DRAWN_AT_ONCE = 8192
 
 
@@ -16,8 +15,7 @@ class RowSampler:
     """A logits processor for greedy decoding: the largest of its scores is a draw from softmax.
 
     With E_v standard exponential, argmax p_v / E_v has the distribution p (the Gumbel-max trick).
-    A change of p in its last bits, as another padding makes, changes the token only where the two
-    largest are that close; an inverse of the cumulative distribution would not be as forgiving.
+    Rounding of p changes the token only if the two largest quotients are that close.
 
     Args:
         seeds: one for each row of the batch, non-negative, below 2^63.

@@ -48,23 +48,21 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
     """Restore what `save_baseline` wrote.
 
     Raises:
-        TokenRatioError: no file, or one of another size.
+        TokenRatioError: the file is missing, or the head has another size.
     """
     path = folder / BASELINE_FILE
     if not path.is_file():
         raise TokenRatioError(f"{folder} has no {BASELINE_FILE}: it is not from a tbpo_q run")
-    state = load_file(path)
-    if {k: v.shape for k, v in state.items()} != {
-        k: v.shape for k, v in baseline.state_dict().items()
-    }:
+    try:
+        baseline.load_state_dict(load_file(path))
+    except RuntimeError:
         raise TokenRatioError(
             f"{path} was trained with another baseline_hidden_size or another model size"
-        )
-    baseline.load_state_dict(state)
+        ) from None
 
 
 def read_baseline(folder: Path) -> StateBaseline | None:
-    """The head that a finished run saved; None if there is none.
+    """The head saved by a finished run; None if there is none.
 
     Raises:
         TokenRatioError: the file was not written by `save_baseline`.
@@ -96,10 +94,10 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote; the learning rate and other settings stay as they are.
+    """Restore what `save_optimizer` wrote, except the learning rate and other settings.
 
     Raises:
-        TokenRatioError: no file.
+        TokenRatioError: the file is missing.
     """
     if not path.is_file():
         raise TokenRatioError(f"{path} is missing: the checkpoint cannot be resumed exactly")

@@ -1,4 +1,4 @@
-"""The settings of chat templates, and what commands take over from a run."""
+"""The settings of chat templates, and those that commands take from a run."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ TEMPLATE_FLAGS = ("chat_template", "chat_template_kwargs", "tools", "template_da
 
 @dataclass
 class TemplateOptions:
-    """What the chat template is given; training and every command that renders declare it here.
+    """Settings of the chat template, for training and every command that renders.
 
-    Not frozen, as transformers' `TrainingArguments`, which trainers' settings inherit too, are not.
+    Not frozen, because trainers' settings also inherit from transformers' `TrainingArguments`.
     """
 
     chat_template: str | None = option(
@@ -43,7 +43,7 @@ class TemplateOptions:
     )
 
     def check_template_settings(self) -> None:
-        """Read settings given as text, and raise `TokenRatioError` for one that cannot be used."""
+        """Read settings given as text; raise `TokenRatioError` for an invalid one."""
         from tokenratio.data.template import parse_day
 
         example = "{enable_thinking: false}"
@@ -67,10 +67,10 @@ class TemplateOptions:
 
 
 def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
-    """The mapping that a setting holds, itself or as JSON text; None if it is unset.
+    """The mapping in a setting, given as such or as JSON text; None if it is unset.
 
     Raises:
-        TokenRatioError: it holds something else; the message has an example.
+        TokenRatioError: it is something else; the message has an example.
     """
     found = value
     if isinstance(value, str):
@@ -94,8 +94,8 @@ def template_of(
     Args:
         options: an object with the fields of `TemplateOptions`.
         model: its folder may record the settings a run was trained with.
-        day: of an output that is resumed; it takes precedence over the run's.
-        report: called with a line about what is taken over from the run.
+        day: the date of a resumed output; it takes precedence over the run's.
+        report: called with a line about the settings taken from the run.
     Raises:
         TokenRatioError: the template cannot be read, or a setting is not valid.
     """

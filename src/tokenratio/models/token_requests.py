@@ -7,7 +7,8 @@ logits are never built. Without `token_request` the model behaves as before (gen
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
@@ -30,7 +31,7 @@ class StepObjective:
     """A loss that is local to its step; see `step_losses`.
 
     Attributes:
-        log_state_weight: log w_t from the hidden states, where a baseline gives it.
+        log_state_weight: log w_t from the hidden states, for a method with a baseline.
     """
 
     step_loss: StepLoss
@@ -40,7 +41,7 @@ class StepObjective:
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """Asks a forward pass for the statistics of some tokens, or for a loss of them.
+    """Asks a forward pass for the statistics of some tokens, or for a loss on them.
 
     Attributes:
         states: the positions whose hidden states are wanted: a mask, or indices into the flattened
@@ -48,7 +49,7 @@ class TokenRequest:
         labels: the token each of them predicts; None to get hidden states only.
         ref_hidden: the reference's hidden states at the same positions.
         ref_head: the reference's head; None for this model's own head without adapters.
-        ref_log_probs: log π_ref of the labels, where it is known already.
+        ref_log_probs: log π_ref of the labels, if already known.
         with_kl: also KL(π_ref ‖ π).
         objective: compute this loss, with its gradients, along with the statistics. The states are
             then indices: of the chosen token of every step, then of the rejected ones.
@@ -65,9 +66,9 @@ class TokenRequest:
     def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
         """What was asked for, by name.
 
-        Without labels `hidden`; with them `log_probs`, `ref_log_probs` and `kl_ref_policy` too, the
-        last two if they exist. With an objective `total`, `per_step`, the state weight as
-        `log_state_weight`, and no `hidden`.
+        Without labels `hidden`; with labels also `log_probs` and, if known, `ref_log_probs` and
+        `kl_ref_policy`. With an objective also `total`, `per_step` and `log_state_weight`, but not
+        `hidden`.
         """
         if self.labels is None:
             return {"hidden": hidden}
@@ -121,13 +122,13 @@ def answer_token_requests(model: PreTrainedModel) -> None:
             "and an output head"
         )
     own_head(model)
-    # Bound to the instance, not closed over it: a deep copy then answers for itself.
+    # Bound to the instance, so that a deep copy runs its own weights.
     model.forward = MethodType(_answering(cast(Any, type(model))), model)
 
 
 @functools.cache
 def _answering(model_class: Any) -> Any:
-    # `wraps` keeps the signature, which `generate` and `Trainer` read to choose their arguments.
+    # `wraps` keeps the signature, which `generate` and `Trainer` inspect.
     @functools.wraps(model_class.forward)
     def forward(self: PreTrainedModel, *args: Any, token_request: Any = None, **kwargs: Any) -> Any:
         if token_request is None:
@@ -158,7 +159,7 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
         raise TokenRatioError(
             "an adapter on the output head (lm_head) is not supported: leave it out of "
             "target_modules, or train the whole head with modules_to_save=['lm_head']; merge one "
-            "that is trained already with `tokenratio merge`"
+            "that is already trained with `tokenratio merge`"
         )
     weight = getattr(head, "weight", None)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
@@ -195,12 +196,25 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, attribute, 0.0)
 
 
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each submodule is in its previous mode again."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
     """Compare our log-probabilities with the model's own logits on a few tokens.
 
-    Architectures differ in what they do after the last hidden state (soft-caps, logit scales). One
-    that this library does not know is refused here rather than trained wrongly.
+    Architectures differ in what they do after the last hidden state (soft-caps, logit scales). An
+    unknown one is refused, because it would be trained wrongly.
 
     Raises:
         TokenRatioError: they differ by more than rounding.
@@ -209,12 +223,10 @@ def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> No
     states = mask.bool()
     states[:, -1] = False
     labels = input_ids[:, 1:].flatten()
-    was_training = model.training
-    model.eval()
     inputs = {"input_ids": input_ids, "attention_mask": mask}
-    ours = model(**inputs, token_request=TokenRequest(states, labels))["log_probs"]
-    logits = model(**inputs, use_cache=False).logits[0, :-1]
-    model.train(was_training)
+    with eval_mode(model):
+        ours = model(**inputs, token_request=TokenRequest(states, labels))["log_probs"]
+        logits = model(**inputs, use_cache=False).logits[0, :-1]
     theirs = logits.to(ours.dtype).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     # The model rounds its logits to its own dtype; ours are float32 at least.
     precision = 0.03 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
@@ -235,7 +247,7 @@ def check_causal(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
     Tokens past the shorter response are left out of the forward pass, so they must not matter.
 
     Raises:
-        TokenRatioError: they do, or the model adds a loss of its own that would see them.
+        TokenRatioError: it does, or the model adds a loss of its own on all tokens.
     """
     config = language_model(model).config.get_text_config()
     if getattr(config, "output_router_logits", False):
@@ -247,17 +259,15 @@ def check_causal(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> None:
     states[:, -1] = False
     other = input_ids.clone()
     other[:, -1] = input_ids[:, 0]
-    was_training = model.training
-    model.eval()
-    before, after = (
-        model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            token_request=TokenRequest(states),
-        )["hidden"].float()
-        for ids in (input_ids, other)
-    )
-    model.train(was_training)
+    with eval_mode(model):
+        before, after = (
+            model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                token_request=TokenRequest(states),
+            )["hidden"].float()
+            for ids in (input_ids, other)
+        )
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-3 * before.abs().max().item()):
         raise TokenRatioError(
             f"{type(language_model(model)).__name__} is not causal: a token changes the states "

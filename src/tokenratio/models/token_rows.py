@@ -1,7 +1,6 @@
 """Prompts and responses as token ids, run through a model: one result for each row."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from tokenratio.data import CompletionCollator
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
-from tokenratio.models.token_requests import TokenRequest, language_model
+from tokenratio.models.token_requests import TokenRequest, eval_mode, language_model
 from tokenratio.types import CompletionBatch
 
 T = TypeVar("T")
@@ -37,12 +36,11 @@ def score_rows(
     batch_size: int,
     longest_first: bool = False,
 ) -> list[T]:
-    """Run `score` on batches of rows of like length, without gradients and without dropout.
+    """Run `score` on batches of rows of similar length, without gradients and without dropout.
 
     Args:
-        models: those that `score` runs. They learn the argument `token_request` and are otherwise
-            left as they were.
-        score: from a batch, on the first model's device, a result for each of its rows.
+        models: those that `score` runs; their forward then takes `token_request`.
+        score: returns a result for each row of a batch, which is on the first model's device.
         batch_size: rows in one batch.
         longest_first: see `batches_by_length`.
     Returns:
@@ -83,7 +81,7 @@ def run_by_length(
     batch_size: int,
     longest_first: bool = False,
 ) -> list[T]:
-    """Results of `run`, which is given the indices of a batch, in the order of `lengths`."""
+    """Results of `run`, called with the indices of each batch, in the order of `lengths`."""
     results: dict[int, T] = {}
     for indices in batches_by_length(lengths, batch_size, longest_first=longest_first):
         results.update(zip(indices, run(indices), strict=True))
@@ -93,7 +91,7 @@ def run_by_length(
 def batches_by_length(
     lengths: Sequence[int], batch_size: int, *, longest_first: bool = False
 ) -> Iterator[list[int]]:
-    """Indices in batches of like length, which need little padding.
+    """Indices in batches of similar length, which need little padding.
 
     Args:
         longest_first: a lack of memory then shows in the first batch.
@@ -109,23 +107,10 @@ def batches_by_length(
         yield order[begin : begin + batch_size]
 
 
-@contextmanager
-def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Dropout off; afterwards each submodule is again in the mode it was in."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def hidden_states(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, "tokens hidden"]:
     """The final state that predicts each token of the batch's responses.
 
-    The model must know `token_request` (`models.loading.check_model`).
+    The model must take `token_request` (`models.loading.check_model`).
     """
     inputs = model_inputs(batch, language_model(model))
     hidden: Tensor = model(**inputs, token_request=TokenRequest(batch.states))["hidden"]

@@ -4,23 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftType
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftType, PromptLearningConfig
 
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.names import suggestion
 
-# Initialisations of LoRA that take part of the weights out of the base, or need a pass over data.
+# Initialisations of LoRA that move weights out of the base, or need a pass over data.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 _NEED_DATA = ("eva", "lora_ga")
-# Kinds that were trained, switched off, saved, loaded and merged in a test.
+# Kinds that a test trains, switches off, saves, loads and merges.
 SUPPORTED = frozenset(
     (
         *("LORA", "ADAMSS", "BOFT", "DEFT", "DELORA", "GLORA", "GRALORA", "HIRA", "HRA", "IA3"),
         *("LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "PEANUT", "RANDLORA", "SHIRA", "VERA"),
     )
-)
-_WITH_VIRTUAL_TOKENS = frozenset(
-    ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 )
 
 
@@ -43,7 +40,7 @@ def peft_config_of(settings: PeftConfig | Mapping[str, Any]) -> PeftConfig:
 
 
 def _check_start(init: Any) -> None:
-    """Refuse a LoRA that would not start as the model it is added to, or not without data."""
+    """Refuse an initialisation that changes the base or needs data."""
     name = init.lower() if isinstance(init, str) else ""
     if name.startswith(_CHANGE_THE_BASE):
         raise TokenRatioError(
@@ -67,13 +64,11 @@ def _built(settings: dict[str, Any]) -> PeftConfig:
     for name in settings:
         if name not in names:
             raise TokenRatioError(f"peft: {kind} has no setting {name!r}{suggestion(name, names)}")
-    if kind not in SUPPORTED and kind not in _WITH_VIRTUAL_TOKENS:
+    if kind not in SUPPORTED and not issubclass(known[kind], PromptLearningConfig):
         raise TokenRatioError(f"peft_type {kind} is not supported (not tested): use {_listed()}")
-    _check_start(settings.get("init_lora_weights", True))  # PEFT warns of some that are refused
-    try:
+    _check_start(settings.get("init_lora_weights", True))  # before PEFT warns of them
+    with reported_as("peft", ValueError, TypeError):
         return known[kind](**{"task_type": "CAUSAL_LM", **settings})
-    except (ValueError, TypeError) as error:
-        raise TokenRatioError(f"peft: {first_line(error)}") from None
 
 
 def _listed() -> str:

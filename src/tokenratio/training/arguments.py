@@ -15,13 +15,13 @@ from transformers.utils.generic import strtobool
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.device import can_pin_memory, default_device
 from tokenratio.models.pretrained_arguments import read_init_kwargs
-from tokenratio.names import require_choice
+from tokenratio.names import require_at_least, require_choice
 from tokenratio.training.metrics import greater_is_better
 
 if TYPE_CHECKING:
     from tokenratio.training.pair_config import PairConfig
 
-# Each setting that does not go with these trainers: the values it may have, and why no other.
+# Settings that these trainers restrict: the values they may have, and why.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "remove_unused_columns": ((False,), "pairs are not arguments of the model and would be lost"),
     "label_smoothing_factor": ((0, 0.0), "it is for classes; pairs have label_smoothing"),
@@ -47,7 +47,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         "the loss is a mean over the whole step, whatever the number of processes",
     ),
 }
-# As transformers prints a member of one of these.
+# How transformers prints a member of an enumeration.
 _ENUMERATION = re.compile(r"\b(?:\w+Strategy|\w+Type|\w+Names)\.([A-Z_]+)\b")
 _CHOICES: dict[str, type[Enum]] = {
     "optim": OptimizerNames,
@@ -60,10 +60,10 @@ _CHOICES: dict[str, type[Enum]] = {
 
 
 def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
-    """Check the settings and let transformers fill in its defaults, without asking for a GPU.
+    """Check the settings and let transformers fill in its defaults, without requiring a GPU.
 
-    A recipe for a GPU can be checked on a laptop: bfloat16 runs on a CPU too, and what the machine
-    cannot do is refused by `check_machine` when a run is set up.
+    A recipe for a GPU can thus be checked on a laptop; `check_machine` refuses what the machine
+    cannot do when a run is set up.
 
     Args:
         theirs: `TrainingArguments.__post_init__` of `args`.
@@ -73,13 +73,11 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     for name, (allowed, why) in _ONLY.items():
         value = getattr(args, name)
         if value not in allowed:
-            raise TokenRatioError(
-                f"{name} must be {_shown(allowed[0])}, not {_shown(value)}: {why}"
-            )
+            raise TokenRatioError(f"{name} must be {shown(allowed[0])}, not {shown(value)}: {why}")
     if strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
         raise TokenRatioError(
             "DeepSpeed is not supported: use DDP or FSDP (ACCELERATE_USE_DEEPSPEED is set; "
-            "`accelerate config` chooses another way)"
+            "`accelerate config` changes it)"
         )
     for name, kind in _CHOICES.items():
         value = getattr(args, name)
@@ -92,7 +90,7 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     _check_domains(args)
     _choose_direction(args)
     if args.bf16 and default_device().type == "cpu":
-        args.use_cpu = True  # transformers asks that for bfloat16 on a CPU
+        args.use_cpu = True  # which transformers requires for bfloat16 on a CPU
     tf32, args.tf32 = args.tf32, None if default_device().type == "cpu" else args.tf32
     try:
         theirs()
@@ -114,11 +112,7 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
 
 
 def check_machine(args: TrainingArguments) -> None:
-    """Refuse what this machine cannot do, or does only in another way.
-
-    Raises:
-        TokenRatioError: which, and what to do instead.
-    """
+    """Raise `TokenRatioError` for settings that this machine cannot run as given."""
     if args.n_gpu > 1:
         raise TokenRatioError(
             f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
@@ -139,10 +133,8 @@ def _check_domains(args: TrainingArguments) -> None:
         if choices and field is not theirs.get(field.name):
             require_choice(field.name, getattr(args, field.name), choices)
     batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
-    for name in (*batches, "gradient_accumulation_steps", "max_length", "max_prompt_length"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise TokenRatioError(f"{name} must be at least 1, not {value}")
+    sizes = (*batches, "gradient_accumulation_steps", "max_length", "max_prompt_length")
+    require_at_least(1, **{name: getattr(args, name) for name in sizes})
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise TokenRatioError(
             f"num_train_epochs must be positive, not {args.num_train_epochs:g}: nothing would be "
@@ -155,10 +147,7 @@ def _check_domains(args: TrainingArguments) -> None:
 
 
 def _choose_direction(args: TrainingArguments) -> None:
-    """Whether the greatest value of `metric_for_best_model` is the best, by what it measures.
-
-    transformers would take the greatest of anything whose name does not end in "loss".
-    """
+    """Set `greater_is_better` by what `metric_for_best_model` measures, not by its name's end."""
     metric = args.metric_for_best_model
     if metric is None or args.greater_is_better is not None:
         return
@@ -166,11 +155,12 @@ def _choose_direction(args: TrainingArguments) -> None:
     if args.greater_is_better is None:
         raise TokenRatioError(
             f"metric_for_best_model {metric}: whether the greatest or the smallest value is the "
-            "best depends on what is wanted; set greater_is_better to true or false"
+            "best depends on the aim; set greater_is_better to true or false"
         )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as a recipe has it."""
     if value in (None, []):
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,8 +1,7 @@
-"""How an entry of the reference cache lies on disk, how it is written, and how it is read.
+"""An entry of the reference cache on disk: its layout, writing and reading.
 
-An entry is a folder of one safetensors file and a note of what it was made from. It gets its name
-only when it is finished, so it is there whole or not at all, and its values are checked against
-their SHA-256 whenever a run opens it.
+An entry is a folder with a safetensors file and a note of what it was made from. It gets its name
+only when it is complete, and its values are checked against their SHA-256 whenever a run opens it.
 """
 
 import json
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from datasets import List, Value
+from datasets import Dataset, List, Value
 from safetensors import safe_open
 from torch import Tensor
 
@@ -36,7 +35,7 @@ _DTYPES = {
 
 
 class ReferenceCache:
-    """An entry that is whole. Rows are read from disk when asked for; it may exceed the memory.
+    """A complete entry, read from disk row by row.
 
     Can be pickled: each process opens the file for itself.
 
@@ -52,46 +51,15 @@ class ReferenceCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
 
-    def log_probs(self, row: int) -> tuple[Tensor, Tensor]:
-        """log π_ref(y_t|s_t) in nats, float32, of each token: `[chosen tokens], [rejected tokens]`.
+    def read(self, what: What, row: int) -> tuple[Tensor, Tensor]:
+        """The reference's outputs on one row, chosen and rejected.
 
         Args:
+            what: `log_probs`: log π_ref(y_t|s_t) in nats, float32, `[chosen tokens], [rejected
+                tokens]`; or `hidden`: the final states that predict the tokens of the steps t < T
+                that both responses have, `[T, hidden]` each, in the reference's own dtype.
             row: the row's index in the encoded data set.
         """
-        return self._read("log_probs", row)
-
-    def hidden(self, row: int) -> tuple[Tensor, Tensor]:
-        """The final hidden states that predict the tokens of the steps t < T that both have.
-
-        Returns:
-            `[T, hidden], [T, hidden]`, chosen and rejected, in the reference's own dtype.
-        """
-        return self._read("hidden", row)
-
-    def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
-        """The first `lengths` values of the chosen side of `rows`, then those of the rejected side.
-
-        Returns:
-            `ref_log_probs` [tokens] or `ref_hidden` [tokens, hidden].
-        """
-        pairs = [self._read(self.what, row) for row in rows]
-        flat = [
-            pair[side][:length]
-            for side in (0, 1)
-            for pair, length in zip(pairs, lengths, strict=True)
-        ]
-        return {f"ref_{self.what}": torch.cat(flat)}
-
-    def attach(self, data: PreparedData) -> PreparedData:
-        """The rows with two more columns, `chosen_ref_log_probs` and `rejected_ref_log_probs`."""
-        dataset, pairs = data.dataset, [self.log_probs(row) for row in range(len(data.dataset))]
-        for index, side in enumerate(SIDES):
-            values = [pair[index].numpy() for pair in pairs]
-            feature = List(Value("float32"))
-            dataset = dataset.add_column(f"{side}_ref_log_probs", values, feature=feature)
-        return replace(data, dataset=dataset)
-
-    def _read(self, what: What, row: int) -> tuple[Tensor, Tensor]:
         if what != self.what:
             raise ValueError(f"this entry holds {self.what}, not {what}")
         if self._opened is None:
@@ -106,13 +74,43 @@ class ReferenceCache:
         )
         return chosen, rejected
 
+    def of_steps(self, rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """The first `lengths` values of the chosen side of `rows`, then those of the rejected side.
+
+        Returns:
+            `ref_log_probs` [tokens] or `ref_hidden` [tokens, hidden].
+        """
+        pairs = [self.read(self.what, row) for row in rows]
+        flat = [
+            pair[side][:length]
+            for side in (0, 1)
+            for pair, length in zip(pairs, lengths, strict=True)
+        ]
+        return {f"ref_{self.what}": torch.cat(flat)}
+
+    def attach(self, data: PreparedData) -> PreparedData:
+        """The rows with two more columns, `chosen_ref_log_probs` and `rejected_ref_log_probs`."""
+        rows = range(len(data.dataset))
+        pairs = [[side.numpy() for side in self.read("log_probs", row)] for row in rows]
+        return replace(data, dataset=with_token_values(data.dataset, "ref_log_probs", pairs))
+
+
+def with_token_values(
+    dataset: Dataset, name: str, pairs: Sequence[Sequence[np.ndarray]]
+) -> Dataset:
+    """The rows with two more columns, a float32 for each token of the chosen and rejected side."""
+    for side, values in zip(SIDES, zip(*pairs, strict=True), strict=True):
+        feature = List(Value("float32"))
+        dataset = dataset.add_column(f"{side}_{name}", list(values), feature=feature)
+    return dataset
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each row's values stand in a safetensors file, the header of which is made here.
+    """Where each row's values are in a safetensors file, and the file's header.
 
-    The library writes whole tensors at once; these are written row by row, by several processes,
-    and may exceed the memory.
+    safetensors writes whole tensors; these are written row by row by several processes, and may
+    exceed the memory.
 
     Attributes:
         begins: the byte at which a tensor begins, by its name.
@@ -127,14 +125,13 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, data: PreparedData, what: What, hidden_size: int, dtype: torch.dtype) -> "Layout":
+    def of(
+        cls, data: PreparedData, what: What, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> "Layout":
+        """The layout of an entry; `shape` and `dtype` are those of one token's value."""
         counts = token_counts(data.dataset)
         tokens = {side: counts[f"{side}_ids"] for side in SIDES}
-        shape: tuple[int, ...] = ()
-        if what == "log_probs":
-            dtype = torch.float32
-        else:
-            shape = (hidden_size,)
+        if what == "hidden":
             tokens = dict.fromkeys(SIDES, np.minimum(*tokens.values()))
         offsets = {side: np.concatenate([[0], np.cumsum(tokens[side])]) for side in SIDES}
         # Offsets first: the widest type, so that what follows is aligned.
@@ -164,7 +161,7 @@ class Layout:
 
 
 def find_flaw(folder: Path) -> str | None:
-    """What is wrong with an entry; None if it is whole and its values are those once written."""
+    """What is wrong with an entry; None if it is complete and unchanged."""
     try:
         note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
         if note["key"] != folder.name:
@@ -177,9 +174,9 @@ def find_flaw(folder: Path) -> str | None:
 
 
 def begin_entry(folder: Path, layout: Layout) -> Path:
-    """Make an unfinished entry beside `folder`, under a name that no other run uses.
+    """Make an unfinished entry next to `folder`, under a unique name.
 
-    Its file has its full size, so that several processes can write their rows into it.
+    Its file has its full size, so that several processes can write into it.
     """
     work = entries.begin_entry(folder)
     with (work / _VALUES).open("wb") as file:
@@ -196,7 +193,7 @@ def open_to_write(work: Path) -> BinaryIO:
 
 
 def finish_entry(work: Path, folder: Path, ingredients: Mapping[str, Any]) -> None:
-    """Give an entry its name; where another run was quicker, the other's entry stands."""
+    """Give an entry its name; if another run was faster, its entry is kept."""
     note = {
         "key": folder.name,
         "sha256": entries.file_digest(work / _VALUES),

@@ -1,4 +1,4 @@
-"""On the training loop hang the metrics file, the gradient guard, the baseline's optimizer."""
+"""Callbacks: metrics file, gradient check, the baseline's optimizer, the sampler's epoch."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from tokenratio.data import LengthGroupedSampler
 from tokenratio.run_folder import METRICS_FILE, replace_text
@@ -19,10 +19,8 @@ class StepGuard(TrainerCallback):
     def __init__(self, check: Callable[[], None]) -> None:
         self.check = check
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if not args.fp16:  # there the gradient scaler skips a step that is not finite
+    def on_pre_optimizer_step(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        if not args.fp16:  # the gradient scaler skips such a step
             self.check()
 
 
@@ -36,9 +34,7 @@ class BaselineStep(TrainerCallback):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = reduce(parameter.grad, "mean")
@@ -46,8 +42,8 @@ class BaselineStep(TrainerCallback):
         self.optimizer.zero_grad()
 
 
-class TellEpoch(TrainerCallback):
-    """Tells the sampler its epoch, which decides the order of the rows.
+class EpochSetter(TrainerCallback):
+    """Sets the sampler's epoch, which decides the order of the rows.
 
     accelerate does so too, except when a resumed run skips batches on several processes.
     """
@@ -55,37 +51,28 @@ class TellEpoch(TrainerCallback):
     def __init__(self, sampler: LengthGroupedSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.sampler.set_epoch(int(state.epoch))
 
 
 class MetricsWriter(TrainerCallback):
     """Appends every logged line to `metrics.jsonl`; a resumed run first drops what it will redo."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        path = Path(str(args.output_dir)) / METRICS_FILE
+        path = Path(args.output_dir) / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= state.global_step]
         replace_text(path, "".join(f"{line}\n" for line in kept if state.global_step > 0))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
-        # The closing summary is about this process, not about a step: it stays out.
+        # The closing summary is about this process, not about a step.
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        with (Path(str(args.output_dir)) / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

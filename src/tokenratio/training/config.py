@@ -27,7 +27,7 @@ class PolicyObjective(Objective):
         """The collators for training and for evaluation, which covers whole responses.
 
         Args:
-            models: all that will run the batches.
+            models: those that will run the batches.
             cache: the reference's hidden states of the training rows, if they are on disk.
         """
         raise NotImplementedError
@@ -38,7 +38,7 @@ class PolicyObjective(Objective):
         """The losses of a batch.
 
         Args:
-            share: what each unit of `weight` counts in the step's loss.
+            share: the weight of a pair (for SFT, of a token) in the step's loss.
         """
         raise NotImplementedError
 
@@ -48,8 +48,8 @@ class PolicyObjective(Objective):
 class TokenRatioConfig(MethodSettings, PairConfig):
     """Settings of `TokenRatioTrainer`; the defaults are the published ones (docs/method.md §7).
 
-    Every field of `transformers.TrainingArguments` is here too. Where its default differs, the
-    paper's takes its place: one epoch, RMSprop, learning rate 5e-7, cosine schedule, warm-up 0.05,
+    Every field of `transformers.TrainingArguments` is a field here. These defaults are the
+    paper's: one epoch, RMSprop, learning rate 5e-7, cosine schedule, warm-up 0.05,
     gradient norm clipped at 10, 2 accumulation steps of 8 pairs. Metrics are logged at every step.
 
     Raises:
@@ -118,10 +118,10 @@ class TokenRatioConfig(MethodSettings, PairConfig):
             )
 
     def _check_combinations(self) -> None:
-        """Refuse settings that the method or other settings rule out."""
+        """Refuse settings that the method or other settings exclude."""
         whole = f"{self.loss}{' with sft_weight' if self.sft_weight else ''} needs whole responses"
         not_cached = self._why_not_cached()
-        centred = "with aggregation sequence, centred weights add up to nothing"
+        centred = "with aggregation sequence, centred weights sum to zero"
         for name, is_refused, why in (
             ("share_prompt", self.share_prompt == "always" and not self.compares_steps, whole),
             ("cache_reference", self.cache_reference and not_cached is not None, not_cached),

@@ -1,4 +1,4 @@
-"""Arguments that a class does not have, reported as a recipe's misspelt keys are."""
+"""Errors for arguments that a class does not have, as for a recipe's misspelt keys."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ def explain_settings(cls: Class) -> Class:
 
 
 def explain_arguments(settings: type) -> Callable[[Class], Class]:
-    """As `explain_settings`, for a trainer; an argument of its settings is sent there."""
+    """As `explain_settings`, for a trainer; an argument of its settings is pointed there."""
     names = set(inspect.signature(settings).parameters)
     parts_of_trainer = set(inspect.signature(Trainer).parameters)
 
@@ -49,7 +49,6 @@ def _is_number(cls: type, name: str) -> bool:
 
 
 def _with_constructor(cls: Class, explain: Callable[[str, Any, list[str]], str | None]) -> Class:
-    # Each class is decorated itself, so that no subclass's constructor can be meant.
     construct = cls.__init__  # type: ignore[misc]
     known = [name for name in inspect.signature(construct).parameters if name != "self"]
 

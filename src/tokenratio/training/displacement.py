@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from tokenratio.training.config import TokenRatioConfig
 
 DISPLACEMENT_ALARM = "alarm/displacement"
-# Logged lines that are looked at together: at least the first number, at most the second.
+# How many logged lines are looked at together.
 _FEWEST_LINES, _MOST_LINES = 5, 20
 # A response of 100 tokens that loses a nat has lost almost two thirds of its probability.
 _SMALLEST_LOSS = 0.01
-# Standard errors by which the loss and the margin must be seen. A long run is looked at often, so
-# the first is strict.
+# How many standard errors the loss and the margin must be from 0; the first is strict, because a
+# long run is tested often.
 _LOSS_ERRORS, _MARGIN_ERRORS = 4.0, 2.0
 _log = logging.getLogger(__name__)
 
 
 def is_displaced(log_ratios: Sequence[float], margins: Sequence[float]) -> bool:
-    """Whether chosen responses clearly lose probability to others while the margins are positive.
+    """Whether chosen responses clearly lose probability while the margins are positive.
 
     The policy starts as its reference, so a log-ratio below 0 is a loss.
 
@@ -48,46 +48,34 @@ def _error(values: Sequence[float]) -> float:
 
 
 class DisplacementAlarm(TrainerCallback):
-    """Watches a run's logged lines, warns once, and marks the line at which it did.
-
-    Args:
-        config: of the run; decides what is advised.
-    """
+    """Watches a run's logged lines; warns once, and marks the line."""
 
     def __init__(self, config: TokenRatioConfig) -> None:
         self._config = config
         self._lines: deque[tuple[float, float]] = deque(maxlen=_MOST_LINES)
         self._has_warned = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self._lines.clear()
         self._has_warned = False
         for line in state.log_history:  # of a resumed run
             self.update(line, int(line["step"]))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         warning = None if logs is None else self.update(logs, state.global_step)
         if logs is not None and warning is not None:
-            logs[DISPLACEMENT_ALARM] = 1.0  # the callbacks behind this one write it
+            logs[DISPLACEMENT_ALARM] = 1.0  # written by the callbacks after this one
             if state.is_world_process_zero:
                 _log.warning("%s", warning)
 
     def update(self, line: Mapping[str, float], step: int) -> str | None:
         """The warning due after this line; None if there is none."""
-        names = ("log_ratio/chosen", "rewards/margins")
-        found = [line[name] for name in names if math.isfinite(line.get(name, math.nan))]
-        if len(found) < len(names):
+        log_ratio, margin = (line.get(n, math.nan) for n in ("log_ratio/chosen", "rewards/margins"))
+        if not (math.isfinite(log_ratio) and math.isfinite(margin)):
             return None
-        self._lines.append((found[0], found[1]))
+        self._lines.append((log_ratio, margin))
         if self._has_warned:
             return None
         log_ratios, margins = zip(*self._lines, strict=True)
@@ -97,8 +85,8 @@ class DisplacementAlarm(TrainerCallback):
         return (
             f"ALARM at step {step}: the chosen responses lose probability although the margins "
             f"rise (log_ratio/chosen {fmean(log_ratios):.3f} nats per token over the last "
-            f"{len(log_ratios)} logged lines). Their probability goes to responses that are in no "
-            f"pair. {self._advice()}; look at samples before trusting the margins"
+            f"{len(log_ratios)} logged lines). Their probability goes to responses outside the "
+            f"pairs. {self._advice()}; look at samples before trusting the margins"
         )
 
     def _advice(self) -> str:
@@ -106,7 +94,7 @@ class DisplacementAlarm(TrainerCallback):
         anchor = (
             f"raise sft_weight (now {config.sft_weight:g})"
             if config.sft_weight
-            else "Set sft_weight (such as 0.1)"
+            else "set sft_weight (such as 0.1)"
         )
         steps = [anchor, f"lower learning_rate (now {config.learning_rate:g})"]
         if config.beta is not None:

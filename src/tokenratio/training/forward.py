@@ -1,4 +1,4 @@
-"""One batch through reference and policy: from a collator's tensors to the examples' losses."""
+"""Runs a batch through reference and policy, and returns the losses of its examples."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,8 +48,7 @@ class Forward:
         """The losses of a batch from any of the collators.
 
         Args:
-            model: the policy with every wrapper that training put around it: all its work is done
-                inside their forward.
+            model: the policy with all wrappers of training; it is run only through their forward.
             share: the weight of an example in the step's loss: of a pair, or for SFT of a token.
         Raises:
             TokenRatioError: policy and reference differ before the first update.

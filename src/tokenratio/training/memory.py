@@ -49,13 +49,13 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of one training step (docs/method.md §5: logits never exist whole).
 
-    Two whole rows are counted for each pair: what is cut or shared comes off it.
+    Each pair counts as two whole rows, although some tokens are cut or shared.
 
     Args:
         config: the policy's; nothing is allocated to count its parameters.
         tokens_per_row: longest row of prompt and response.
         trainable_parameters: those of the adapter; None for full fine-tuning.
-        reference_copy: the reference is a model of its own, not the policy with its adapter off.
+        reference_copy: the reference is a separate model, not the policy with its adapter off.
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())

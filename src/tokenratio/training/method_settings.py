@@ -52,7 +52,7 @@ _FINITE: _Domain = (math.isfinite, "finite")
 
 
 def _own(help_text: str, domain: _Domain | None = None) -> Any:
-    """A setting of some methods, each of which has its own default; None stands for that."""
+    """A setting of some methods; None stands for the method's own default."""
     help_text = f"{help_text}. Default: the method's."
     return dataclasses.field(default=None, metadata={"help": help_text, "domain": domain})
 

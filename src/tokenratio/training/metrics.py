@@ -1,4 +1,4 @@
-"""Metrics as sums over counts, so that they stay right over batches, accumulation and processes."""
+"""Metrics as sums and counts, added up over batches, accumulation and processes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Whether greater is better; None where that depends on what is wanted.
+# Whether greater is better; None if that depends on the aim.
 GREATER_IS_BETTER: dict[str, bool | None] = {
     "loss": False,
     "rewards/chosen": True,
@@ -31,17 +31,17 @@ GREATER_IS_BETTER: dict[str, bool | None] = {
 
 
 def greater_is_better(metric: str) -> bool | None:
-    """Whether the greatest value of a metric is its best; None where that depends.
+    """Whether the greatest value of a metric is its best; None if that depends on the aim.
 
     Args:
-        metric: its name, also with `eval_` and the name of a held-out set before it.
+        metric: its name, with or without `eval_` and the name of a held-out set in front.
     """
     name = metric.removeprefix("eval_")
-    # The longest name that fits: a set may be called anything.
+    # The longest match: a set may have any name.
     for known in sorted(GREATER_IS_BETTER, key=len, reverse=True):
         if name == known or name.endswith(f"_{known}"):
             return GREATER_IS_BETTER[known]
-    return True  # not measured, which is reported before the first step
+    return True  # an unknown metric is refused elsewhere
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,20 @@ class ExampleMetrics:
         """All columns as one float64 array, to gather over processes; see `add_table`."""
         columns = [value for pair in self.ratios.values() for value in pair]
         return torch.stack([column.double() for column in [*columns, *self.peaks.values()]], dim=1)
+
+
+def reward_metrics(
+    chosen: Float[Tensor, "pairs"], rejected: Float[Tensor, "pairs"]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """TRL's metrics of the rewards of pairs, and ties."""
+    one, margin = torch.ones_like(chosen), chosen - rejected
+    return {
+        "rewards/chosen": (chosen, one),
+        "rewards/rejected": (rejected, one),
+        "rewards/margins": (margin, one),
+        "rewards/accuracies": ((margin > 0).to(margin.dtype), one),
+        "rewards/ties": ((margin == 0).to(margin.dtype), one),
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import html
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from tokenratio.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_
 from tokenratio.training.method_settings import MethodSettings
 
 CARD_FILE = "README.md"
-# A card with neither this line nor peft's heading was written by hand and is kept.
+# A card with neither this line nor PEFT's heading was written by hand and is kept.
 _MARK = "<!-- Written by tokenratio from run.json; remove this line to keep your own changes. -->"
 _OF_PEFT = "# Model Card for Model ID"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -50,7 +50,7 @@ def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict
     """The settings of a run that are not the defaults, secrets masked.
 
     Args:
-        leave_out: settings that tell nothing about the model, such as paths.
+        leave_out: settings that say nothing about the model, such as paths.
     """
     # No second instance of the arguments: that would reset accelerate's state.
     defaults: dict[str, Any] = {
@@ -58,7 +58,7 @@ def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict
         for field in fields(args)
     }
     defaults["accelerator_config"] = AcceleratorConfig().to_dict()
-    del defaults["accelerator_config"]["use_configured_state"]  # the settings leave it out, too
+    del defaults["accelerator_config"]["use_configured_state"]  # as in the settings
     if isinstance(args, MethodSettings):
         method = MethodSettings(loss=args.loss)
         method.resolve_method()
@@ -100,12 +100,13 @@ def model_card(
         **{name: value for name, value in metadata.items() if value is not None},
     )
     name = model_name or folder.resolve().name
+    own = [(setting, _value(value)) for setting, value in settings.items()]
     sections = {
         "": f"{_MARK}\n\n# {_text(name)}\n\n{_introduction(run, method)}",
         "How to load it": _loading(name, is_adapter, is_reward),
         "Training": _training(run, method),
         "Data": _data(run),
-        "Settings": "Those that are not the defaults.\n\n" + _table("setting", "value", settings),
+        "Settings": "Those that are not the defaults.\n\n" + _table(("setting", "value"), own),
         "Evaluation": _evaluation(_evaluated(folder)),
         "Versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in run["versions"].items()),
         "Citation": _citation(method),
@@ -165,16 +166,12 @@ def _training(run: Mapping[str, Any], method: str) -> str:
 
 
 def _data(run: Mapping[str, Any]) -> str:
-    lines = [
-        "| part | rows read | rows kept | refused | SHA-256 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for part, account in (run.get("data") or {}).items():
         read, kept = account.get("rows_read"), account.get("rows_kept")
         refused = read - kept if read is not None and kept is not None else None
-        cells = (part, read, kept, refused, account.get("digest"))
-        lines.append("| " + " | ".join(map(_text, cells)) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        rows.append((part, read, kept, refused, account.get("digest")))
+    return _table(("part", "rows read", "rows kept", "refused", "SHA-256"), rows)
 
 
 def _evaluation(figures: Mapping[str, Any] | None) -> str:
@@ -183,7 +180,7 @@ def _evaluation(figures: Mapping[str, Any] | None) -> str:
     held_out = figures.get("held_out") or {}
     lines: dict[str, Any] = {}
     accuracy, interval = held_out.get("accuracy"), held_out.get("interval")
-    if isinstance(accuracy, Mapping):
+    if isinstance(accuracy, Mapping):  # a reward model's
         held_out = {**held_out, "num_pairs": accuracy.get("num")}
         accuracy = accuracy.get("mean")
     if accuracy is not None and interval is not None:
@@ -196,7 +193,7 @@ def _evaluation(figures: Mapping[str, Any] | None) -> str:
     for name, value in figures.items():
         if isinstance(value, int | float) and not name.endswith(timing) and name != "epoch":
             lines[name] = f"{value:.4g}"
-    return _table("measure", "value", lines)
+    return _table(("measure", "value"), lines.items())
 
 
 def _evaluated(folder: Path) -> dict[str, Any] | None:
@@ -231,10 +228,10 @@ def _source_of(method: str) -> str:
     return METHODS[method].source.partition(";")[0]
 
 
-def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
-    lines = [f"| {first} | {second} |", "| --- | --- |"]
-    lines += [f"| {_text(name)} | {_text(_value(value))} |" for name, value in rows.items()]
-    return "\n".join(lines) if rows else ""
+def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = [list(map(_text, row)) for row in rows]
+    lines = [" | ".join(each) for each in (titles, ["---"] * len(titles), *cells)]
+    return "\n".join(f"| {line} |" for line in lines) if cells else ""
 
 
 def _value(value: Any) -> str:
@@ -243,7 +240,7 @@ def _value(value: Any) -> str:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[str]:
-    """A nested value in words; paths inside are shortened like others."""
+    """A nested value in words, its paths shortened."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _leaves(each, f"{name}.{key}".lstrip("."))
@@ -254,7 +251,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[str]:
 
 
 def _name_of(value: Any) -> Any:
-    """A name fit for publication: of a path, also one in parentheses, only the last part."""
+    """A name to publish: only the last part of a path, also of one in parentheses."""
     if isinstance(value, Mapping):
         names = ("name", "path")
         return _name_of(next((value[name] for name in names if value.get(name)), ""))
@@ -271,7 +268,7 @@ def _is_hub_name(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Plain text in Markdown: names come from data and folders, and nothing in them is markup."""
+    """Text escaped for Markdown."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
     escaped = re.sub(r"([\\`*\[\]#|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
     return html.escape(escaped, quote=False)

@@ -11,7 +11,7 @@ from tokenratio.models.state_baseline import StateBaseline
 from tokenratio.models.token_requests import StepObjective
 from tokenratio.ratios import baseline_state_weight
 from tokenratio.training.config import TokenRatioConfig
-from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
+from tokenratio.training.metrics import ExampleLosses, ExampleMetrics, reward_metrics
 from tokenratio.types import (
     PairBatch,
     PairStatistics,
@@ -19,8 +19,6 @@ from tokenratio.types import (
     StepBatch,
     StepStatistics,
 )
-
-_Sides = tuple[Tensor | None, Tensor | None]
 
 
 class PreferenceLosses:
@@ -127,7 +125,7 @@ class PreferenceLosses:
     def _metrics(
         self, pair: PairStatistics, past: Int[Tensor, "pairs"], loss: Float[Tensor, "pairs"]
     ) -> ExampleMetrics:
-        """TRL's metrics for every method, and ours.
+        """The metrics of each pair.
 
         A response's reward is β Σ_t ρ_t; without a reference β times its mean log-probability, as
         SimPO's.
@@ -156,14 +154,9 @@ class PreferenceLosses:
             rewards = beta * sums[0] / lengths[0], beta * sums[1] / lengths[1]
         if chosen.kl is not None and rejected.kl is not None:
             ratios["kl_ref_policy"] = (chosen.kl.sum(-1) + rejected.kl.sum(-1), tokens)
-        margin = rewards[0] - rewards[1]
         of_every_method = {
             "loss": (loss, one),
-            "rewards/chosen": (rewards[0], one),
-            "rewards/rejected": (rewards[1], one),
-            "rewards/margins": (margin, one),
-            "rewards/accuracies": ((margin > 0).to(loss.dtype), one),
-            "rewards/ties": ((margin == 0).to(loss.dtype), one),
+            **reward_metrics(*rewards),
             "logps/chosen": (chosen.log_probs.sum(-1), one),
             "logps/rejected": (rejected.log_probs.sum(-1), one),
             "tokens/past_shorter": (past.to(loss.dtype), past + 2 * shared),
@@ -176,7 +169,7 @@ class PreferenceLosses:
         pair_mask: Bool[Tensor, "pairs steps"],
         shared: Float[Tensor, "pairs"],
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of log w at the steps both responses have."""
+        """Metrics of log w at the steps both responses have."""
         method = self.method
         if not isinstance(method, RatioMatching) or method.state_weight == "none":
             return {}
@@ -200,16 +193,13 @@ def _responses(
     rejected_mask: Bool[Tensor, "pairs steps"],
 ) -> tuple[ResponseStatistics, ResponseStatistics]:
     """Both responses of every pair, aligned on their first token."""
+
+    def sides(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if values is None else batch.sides(values)
+
     log_probs = batch.sides(answer["log_probs"])
-    ref_log_probs: _Sides = (None, None)
-    kl: _Sides = (None, None)
-    contrast: _Sides = (None, None)
-    if "ref_log_probs" in answer:
-        ref_log_probs = batch.sides(answer["ref_log_probs"])
-    if "kl_ref_policy" in answer:
-        kl = batch.sides(answer["kl_ref_policy"])
-    if isinstance(batch, PairBatch) and batch.contrast is not None:
-        contrast = batch.sides(batch.contrast)
+    ref_log_probs, kl = sides(answer.get("ref_log_probs")), sides(answer.get("kl_ref_policy"))
+    contrast = sides(getattr(batch, "contrast", None))
     return (
         ResponseStatistics(log_probs[0], chosen_mask, ref_log_probs[0], kl[0], contrast[0]),
         ResponseStatistics(log_probs[1], rejected_mask, ref_log_probs[1], kl[1], contrast[1]),

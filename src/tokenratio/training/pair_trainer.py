@@ -2,47 +2,44 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import (
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
 from tokenratio.data import LengthGroupedSampler, PreparedData, row_lengths
+from tokenratio.data.template import depends_on_day
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import check_fits
-from tokenratio.run_folder import replace_text
-from tokenratio.training.callbacks import StepGuard, TellEpoch
-from tokenratio.training.data_settings import Role, encode_source, is_several
+from tokenratio.run_folder import read_run_file, replace_text
+from tokenratio.training.callbacks import EpochSetter, StepGuard
 from tokenratio.training.metrics import ExampleLosses, MetricSums
-from tokenratio.training.pair_config import PairConfig
+from tokenratio.training.pair_config import PairConfig, Role, encode_source, is_several
 from tokenratio.training.resume import ResumableTrainer
+from tokenratio.training.token_contrast import TokenContrast
 
 Prepared: TypeAlias = PreparedData | dict[str, PreparedData | None] | None
 _SUMS_FILE = "metric_sums.json"
 
 
 class PairTrainer(ResumableTrainer):
-    """A trainer of anything that learns from pairs; a subclass gives its losses.
+    """The base of the trainers; a subclass defines the losses.
 
     Args:
         model: about to be trained, outside every wrapper of training.
         args: the settings; their `objective` determines what the rows are.
         train_dataset: any source of the data, or what `prepare_pairs` returned; None to evaluate
             only.
-        eval_dataset: likewise, or a dict of several by name.
+        eval_dataset: as train_dataset, or a dict of several by name.
         tokenizer: with the chat template the data is rendered with.
         callbacks: as in transformers.
     """
@@ -86,7 +83,7 @@ class PairTrainer(ResumableTrainer):
         self._step_rows: list[int] = []
         self._metric_names: tuple[list[str], list[str]] = ([], [])
 
-    # --- what subclasses give ---------------------------------------------------------------------
+    # --- defined by subclasses --------------------------------------------------------------------
 
     def example_losses(
         self, model: nn.Module, inputs: dict[str, Tensor], processes: int, weight: int | Tensor
@@ -116,8 +113,8 @@ class PairTrainer(ResumableTrainer):
         if source is None:
             return None
         if isinstance(source, PreparedData):
-            # Another run's reference log-probabilities do not hold for this run's, and rows
-            # of a selection are numbered anew: errors and caches find them by their number.
+            # Another run's reference may differ from this run's. A selection's rows are renumbered:
+            # errors and caches find them by their number.
             dataset = source.dataset
             stale = [name for name in dataset.column_names if name.endswith("_ref_log_probs")]
             dataset = dataset.remove_columns([*stale, "row"]).add_column("row", range(len(dataset)))
@@ -139,28 +136,17 @@ class PairTrainer(ResumableTrainer):
         parts = {name: part.identity() for name, part in data.items() if part is not None}
         return {**self.model_identity(), "data": parts}
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of what the loss needs; evaluation covers whole responses."""
-        whole, self.data_collator = self.data_collator, self._train_collator
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Training: batches of what the loss needs. Evaluation: whole responses of all rows."""
+        collator, drops_last = self.data_collator, self.args.dataloader_drop_last
+        if kwargs.get("is_training"):
+            self.data_collator = self._train_collator
+        else:
+            self.args.dataloader_drop_last = False
         try:
-            return super().get_train_dataloader()
+            return super()._get_dataloader(*args, **kwargs)
         finally:
-            self.data_collator = whole
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches of all rows: `dataloader_drop_last` applies only to training."""
-        return self._all_rows(super().get_eval_dataloader, eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader[Any]:
-        """Likewise."""
-        return self._all_rows(super().get_test_dataloader, test_dataset)
-
-    def _all_rows(self, load: Callable[[Any], DataLoader[Any]], dataset: Any) -> DataLoader[Any]:
-        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return load(dataset)
-        finally:
-            self.args.dataloader_drop_last = drops
+            self.data_collator, self.args.dataloader_drop_last = collator, drops_last
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if not self.args.groups_by_length:
@@ -171,7 +157,7 @@ class PairTrainer(ResumableTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             num_processes=self.accelerator.num_processes,
         )
-        self.add_callback(TellEpoch(sampler))
+        self.add_callback(EpochSetter(sampler))
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
@@ -334,9 +320,37 @@ def _datasets_of(data: Prepared) -> Dataset | dict[str, Dataset] | None:
 
 
 def _name_rows(rows: list[int], data: PreparedData | None) -> str:
-    """Where rows of a batch come from: their origin in `data`, or their number without it."""
+    """The origins of rows in `data`, or without it their numbers."""
     names = [
         f"evaluation row {row}" if data is None else data.dataset[row]["origin"] for row in rows
     ]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more if names else "rows of another process"
+
+
+def fix_day(
+    args: PairConfig, tokenizer: PreTrainedTokenizerBase, *, token_scores: str | Path | None = None
+) -> None:
+    """Set `args.template_date` if the chat template shows the date, so that the run has only one.
+
+    It is that of the run to be resumed, else of the token scores, else today, on all processes.
+    """
+    if args.template_date is not None or not depends_on_day(tokenizer, args.template):
+        return
+    day = _day_of_run(args)
+    if not day and token_scores is not None:
+        day = TokenContrast.open(token_scores).template.get("template_date")
+    day = day or args.template.day.isoformat()
+    args.template_date = broadcast_object_list([day])[0]
+
+
+def _day_of_run(args: PairConfig) -> str | None:
+    resume, folder = args.resume_from_checkpoint, Path(args.output_dir)
+    if isinstance(resume, str) and resume.lower() not in ("true", "false"):
+        folders = [Path(resume), Path(resume).parent]
+    elif any(folder.glob("checkpoint-*")):
+        folders = [folder]
+    else:
+        return None
+    began = read_run_file(*folders)
+    return None if began is None else began["config"].get("template_date")

@@ -1,17 +1,20 @@
-"""The policy that a trainer trains, its reference and their base, from what it is given."""
+"""Sets up the policy to train, its reference and their base."""
 
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tokenratio.errors import TokenRatioError
@@ -25,8 +28,7 @@ from tokenratio.models.adapters import (
 )
 from tokenratio.models.loading import check_model, load_model, make_reference
 from tokenratio.models.provenance import Origin, absolute, origin_of
-from tokenratio.models.reference import Reference
-from tokenratio.models.stored_weights import changed_weight
+from tokenratio.models.reference import Reference, own_weights
 from tokenratio.models.token_requests import answer_token_requests, disable_dropout, language_model
 from tokenratio.run_folder import BASE_FOLDER, ORIGIN_FILE
 from tokenratio.training.adapter_settings import peft_config_of
@@ -44,9 +46,9 @@ class PolicySetup:
     Attributes:
         policy: about to be trained.
         reference: π_ref; None for a loss without one.
-        origin: what the policy was put together from, before a new adapter was added.
-        base_folder: where the base of the policy's adapter is to be saved; None if it is on disk or
-            on the hub already, or there is no adapter.
+        origin: what the policy was assembled from, before a new adapter was added.
+        base_folder: where to save the base of the policy's adapter; None without an adapter, or if
+            the base is already on disk or on the hub.
     """
 
     policy: PreTrainedModel | PeftModel
@@ -63,7 +65,7 @@ class PolicySetup:
         """Save the model that the policy's adapter belongs to, if it exists nowhere else."""
         if self.base_folder is None or self.adapters is None:
             return
-        # Whole or not at all: a folder cut off while being written would be taken for a model.
+        # Rename it when complete: a partly written folder would pass for a model.
         unfinished = self.base_folder.with_name(f".{self.base_folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         base_of(self.adapters).save_pretrained(unfinished)
@@ -82,8 +84,8 @@ def set_up_policy(
 ) -> PolicySetup:
     """The policy to be trained and its reference, both computing what the given model computes.
 
-    An adapter that the model has is part of both: merged into the base where a new one is added,
-    else trained further against a frozen copy of itself.
+    An adapter of the model is part of both: merged into the base if a new one is added, otherwise
+    trained further against a frozen copy of itself.
 
     Raises:
         TokenRatioError: a model or an adapter that does not fit, or would be trained wrongly.
@@ -122,7 +124,7 @@ def set_up_policy(
         require_same(given, after, "the reference is not the starting policy", precision=precision)
     check_trained(model, args.learning_rate)
     check_model(model)
-    # An adapter that stays on top of one that was merged, or a new one on top of any.
+    # An adapter on top of a merged one exists only with this run's base.
     has_new_base = is_merged or (config is None and len(origin.adapters) > 1)
     return _with_base(PolicySetup(model, reference, origin), args, is_new=has_new_base)
 
@@ -140,7 +142,7 @@ def _require_known_kind(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> PolicySetup:
-    """Name the base of the policy's adapter, to be saved in the run's folder if it is new."""
+    """Set the base of the policy's adapter; a new one is to be saved in the run's folder."""
     if start.adapters is None:
         return start
     config = start.adapters.active_peft_config
@@ -148,13 +150,12 @@ def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> P
     is_new = is_new or not known
     if not is_new and args.should_save:  # the process that saves decides
         cache_dir = (args.init_kwargs or {}).get("cache_dir")
-        weight = changed_weight(start.adapters, known, cache_dir=cache_dir)
+        weight = _changed_weight(start.adapters, known, cache_dir)
         if weight is not None:
             is_new = True
             start.origin = Origin("", start.origin.base, (*start.origin.adapters, _CHANGES))
             _log.warning(
-                "the model is not as %s holds it (%s differs): it is saved as the base of the "
-                "run's adapter",
+                "the model differs from %s (in %s): it is saved as the base of the run's adapter",
                 known,
                 weight,
             )
@@ -173,3 +174,49 @@ def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> P
     if start.reference is not None and start.reference.model is None:
         start.reference.origin = Origin(str(folder), start.origin.base, start.origin.adapters)
     return start
+
+
+def _changed_weight(model: nn.Module, origin: str, cache_dir: str | None) -> str | None:
+    """The first weight of a model that differs from its files; None if none is known to.
+
+    A model may have been changed since it was loaded: merged with an adapter, trained, or resized.
+    An adapter's weights do not count. Weights that the files hold under another name, quantised or
+    pickled are not compared.
+
+    Args:
+        origin: a folder, or a hub name of which only what has been downloaded is read.
+        cache_dir: where downloads are kept, if not in the usual place.
+    """
+    inner = language_model(model)
+    if getattr(inner, "hf_quantizer", None) is not None:
+        return None
+    folder = _folder_of(origin, getattr(inner.config, "_commit_hash", None), cache_dir)
+    if folder is None:
+        return None
+    prefix = f"{inner.base_model_prefix}."
+    with ExitStack() as files:
+        file_of: dict[str, Any] = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            file = files.enter_context(safe_open(path, framework="pt"))
+            file_of |= dict.fromkeys(file.keys(), file)
+        for key, tensor in own_weights(model):
+            name = key if key in file_of else key.removeprefix(prefix)
+            if name not in file_of or tensor.is_meta:
+                continue
+            kept = file_of[name].get_tensor(name)
+            if kept.shape != tensor.shape or not torch.equal(
+                kept.to(tensor.dtype), tensor.detach().cpu()
+            ):
+                return key
+    return None
+
+
+def _folder_of(name: str, revision: str | None, cache_dir: str | None) -> Path | None:
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        )
+    except (OSError, ValueError):  # not downloaded, or not a repository's name
+        return None

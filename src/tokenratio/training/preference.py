@@ -36,7 +36,7 @@ class PreferenceObjective(PolicyObjective):
         return PreferenceLosses(self.args)
 
     def metric_names(self) -> list[str]:
-        # Those of a made-up pair of two tokens each.
+        # Those of a pair made up here, of two tokens each.
         rows, token = torch.ones(2, 3, dtype=torch.long), torch.zeros(4)
         mask = torch.tensor([[False, True, True]]).expand(2, 3)
         method = self.args.method
@@ -55,11 +55,8 @@ class PreferenceObjective(PolicyObjective):
     ) -> tuple[Any, Any]:
         """The collators for training and for evaluation, which covers whole responses.
 
-        Args:
-            models: all that will run the batches.
-            cache: the reference's hidden states of the training rows, if they are on disk.
         Raises:
-            TokenRatioError: `share_prompt` is always, and a model cannot share it.
+            TokenRatioError: `share_prompt` is always, but a model does not support it.
         """
         whole = PairCollator(pad_token_id)
         if not self.args.compares_steps:
@@ -81,11 +78,7 @@ class PreferenceObjective(PolicyObjective):
     def losses(
         self, forward: "Forward", model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
     ) -> ExampleLosses:
-        """The loss of each pair of a batch.
-
-        Args:
-            share: the weight of a pair in the step's loss.
-        """
+        """The loss of each pair of a batch."""
         equations, baseline = self._equations, forward.baseline
         needs_kl = equations.method.needs_kl
         if "lengths" in inputs:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from transformers import PreTrainedModel
 from tokenratio.data import PairCollator, PreparedData
 from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.reference import model_digest
-from tokenratio.models.token_requests import TokenRequest, language_model
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.reference import digest_of_weights, model_digest
+from tokenratio.models.token_requests import TokenRequest, eval_mode, language_model
 from tokenratio.run_folder import package_version
 from tokenratio.training.cache_entry import (
     SIDES,
@@ -45,51 +47,60 @@ from tokenratio.training.cache_entry import (
 from tokenratio.training.memory import format_bytes
 from tokenratio.types import PairBatch
 
-# To be raised whenever the same inputs would give other values, or an entry has another form.
+# Raise this whenever the same inputs would give other values, or an entry changes its form.
 _FORMAT = 1
-# Of a configuration: where the model came from, who saved it, and how it generates.
+# Entries of a configuration that do not affect the values.
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache"}
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where and how a reference is run on a data set.
+
+    Attributes:
+        root: the folder of all entries.
+        batch_size: pairs run at once.
+        device: where to run; the model is moved there only if it has to run.
+        padding_id: fills shorter rows.
+        autocast: the dtype of mixed precision, None without it; use the policy's.
+        progress: draw a bar, in pairs, on the main process.
+    """
+
+    root: str | Path
+    batch_size: int
+    device: torch.device
+    padding_id: int
+    autocast: torch.dtype | None = None
+    progress: bool = True
+
+
 def reference_cache(
     reference_model: PreTrainedModel | PeftModel,
     data: PreparedData,
-    *,
     what: What,
-    root: str | Path,
-    batch_size: int,
-    device: torch.device,
-    padding_id: int,
-    autocast: torch.dtype | None = None,
-    progress: bool = True,
+    settings: CacheSettings,
 ) -> ReferenceCache:
     """Open the entry of this reference and this data, or compute it.
 
-    To be called by every process. Those of one machine share the computation; each machine makes an
-    entry of its own, the same one where `root` is shared.
+    Every process must call it. Those of one machine share the computation; each machine writes an
+    entry of its own, or one for all if they share `settings.root`.
 
     Args:
         reference_model: answers token requests, without the wrappers of training around it; under
-            PEFT it runs with its adapters off. It is moved to `device` only if it has to run.
+            PEFT it runs with its adapters off.
         data: preference pairs.
-        what: `log_probs` for losses that read no more of the reference; `hidden` for those that
-            need its whole distribution, which its head makes of them.
-        root: the folder of all entries.
-        batch_size: pairs run at once.
-        device: where to run.
-        padding_id: fills shorter rows.
-        autocast: the dtype of mixed precision, None without it; take the policy's.
-        progress: draw a bar, in pairs, on the main process.
+        what: `log_probs`, or `hidden` for losses that need the reference's whole distribution,
+            which its head computes from them.
     Raises:
         TokenRatioError: the entry does not fit on the disk or cannot be written, or the
             reference's outputs on a row are not finite.
     """
     state = PartialState()
-    runner = _Runner(reference_model, data, what, batch_size, device, padding_id, autocast)
-    # The first process of each machine looks and decides for its neighbours.
-    mine = _plan(runner, Path(root).expanduser()) if state.is_local_main_process else None
+    runner = _Runner(reference_model, data, what, settings)
+    # The first process of each machine decides for the others there.
+    mine = _plan(runner, Path(settings.root).expanduser()) if state.is_local_main_process else None
     plans = gather_object([mine])
     first = state.process_index - state.local_process_index
     after = [index for index, plan in enumerate(plans) if index > first and plan is not None]
@@ -101,8 +112,9 @@ def reference_cache(
                 raise TokenRatioError(refusal)
         if plan.work is not None:
             share = range(state.local_process_index, runner.num_batches, neighbours)
-            runner.write(plan.work, plan.layout, share, progress and state.is_main_process)
-        # Twice on every process, also where its machine has the entry: else they would not meet.
+            show = settings.progress and state.is_main_process
+            runner.write(plan.work, plan.layout, share, show)
+        # Twice on every process, even if its machine has the entry: all must reach both barriers.
         state.wait_for_everyone()
         if mine is not None and mine.work is not None:
             finish_entry(mine.work, mine.folder, mine.ingredients or {})
@@ -125,27 +137,24 @@ class _Runner:
     model: PreTrainedModel | PeftModel
     data: PreparedData
     what: What
-    batch_size: int
-    device: torch.device
-    padding_id: int
-    autocast: torch.dtype | None
+    settings: CacheSettings
 
     @property
     def num_batches(self) -> int:
-        return -(-len(self.data.dataset) // self.batch_size)
+        return math.ceil(len(self.data.dataset) / self.settings.batch_size)
 
     def layout(self) -> Layout:
-        """The shape of the entry; what a hidden state is like is found by asking for the last."""
+        """The shape of the entry; that of a hidden state is found by computing the last row."""
         if self.what == "log_probs":
-            return Layout.of(self.data, self.what, 0, torch.float32)
+            return Layout.of(self.data, self.what, (), torch.float32)
         with self._running():
             state = self._ask(self._order()[-1:])[0]
-        return Layout.of(self.data, self.what, len(state), state.dtype)
+        return Layout.of(self.data, self.what, (len(state),), state.dtype)
 
     def write(self, work: Path, layout: Layout, share: range, progress: bool) -> None:
         """Run the batches of `share` and write the outputs into the unfinished entry."""
-        order = self._order()
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in share]
+        order, size = self._order(), self.settings.batch_size
+        batches = [order[i * size : (i + 1) * size] for i in share]
         with (
             self._running(),
             open_to_write(work) as file,
@@ -167,45 +176,40 @@ class _Runner:
                 bar.update(len(rows))
 
     def _order(self) -> NDArray[np.intp]:
-        """Rows of like length side by side, the longest first: a lack of memory shows at once."""
+        """Rows by length, the longest first, so that a lack of memory shows at once."""
         lengths = row_lengths(self.data.dataset, pruned=self.what == "hidden")
         return np.argsort(-lengths, kind="stable")
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        was_training = self.model.training
-        self.model.to(self.device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-        self.model.eval()
+        settings = self.settings
+        self.model.to(settings.device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         adapted = self.model if isinstance(self.model, PeftModel) else None
-        try:
-            with (
-                torch.no_grad(),
-                torch.autocast(
-                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
-                ),
-                contextlib.nullcontext() if adapted is None else adapted.disable_adapter(),
-            ):
-                yield
-        finally:
-            self.model.train(was_training)
+        with (
+            eval_mode(self.model),
+            torch.no_grad(),
+            torch.autocast(
+                settings.device.type,
+                dtype=settings.autocast,
+                enabled=settings.autocast is not None,
+            ),
+            contextlib.nullcontext() if adapted is None else adapted.disable_adapter(),
+        ):
+            yield
 
     def _ask(self, rows: Sequence[int] | NDArray[np.intp]) -> Tensor:
-        """One value per response token of `rows`: all of the chosen side, then the rejected one."""
+        """One value per response token of `rows`: those of the chosen side, then the rejected."""
         examples = [self.data.dataset[int(row)] for row in rows]
         if self.what == "hidden":
             for example in examples:
                 shared = min(len(example[f"{side}_ids"]) for side in SIDES)
                 example |= {f"{side}_ids": example[f"{side}_ids"][:shared] for side in SIDES}
-        fields = PairCollator(self.padding_id)(examples)
-        batch = PairBatch(**{name: field.to(self.device) for name, field in fields.items()})
-        answer = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            token_request=TokenRequest(
-                batch.states, batch.labels if self.what == "log_probs" else None
-            ),
-        )
-        return answer[self.what]
+        fields = PairCollator(self.settings.padding_id)(examples)
+        device = self.settings.device
+        batch = PairBatch(**{name: field.to(device) for name, field in fields.items()})
+        request = TokenRequest(batch.states, batch.labels if self.what == "log_probs" else None)
+        inputs = model_inputs(batch, language_model(self.model))
+        return self.model(**inputs, token_request=request)[self.what]
 
 
 # --- what an entry is called ----------------------------------------------------------------------
@@ -222,13 +226,13 @@ def _ingredients(runner: _Runner) -> dict[str, Any]:
         "buffers": _buffers_digest(base),
         "class": f"{type(base).__module__}.{type(base).__qualname__}",
         "config": _lasting(base.config.to_dict()),
-        # These two `to_dict` leaves out.
+        # `to_dict` leaves these two out.
         "attention": config._attn_implementation,
         "experts": getattr(config, "_experts_implementation", None),
         "rows": _rows_digest(runner.data),
-        "device": runner.device.type,
-        "autocast": str(runner.autocast),
-        "float32_products": _float32_products(runner.device),
+        "device": runner.settings.device.type,
+        "autocast": str(runner.settings.autocast),
+        "float32_products": _float32_products(runner.settings.device),
         "versions": {name: package_version(name) for name in ("torch", "transformers")},
     }
 
@@ -245,7 +249,7 @@ def _rows_digest(data: PreparedData) -> str:
 
 
 def _float32_products(device: torch.device) -> str:
-    """What float32 matrix products are computed in: themselves, or tf32, which is shorter."""
+    """What float32 matrix products are computed in: float32, or the shorter tf32."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     precision = backend.matmul.fp32_precision
     return "float32" if precision in ("none", "ieee", "highest") else precision
@@ -260,12 +264,7 @@ def _lasting(value: Any) -> Any:
 def _buffers_digest(model: PreTrainedModel) -> str:
     """SHA-256 of the buffers that are saved with a model, such as a router's correction bias."""
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in weights:
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest_of_weights(item for item in model.state_dict().items() if item[0] not in weights)
 
 
 # --- deciding what to do --------------------------------------------------------------------------
@@ -273,7 +272,7 @@ def _buffers_digest(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be done: nothing, where the entry is there; refuse; or compute one."""
+    """What to do: nothing if the entry exists, or refuse, or compute it."""
 
     folder: Path
     refusal: str | None = None
@@ -291,7 +290,7 @@ def _plan(runner: _Runner, root: Path) -> _Plan:
             flaw = find_flaw(folder)
             if flaw is None:
                 return _Plan(folder)
-            _log.warning("computing the reference cache anew: %s is damaged (%s)", folder, flaw)
+            _log.warning("recomputing the reference cache: %s is damaged (%s)", folder, flaw)
             shutil.rmtree(folder)
         layout = runner.layout()
         root.mkdir(parents=True, exist_ok=True)
@@ -300,7 +299,7 @@ def _plan(runner: _Runner, root: Path) -> _Plan:
             return _Plan(
                 folder,
                 f"the reference cache needs {format_bytes(layout.size)}, and {root} has "
-                f"{format_bytes(free)} free: choose a folder on a larger disk, or do without",
+                f"{format_bytes(free)} free: choose a folder on a larger disk, or turn it off",
             )
         _log.warning(
             "computing the reference's %s once: %s on disk in %s (%s free)",

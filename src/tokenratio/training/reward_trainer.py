@@ -22,18 +22,17 @@ from tokenratio.models.token_requests import disable_dropout, language_model
 from tokenratio.settings import option
 from tokenratio.training.callbacks import MetricsWriter
 from tokenratio.training.constructors import explain_arguments, explain_settings
-from tokenratio.training.metrics import ExampleLosses, ExampleMetrics
+from tokenratio.training.metrics import ExampleLosses, ExampleMetrics, reward_metrics
 from tokenratio.training.pair_config import Objective, PairConfig
-from tokenratio.training.pair_trainer import PairTrainer
+from tokenratio.training.pair_trainer import PairTrainer, fix_day
 from tokenratio.training.run_checks import check_run, check_trained
-from tokenratio.training.template_day import fix_day
 
 
 class RewardObjective(Objective):
     """The mean over a step's pairs of `bradley_terry_loss`."""
 
     def metric_names(self) -> list[str]:
-        return ["loss", *_metrics(torch.zeros(1), torch.zeros(1)).names]
+        return ["loss", *reward_metrics(torch.zeros(1), torch.zeros(1))]
 
 
 @explain_settings
@@ -78,7 +77,7 @@ class RewardTrainer(PairTrainer):
         model: a sequence classifier with one output; its dropout is switched off.
         args: the settings.
         train_dataset: preference pairs: any source that `prepare_pairs` takes.
-        eval_dataset: likewise, or a dict of several by name.
+        eval_dataset: as train_dataset, or a dict of several by name.
         processing_class: the tokenizer; see `with_padding` for what is saved with the model.
     Raises:
         TokenRatioError: data, settings or a model that do not fit.
@@ -120,27 +119,11 @@ class RewardTrainer(PairTrainer):
     def example_losses(
         self, model: nn.Module, inputs: dict[str, Tensor], processes: int, weight: int | Tensor
     ) -> ExampleLosses:
-        """The losses of a batch; `total` is Σ loss · processes / weight."""
-        scores = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-        ).logits[:, 0]
+        """The Bradley–Terry loss of each pair of a batch."""
+        rows = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        scores = model(**rows, use_cache=False).logits[:, 0]
         chosen, rejected = scores.float().chunk(2)
         losses = bradley_terry_loss(chosen, rejected)
         total = losses.sum() * processes / weight
-        return ExampleLosses(total, losses.detach(), _metrics(chosen, rejected))
-
-
-def _metrics(chosen: Float[Tensor, "pairs"], rejected: Float[Tensor, "pairs"]) -> ExampleMetrics:
-    chosen, rejected = chosen.detach(), rejected.detach()
-    one, margin = torch.ones_like(chosen), chosen - rejected
-    return ExampleMetrics(
-        {
-            "rewards/chosen": (chosen, one),
-            "rewards/rejected": (rejected, one),
-            "rewards/margins": (margin, one),
-            "rewards/accuracies": ((margin > 0).to(margin.dtype), one),
-            "rewards/ties": ((margin == 0).to(margin.dtype), one),
-        }
-    )
+        metrics = ExampleMetrics(reward_metrics(chosen.detach(), rejected.detach()))
+        return ExampleLosses(total, losses.detach(), metrics)

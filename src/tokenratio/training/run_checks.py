@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import huggingface_hub
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import EarlyStoppingCallback, SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
@@ -17,62 +18,33 @@ from transformers.training_args import OptimizerNames
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
 from tokenratio.training.arguments import check_machine
-from tokenratio.training.data_settings import is_several
-from tokenratio.training.pair_config import PairConfig
+from tokenratio.training.pair_config import PairConfig, is_several
 
 # Optimizers that are built from the model as a whole ask for these.
 _OF_THE_MODEL = ("params", "model", "optimizer_dict")
 
 
 def check_run(
-    args: Any,
-    kind: type[PairConfig],
-    eval_dataset: Any,
-    callbacks: Iterable[Any] | None = None,
+    args: Any, kind: type[PairConfig], eval_dataset: Any, callbacks: Iterable[Any] | None = None
 ) -> None:
-    """All that can be checked of a run before its model and data are loaded.
+    """Check what can be checked of a run before its model and data are loaded.
 
     Args:
         kind: the class of settings that the trainer takes.
     Raises:
-        TokenRatioError: see `check_machine`, `check_settings`, `check_surroundings`.
+        TokenRatioError: see `check_machine`, `check_settings`; or the trackers, hub or output
+            folder cannot be used from this machine.
     """
     if not isinstance(args, kind):
         raise TokenRatioError(f"args must be a {kind.__name__}, not {type(args).__name__}")
     check_machine(args)
     check_settings(args, eval_dataset, callbacks)
-    check_surroundings(args)
-
-
-def check_settings(
-    args: PairConfig, eval_dataset: Any, callbacks: Iterable[Any] | None = None
-) -> None:
-    """Refuse settings that would fail, or do nothing, once training has begun.
-
-    Needs no model and no data, so that it comes before either is loaded.
-
-    Args:
-        eval_dataset: what the trainer is given to evaluate on; only whether and how many.
-    Raises:
-        TokenRatioError: which, and what to do instead.
-    """
-    _check_evaluation(args, eval_dataset, callbacks or [])
-    _check_optimizer(args)
-    _check_schedule(args)
-
-
-def check_surroundings(args: PairConfig) -> None:
-    """Refuse a run whose trackers, hub or output folder cannot be used from this machine.
-
-    Raises:
-        TokenRatioError: which, and what to do.
-    """
     available = get_available_reporting_integrations()
     for name in args.report_to:
         if isinstance(name, str) and name not in (*available, "none", "all"):
             raise TokenRatioError(
-                f"report_to {name}: transformers knows no such tracker, or its package is not "
-                f"installed{suggestion(name, [*available, 'none'])}"
+                f"report_to {name}: transformers does not know this tracker, or its package is "
+                f"not installed{suggestion(name, [*available, 'none'])}"
             )
     if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
         raise TokenRatioError(
@@ -88,14 +60,26 @@ def check_surroundings(args: PairConfig) -> None:
         ) from None
 
 
-def check_trained(model: nn.Module, learning_rate: float) -> None:
-    """Refuse a model without a weight to train, or with one of less than 32 bits.
+def check_settings(
+    args: PairConfig, eval_dataset: Any, callbacks: Iterable[Any] | None = None
+) -> None:
+    """Refuse settings that would fail, or do nothing, once training has begun.
 
-    Rounding would swallow the updates of those: bfloat16 keeps 8 bits of a weight, so an update of
-    less than 1/256 of it is lost. Frozen weights may have any dtype.
-
+    Args:
+        eval_dataset: what the trainer is given to evaluate on; its rows are not read.
     Raises:
-        TokenRatioError: with what to do.
+        TokenRatioError: which, and what to do instead.
+    """
+    _check_evaluation(args, eval_dataset, callbacks or [])
+    _check_optimizer(args)
+    _check_schedule(args)
+
+
+def check_trained(model: nn.Module, learning_rate: float) -> None:
+    """Refuse a model with nothing to train, or with a trained weight of less than 32 bits.
+
+    Its updates would be rounded away: bfloat16 keeps 8 bits of a weight, so an update of less than
+    1/256 of it is lost. Frozen weights may have any dtype.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
@@ -109,11 +93,7 @@ def check_trained(model: nn.Module, learning_rate: float) -> None:
 
 
 def refuse_dtype(dtype: torch.dtype, learning_rate: float, parameter: str = "") -> NoReturn:
-    """Refuse to train weights of this dtype, and say what to do.
-
-    Raises:
-        TokenRatioError: always.
-    """
+    """Raise a `TokenRatioError`: weights of this dtype cannot be trained."""
     is_adapter = ".lora_" in parameter or ".modules_to_save." in parameter
     todo = (
         "load the model below the adapter in float32, or leave out modules_to_save and keep "
@@ -153,7 +133,7 @@ def _check_metric(metric: str, measured: Iterable[str], eval_sets: list[str] | N
     """Refuse a metric that no evaluation will report.
 
     Args:
-        eval_sets: the names of several held-out sets; None for one without a name.
+        eval_sets: the names of several held-out sets; None for a single one.
     """
     known = [
         name if part is None else f"{part}_{name}"
@@ -195,7 +175,7 @@ def _check_optimizer(args: PairConfig) -> None:
 
 
 def _reads(args: PairConfig, key: str) -> bool:
-    """Whether the optimizer takes an argument; transformers passes over what it does not know."""
+    """Whether the optimizer takes an argument; transformers ignores unknown ones."""
     probed, bare = copy.copy(args), copy.copy(args)
     probed.optim_args, bare.optim_args = f"{key}=7", None
     try:
@@ -208,18 +188,23 @@ def _reads(args: PairConfig, key: str) -> bool:
 
 def _check_schedule(args: PairConfig) -> None:
     try:
-        get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
-            num_warmup_steps=args.get_warmup_steps(100),
-            num_training_steps=100,
-            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
-        )
+        schedule_of(args, steps=100)
     except Exception as error:
         raise TokenRatioError(
             f"lr_scheduler_type {SchedulerType(args.lr_scheduler_type).value} with "
             f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {_line(error)}"
         ) from error
+
+
+def schedule_of(args: PairConfig, steps: int) -> LRScheduler:
+    """The learning-rate schedule of a run of so many steps, with an optimizer of its own."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
 
 
 def _line(error: Exception) -> str:

@@ -32,7 +32,7 @@ class SftObjective(PolicyObjective):
         return prepare_completions(source, tokenizer, **settings)
 
     def weight(self, inputs: dict[str, Tensor]) -> int:
-        """What a batch counts in the mean over its step: its response tokens."""
+        """The number of response tokens."""
         return int(inputs["completion_mask"].sum())
 
     def metric_names(self) -> list[str]:
@@ -48,11 +48,7 @@ class SftObjective(PolicyObjective):
     def losses(
         self, forward: "Forward", model: nn.Module, inputs: dict[str, Tensor], share: float | Tensor
     ) -> ExampleLosses:
-        """The loss of each completion of a batch.
-
-        Args:
-            share: the weight of a token in the step's loss.
-        """
+        """The loss of each completion of a batch."""
         batch = CompletionBatch(**inputs)
         return sft_losses(batch, forward.ask(model, batch), share)
 
@@ -60,11 +56,7 @@ class SftObjective(PolicyObjective):
 def sft_losses(
     batch: CompletionBatch, answer: dict[str, Tensor], share: float | Tensor
 ) -> ExampleLosses:
-    """Cross-entropy on the response tokens.
-
-    Args:
-        share: what a token counts in the step's loss.
-    """
+    """Cross-entropy on the response tokens, each weighted by `share`."""
     log_probs = batch.align(answer["log_probs"])
     tokens = batch.response_mask.sum(-1).to(log_probs.dtype)
     loss = sft_loss(log_probs, batch.response_mask)

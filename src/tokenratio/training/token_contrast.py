@@ -1,8 +1,8 @@
-"""The contrast of every token, log p₊(y_t) − log p₋(y_t), computed once and kept beside the data.
+"""The contrast of every token, log p₊(y_t) − log p₋(y_t), computed once before training.
 
-TIS-DPO, SePO and T-REG use a score of every token known before training: how much likelier
-a token is to one of two models, or after one of two prompts. Rows are found by their own tokens, so
-that scores of other data, another tokenizer or another cut are never used by mistake.
+TIS-DPO, SePO and T-REG use it: how much likelier a token is to one of two models, or after one of
+two prompts. Rows are found by their tokens, so that scores of other data, another tokenizer or
+another length limit are never used by mistake.
 """
 
 import hashlib
@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset, List, Value
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.numpy import load_file, save
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenratio.data import PreparedData
@@ -31,8 +29,8 @@ from tokenratio.models.token_requests import (
     own_head,
 )
 from tokenratio.run_folder import replace_text, versions
-from tokenratio.training.cache_entry import SIDES, ReferenceCache
-from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.cache_entry import SIDES, with_token_values
+from tokenratio.training.reference_cache import CacheSettings, reference_cache
 
 _VALUES, _NOTE = "scores.safetensors", "scores.json"
 _FORMAT = 1
@@ -44,9 +42,9 @@ class TokenContrast:
     """Contrasts by row.
 
     Attributes:
-        ingredients: what they were made from: models and prompts.
+        ingredients: the models and prompts they were made from.
         values: of each row, by the digest of its tokens, `(chosen, rejected)` in nats, float32.
-        template: what the rows were rendered with (`TemplateSettings.record`).
+        template: the settings the rows were rendered with (`TemplateSettings.record`).
     """
 
     ingredients: Mapping[str, Any]
@@ -54,28 +52,8 @@ class TokenContrast:
     template: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        data: PreparedData,
-        positive: ReferenceCache,
-        negative: ReferenceCache,
-        ingredients: Mapping[str, Any],
-    ) -> "TokenContrast":
-        """From the log-probabilities of two models, or of one after two prompts."""
-        values = {}
-        for row, key in enumerate(row_keys(data.dataset)):
-            pairs = zip(positive.log_probs(row), negative.log_probs(row), strict=True)
-            chosen, rejected = (_difference(likely, unlikely) for likely, unlikely in pairs)
-            values[key] = (chosen, rejected)
-        return cls(ingredients, values, data.template)
-
-    @classmethod
     def open(cls, folder: str | Path) -> "TokenContrast":
-        """Read a folder that `save` wrote.
-
-        Raises:
-            TokenRatioError: it holds no scores, or damaged ones.
-        """
+        """Read what `save` wrote; raise `TokenRatioError` if it is missing or damaged."""
         folder = Path(folder).expanduser()
         try:
             note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
@@ -101,7 +79,7 @@ class TokenContrast:
         return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)), template)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder; an interrupted write leaves no readable one."""
+        """Write the folder; after an interrupted write it cannot be read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         keys = np.frombuffer(b"".join(self.values), np.uint8).reshape(len(self.values), -1)
@@ -124,16 +102,12 @@ class TokenContrast:
         replace_text(folder / _NOTE, json.dumps(note, indent=2) + "\n")
 
     def joined(self, other: "TokenContrast") -> "TokenContrast":
-        """Both sets of rows.
-
-        Raises:
-            TokenRatioError: they were made from other models or prompts.
-        """
+        """Both sets of rows, which must be made from the same models and prompts."""
         self.require_same(other.ingredients)
         return replace(self, values={**self.values, **other.values})
 
     def require_same(self, ingredients: Mapping[str, Any]) -> None:
-        """Raise `TokenRatioError` if these scores are of other models or prompts."""
+        """Raise `TokenRatioError` if the models or prompts differ."""
         names = {*self.ingredients, *ingredients}
         differ = [n for n in sorted(names) if self.ingredients.get(n) != ingredients.get(n)]
         if differ:
@@ -143,12 +117,10 @@ class TokenContrast:
             )
 
     def attach(self, data: PreparedData) -> PreparedData:
-        """The rows with two more columns, `chosen_contrast` and `rejected_contrast`.
-
-        The digest of the data then covers them too.
+        """The rows with columns `chosen_contrast` and `rejected_contrast`, which the digest covers.
 
         Raises:
-            TokenRatioError: rows without scores, which are named.
+            TokenRatioError: some rows have no scores; names them.
         """
         dataset = without_contrast(data.dataset)
         keys = row_keys(dataset)
@@ -168,11 +140,10 @@ class TokenContrast:
                 "`tokenratio score-tokens` on this data with the tokenizer, max_length and "
                 "max_prompt_length of this run"
             )
-        feature, digest = List(Value("float32")), hashlib.sha256(data.digest.encode())
-        for index, side in enumerate(SIDES):
-            values = [self.values[key][index] for key in keys]
+        pairs, digest = [self.values[key] for key in keys], hashlib.sha256(data.digest.encode())
+        for values in zip(*pairs, strict=True):
             digest.update(np.concatenate(values).astype("<f4").tobytes())
-            dataset = dataset.add_column(f"{side}_contrast", values, feature=feature)
+        dataset = with_token_values(dataset, "contrast", pairs)
         return replace(data, dataset=dataset, digest=digest.hexdigest())
 
 
@@ -180,10 +151,10 @@ def with_contrast(data: PreparedData, folder: str | Path | None, loss: str) -> P
     """The rows with the contrast of their tokens.
 
     Args:
-        folder: of the token scores; rows that already carry a contrast may do without.
-        loss: that needs it, for messages.
+        folder: of the token scores; not needed for rows that already have a contrast.
+        loss: for messages.
     Raises:
-        TokenRatioError: there is none for them.
+        TokenRatioError: the rows have no contrast.
     """
     if folder is not None:
         return TokenContrast.open(folder).attach(data)
@@ -196,7 +167,7 @@ def with_contrast(data: PreparedData, folder: str | Path | None, loss: str) -> P
 
 
 def has_contrast(dataset: Dataset) -> bool:
-    """Whether the rows carry the contrast of their tokens."""
+    """Whether the rows have the contrast of their tokens."""
     return "chosen_contrast" in dataset.column_names
 
 
@@ -216,7 +187,7 @@ def row_keys(dataset: Dataset) -> list[bytes]:
 def _row_key(parts: Sequence[np.ndarray]) -> bytes:
     digest = hashlib.sha256()
     for ids in parts:
-        # The length first: the same tokens with a boundary elsewhere are another row.
+        # With the lengths, so that the boundaries count.
         digest.update(np.asarray([len(ids), *ids], "<i4").tobytes())
     return digest.digest()
 
@@ -226,12 +197,8 @@ def _shown(template: Mapping[str, Any]) -> str:
     return settings or "no settings of the chat template"
 
 
-def _difference(likely: Tensor, unlikely: Tensor) -> np.ndarray:
-    return (likely.double() - unlikely.double()).float().numpy()
-
-
 def summary(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Mean contrast of chosen and rejected tokens: what tells them apart, if anything does."""
+    """The mean contrast of chosen and of rejected tokens, in words."""
     chosen, rejected = (np.concatenate(side) for side in zip(*scores, strict=True))
     return (
         f"contrast per token: chosen {chosen.mean():+.3f}, rejected {rejected.mean():+.3f} nats "
@@ -245,8 +212,8 @@ class ContrastSide:
 
     Attributes:
         model: a causal language model; under PEFT it runs with its adapters off.
-        data: the rows, after its prompts; their responses are those of the data scored.
-        prompt: the template of its prompts.
+        data: the scored responses after this side's prompts.
+        prompt: the template of the prompts.
     """
 
     model: PreTrainedModel | PeftModel
@@ -254,16 +221,12 @@ class ContrastSide:
     prompt: str
 
     def identity(self) -> dict[str, str]:
-        """What the note beside the scores records of it."""
+        """What is recorded of it with the scores."""
         return {"sha256": model_digest(self.model), "prompt": self.prompt}
 
 
 def ingredients_of(positive: ContrastSide, negative: ContrastSide) -> dict[str, Any]:
-    """What scores of the two are made from.
-
-    Raises:
-        TokenRatioError: nothing tells them apart.
-    """
+    """What is recorded of both sides; raises `TokenRatioError` if they are the same."""
     ingredients = {"positive": positive.identity(), "negative": negative.identity()}
     if ingredients["positive"] == ingredients["negative"]:
         raise TokenRatioError("p+ and p- are the same: one model after one prompt")
@@ -274,18 +237,9 @@ def compute_contrast(
     data: PreparedData,
     positive: ContrastSide,
     negative: ContrastSide,
-    *,
-    root: str | Path,
-    batch_size: int,
-    device: torch.device,
-    padding_id: int,
-    autocast: torch.dtype | None = None,
-    progress: bool = True,
+    settings: CacheSettings,
 ) -> TokenContrast:
-    """log p₊ − log p₋ of every response token of `data`, in nats.
-
-    To be called by every process; the arguments beside the sides are those of `reference_cache`,
-    which keeps the log-probabilities of each by content.
+    """log p₊ − log p₋ of every response token of `data`, in nats; every process must call it.
 
     Raises:
         TokenRatioError: a model cannot read the rows, has another vocabulary, or gives a
@@ -295,24 +249,17 @@ def compute_contrast(
     sizes = [own_head(side.model).weight.shape[0] for side in sides]
     if sizes[0] != sizes[1]:
         raise TokenRatioError(
-            f"the two models have {sizes[0]} and {sizes[1]} tokens: take two of one family"
+            f"the two models have {sizes[0]} and {sizes[1]} tokens: use two of one family"
         )
     caches = []
     for side in sides:
         check_fits(side.model, side.data)
         answer_token_requests(language_model(side.model))
         disable_dropout(side.model)
-        caches.append(
-            reference_cache(
-                side.model,
-                side.data,
-                what="log_probs",
-                root=root,
-                batch_size=batch_size,
-                device=device,
-                padding_id=padding_id,
-                autocast=autocast,
-                progress=progress,
-            )
-        )
-    return TokenContrast.of(data, caches[0], caches[1], ingredients)
+        caches.append(reference_cache(side.model, side.data, "log_probs", settings))
+    values = {}
+    for row, key in enumerate(row_keys(data.dataset)):
+        pairs = zip(*(cache.read("log_probs", row) for cache in caches), strict=True)
+        chosen, rejected = ((p.double() - n.double()).float().numpy() for p, n in pairs)
+        values[key] = (chosen, rejected)
+    return TokenContrast(ingredients, values, data.template)

@@ -32,16 +32,14 @@ from tokenratio.training.cache_entry import ReferenceCache, What
 from tokenratio.training.callbacks import BaselineStep, MetricsWriter
 from tokenratio.training.config import TokenRatioConfig
 from tokenratio.training.constructors import explain_arguments
-from tokenratio.training.data_settings import Role
 from tokenratio.training.displacement import DisplacementAlarm
 from tokenratio.training.forward import Forward
 from tokenratio.training.metrics import ExampleLosses
-from tokenratio.training.pair_trainer import PairTrainer
+from tokenratio.training.pair_config import Role
+from tokenratio.training.pair_trainer import PairTrainer, fix_day
 from tokenratio.training.policy_setup import set_up_policy
-from tokenratio.training.reference_cache import reference_cache
+from tokenratio.training.reference_cache import CacheSettings, reference_cache
 from tokenratio.training.run_checks import check_run
-from tokenratio.training.same_run import adapter_settings
-from tokenratio.training.template_day import fix_day
 from tokenratio.training.token_contrast import has_contrast, with_contrast
 
 _log = logging.getLogger(__name__)
@@ -61,15 +59,14 @@ class TokenRatioTrainer(PairTrainer):
         train_dataset: preference pairs (for `loss="sft"`: completions, or pairs whose chosen side
             is taken): a `datasets.Dataset`, a list of dicts, a file or folder, a hub name, or what
             `prepare_pairs` / `prepare_completions` returned.
-        eval_dataset: likewise, or a dict of several by name.
+        eval_dataset: as train_dataset, or a dict of several by name.
         processing_class: the tokenizer, its folder or hub name; by default the one saved with the
             model.
         peft_config: wrap the model in this new adapter: a configuration of PEFT's, or a dict of its
             settings (LoRA, if it has no `peft_type`).
         callbacks: as in transformers.
     Raises:
-        TokenRatioError: anything a user can put right: data, settings, or a model that does not
-            fit.
+        TokenRatioError: data, settings or a model that do not fit.
     """
 
     args: TokenRatioConfig
@@ -113,7 +110,7 @@ class TokenRatioTrainer(PairTrainer):
     # --- set-up -----------------------------------------------------------------------------------
 
     def prepare(self, source: Any, *, role: Role = "eval") -> PreparedData | None:
-        """Encode a source, and add what the loss and the settings need to its rows."""
+        """Encode a source, and add the columns that the loss and the settings need."""
         data = super().prepare(source, role=role)
         if data is None:
             return None
@@ -137,10 +134,7 @@ class TokenRatioTrainer(PairTrainer):
         """The reference's outputs on the data, from disk or computed now."""
         args = self.args
         assert self.reference is not None
-        return reference_cache(
-            self.reference.model or self._setup.policy,
-            data,
-            what=what,
+        settings = CacheSettings(
             root=args.reference_cache_dir,
             batch_size=args.per_device_eval_batch_size,
             device=args.device,
@@ -148,18 +142,15 @@ class TokenRatioTrainer(PairTrainer):
             autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
             progress=not args.disable_tqdm,
         )
+        return reference_cache(self.reference.model or self._setup.policy, data, what, settings)
 
     def check_encoded(self, rows: Dataset) -> None:
-        """Refuse encoded rows that lack what preparing them would have added.
-
-        Raises:
-            TokenRatioError: which.
-        """
+        """Refuse encoded rows that lack columns which `prepare` would have added."""
         lacks = None
-        if self.args.keeps_log_probs:  # those that rows may carry can be another reference's
-            lacks = "the reference's log-probabilities, which cache_reference asks for"
+        if self.args.keeps_log_probs:  # the rows' own may be another reference's
+            lacks = "the reference's log-probabilities, which cache_reference adds"
         elif self.args.method.needs_contrast and not has_contrast(rows):
-            lacks = "the contrast of their tokens, which is looked up"
+            lacks = "the contrast of their tokens, which is added"
         if lacks is not None:
             raise TokenRatioError(
                 f"these rows lack {lacks} when rows are prepared: evaluate on the source itself, "
@@ -167,7 +158,7 @@ class TokenRatioTrainer(PairTrainer):
             )
 
     def _warn_of_ends(self) -> None:
-        """Warn if others that generate with the model would run past the template's end of turn."""
+        """Warn if generation with the saved model would run past the template's end of turn."""
         if self.train_data is not None:
             config = getattr(self._language_model, "generation_config", None)
             ends = generation_ends(config)
@@ -218,15 +209,10 @@ class TokenRatioTrainer(PairTrainer):
             load_baseline(self.baseline, checkpoint)
             load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)
 
-    def train(  # type: ignore[override]  # a Path too
-        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
-    ) -> Any:
-        """Train, or resume: see `ResumableTrainer.train`."""
-        output = super().train(resume_from_checkpoint, **kwargs)
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        if best is not None and self.baseline is not None:
-            load_baseline(self.baseline, Path(best))
-        return output
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.baseline is not None:
+            load_baseline(self.baseline, Path(str(self.state.best_model_checkpoint)))
 
     def model_identity(self) -> dict[str, Any]:
         """Model, adapters and reference, with digests."""
@@ -235,18 +221,14 @@ class TokenRatioTrainer(PairTrainer):
             "model": origin.name or origin.base,
             "starts_from": origin.as_dict(),
             "run_folder": os.path.abspath(self.args.output_dir),
-            "adapters": adapter_settings(self._bare_model),
+            "adapters": _adapter_identity(self._bare_model),
             "reference": self.reference and self.reference.identity(self._bare_model),
         }
 
     # --- saving -----------------------------------------------------------------------------------
 
     def _save_base(self, *, replace: bool) -> None:
-        """Save the adapter's base if it exists nowhere else.
-
-        Args:
-            replace: the folder may hold another run's base.
-        """
+        """Save the adapter's base if it exists nowhere else; `replace` one saved before."""
         folder = self._setup.base_folder
         if folder is None or self._base_is_saved or not self.args.should_save:
             return
@@ -264,3 +246,18 @@ class TokenRatioTrainer(PairTrainer):
             if _internal_call:
                 save_optimizer(self._baseline_optimizer, folder / OPTIMIZER_FILE)
         super().save_model(output_dir, _internal_call)
+
+
+def _adapter_identity(model: Any) -> dict[str, dict[str, Any]] | None:
+    """The settings of each adapter of a PEFT model, for `run.json`; None for another model."""
+    if not isinstance(model, PeftModel):
+        return None
+    leave_out = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+    return {
+        name: {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+            if key not in leave_out
+        }
+        for name, config in model.peft_config.items()
+    }

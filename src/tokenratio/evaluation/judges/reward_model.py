@@ -15,7 +15,8 @@ from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.response import Response
-from tokenratio.models.token_rows import eval_mode, run_by_length
+from tokenratio.models.token_requests import eval_mode
+from tokenratio.models.token_rows import run_by_length
 from tokenratio.names import require_at_least
 
 if TYPE_CHECKING:
