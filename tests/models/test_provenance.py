@@ -141,7 +141,7 @@ def test_a_folder_that_is_gone_is_named_and_not_asked_of_the_hub(name, project, 
         load_model(tmp_path / "far" / "run")
     message = str(caught.value)
     assert name in message
-    assert "is not here" in message
+    assert "was not found" in message
     assert str(tmp_path / "far" / "run") in message
     assert "\n" not in message
 
