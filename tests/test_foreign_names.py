@@ -205,7 +205,7 @@ def test_near_names_only_when_near():
         (TokenRatioConfig, {"lr_scheduler_type": "cosin"}, "did you mean 'cosine'?"),
         (TokenRatioConfig, {"train_dataset": 1}, "use train_dataset, an argument of the trainer"),
         (TokenRatioConfig, {"peft": {}}, "use peft_config=LoraConfig(...), an argument of the tra"),
-        (TokenRatioConfig, {"sft": {}}, "no argument 'sft': only a recipe has it"),
+        (TokenRatioConfig, {"sft": {}}, "no argument 'sft': it is available only in recipes"),
         (TokenRatioConfig, {"max_length": "5"}, "max_length must be a number, not '5'"),
         (TokenRatioConfig, {"held_out_share": "5 %"}, "held_out_share must be a number, not '5 %"),
         (TokenRatioConfig, {"columns": "ask"}, "columns must be a mapping such as {prompt: ask"),

@@ -1,14 +1,14 @@
-"""What other libraries call a setting: our name for it, or why there is none.
+"""Names of settings in other libraries: our name, or why there is none.
 
-The names are those of TRL (`DPOConfig`, `ScriptArguments`, `ModelConfig`), the alignment handbook,
-Axolotl, LLaMA-Factory, ms-swift and OpenRLHF. A name that means the same here is not listed.
+The libraries are TRL (`DPOConfig`, `ScriptArguments`, `ModelConfig`), the alignment handbook,
+Axolotl, LLaMA-Factory, ms-swift and OpenRLHF. Names with the same meaning here are not listed.
 """
 
 import re
 from collections.abc import Collection
 from typing import Any
 
-# Our name, dotted inside a section, or a sentence that says what to do: the names from elsewhere.
+# Our name, dotted inside a section, or advice: the names in other libraries.
 _TABLE = {
     # The model.
     "model": "model_name_or_path base_model model_name model_id model_id_or_path model_path "
@@ -196,7 +196,7 @@ _OF_TRAINER = {
     "tokenizer": "processing_class",
     "peft": "peft_config",
 }
-# What the command `judge` called the settings of a recipe's judges.
+# Former flags of the command `judge`.
 _RENAMED_IN_JUDGE = {"reward_model": "model", "endpoint": "base_url"}
 _OF_RECIPE = ("sft", "score_tokens", "model_config", "dry_run", "overwrite")
 
@@ -212,11 +212,11 @@ _NAME = re.compile(r"[a-z_0-9]+(\.[a-z_]+)?")
 
 
 def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
-    """What to use instead of a name from elsewhere, as part of a message; None if unknown.
+    """What to use instead of another library's name, as part of a message; None if unknown.
 
     Args:
-        known: the names that are valid where it stood; only these are recommended.
-        value: what it was set to, if known: losses have other names too.
+        known: the valid names; only these are recommended.
+        value: its value, if known: losses have other names too.
     """
     if "target_modules" in known and "learning_rate" not in known:
         return f"use {_IN_PEFT[name]}" if name in _IN_PEFT else None
@@ -239,9 +239,9 @@ def advice(name: str, known: Collection[str], value: Any = None) -> str | None:
 
 
 def advice_in_python(name: str, known: Collection[str], value: Any = None) -> str | None:
-    """As `advice`, for an argument of a settings class; some settings are the trainer's there."""
+    """`advice` for an argument of a settings class; some settings are arguments of the trainer."""
     if name in _OF_RECIPE and name not in known:
-        return "only a recipe has it"
+        return "it is available only in recipes"
     section, _, inner = _ADVICE.get(name, name).partition(".")
     if section in ("peft", "ref_model") and "loss" not in known:
         return "it is not supported here"  # a reward model has neither

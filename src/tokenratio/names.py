@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tokenratio.errors import TokenRatioError
 
-# Names that share less have letters in common by chance: `use_peft` and `use_cpu` share 0.67.
+# Less similar names share letters by chance: `use_peft` and `use_cpu` have 0.67.
 _NEAR = 0.75
 _FEW = 5
 
@@ -43,11 +43,7 @@ def suggestion(name: object, known: Iterable[str], *, listed: str = "") -> str:
 
 
 def require_choice(name: str, value: object, choices: Iterable[str], *, listed: str = "") -> None:
-    """Refuse a value that is not one of a setting's choices.
-
-    Raises:
-        TokenRatioError: what it may be, or the near ones if there are many.
-    """
+    """Raise `TokenRatioError` for a value that is not a choice; it lists the valid or near ones."""
     choices = list(choices)
     if value in choices:
         return

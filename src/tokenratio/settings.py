@@ -42,7 +42,7 @@ class Field:
 
 
 def fields_of(*classes: type) -> dict[str, Field]:
-    """The settings of dataclasses, by name; where names repeat, the last class wins."""
+    """The settings of dataclasses, by name; if names repeat, the last class takes precedence."""
     fields = {}
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -185,7 +185,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _in_words(options: Iterable[Any]) -> str:
-    """The allowed types of a setting in words, without names of Python types."""
+    """The allowed types of a setting, without names of Python types."""
     origins = [_origin(option) for option in options]
     words = [_WORDS.get(origin, "text") for origin in origins]
     if float in origins:

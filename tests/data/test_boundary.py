@@ -129,7 +129,7 @@ def test_a_repeated_prompt_is_taken_off(between):
     row = {"prompt": LONG, "chosen": LONG + between + "A fir.", "rejected": LONG + between + "No."}
     assert parsed(row) == (
         [(LONG, between + "A fir.", between + "No.")],
-        ["both responses begin with the prompt: taken off"],
+        ["both responses begin with the prompt: removed"],
     )
 
 
@@ -170,6 +170,6 @@ def test_transcripts_beside_their_prompt():
     row = {"prompt": "Sky?", "chosen": f"{whole} Blue.", "rejected": f"{whole} Green."}
     assert parsed(row) == (
         [(whole, " Blue.", " Green.")],
-        ["both responses are transcripts that hold the prompt: taken off"],
+        ["both responses are transcripts with the prompt: removed"],
     )
     assert check_text(read_rows([row])).warning_counts == {WarningKind.PROMPT_REPEATED: 1}

@@ -135,11 +135,15 @@ K = DefectKind
             K.NON_STRING_FIELD,
             "content of message 1 of chosen is null",
         ),
-        ({"prompt": "p", "chosen": "a", "rejected": [bot("b")]}, K.MIXED_FORMAT, "one is a string"),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": [bot("b")]},
+            K.MIXED_FORMAT,
+            "must both be strings",
+        ),
         (
             {"prompt": "other", "chosen": [user("p"), bot("a")], "rejected": [user("p"), bot("b")]},
             K.MIXED_FORMAT,
-            "not what the user says",
+            "not a user turn of",
         ),
         (
             {"prompt": [user("p")], "chosen": [{"content": "a"}], "rejected": [bot("b")]},

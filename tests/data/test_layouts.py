@@ -462,7 +462,7 @@ def test_a_prompt_that_is_the_conversation_as_text(prompt):
     row = {"prompt": prompt, "chosen": [*turns, bot("Blue.")], "rejected": [*turns, bot("Green.")]}
     assert parse_preference(read_rows([row])[0]).prompt == turns
     row = {"prompt": prompt, "chosen": [system("s"), bot("a")], "rejected": [system("s"), bot("b")]}
-    with pytest.raises(RowDefectError, match="not what the user says"):
+    with pytest.raises(RowDefectError, match="not a user turn of"):
         parse_preference(read_rows([row])[0])
 
 
@@ -707,5 +707,5 @@ def test_a_repeated_prompt_in_the_account():
     ]
     report = check_text(read_rows(rows))
     assert report.warning_counts == {WarningKind.PROMPT_REPEATED: 3}
-    assert "both responses begin with the prompt: taken off" in report.summary()
+    assert "both responses begin with the prompt: removed" in report.summary()
     assert pairs_of(*rows)[1] == ("Number 1?", "\nYes.", " No.")

@@ -17,7 +17,7 @@ from tokenratio.data.layouts import (
 )
 from tokenratio.data.messages import structured
 
-# Their rows are whole conversations.
+# Columns of whole conversations.
 _CONVERSATIONS = {
     *("messages", "rejected_messages", "conversations"),
     *("conversation", "conversation_a", "conversation_b"),
@@ -29,8 +29,8 @@ class Choice:
     """The layouts of a row.
 
     Attributes:
-        prompt: None where the responses hold the prompt.
-        responses: None where the row has neither a pair nor a completion.
+        prompt: None if the responses contain the prompt.
+        responses: None if the row has neither a pair nor a completion.
         clash: several columns that could each hold the prompt.
     """
 
@@ -40,7 +40,7 @@ class Choice:
 
 
 def choose(use: Use, fields: Mapping[str, Any]) -> Choice:
-    """The layouts of a row: by the columns that hold something, else by those that are there."""
+    """The layouts of a row: by its columns that are not null, else by all of its columns."""
     present = frozenset(name for name, value in fields.items() if value is not None)
     return _choose(use, present, frozenset(fields))
 
@@ -100,7 +100,7 @@ def holds_prompt(found: Mapping[str, Any]) -> bool:
 
 
 def clash_text(layouts: Sequence[Layout]) -> str:
-    """What to do about several columns that could each hold the prompt."""
+    """The message about several columns that could each hold the prompt."""
     names = [layout.needs[0] for layout in layouts]
     return (
         f"{' and '.join(names)} could each hold the prompt; set columns, for example "
@@ -109,7 +109,7 @@ def clash_text(layouts: Sequence[Layout]) -> str:
 
 
 def use_of(rows: Sequence[Mapping[str, Any]]) -> Use | None:
-    """What rows are for, by the columns that occur; None of rows that are no training data."""
+    """The use of rows, by their columns; None if they are not training data."""
     there = {name for fields in rows for name in fields}
     if not there or there & {"chosen", "rejected"} or _most(PAIRS, rows):
         return "pair"

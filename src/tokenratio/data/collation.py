@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id to pad with: the pad token, else EOS (padding is masked, so any id does).
 
-    The tokenizer is left as it is: a pad token set behind its owner's back would be saved with it.
+    The tokenizer is not changed, because a pad token set here would be saved with it.
 
     Raises:
         TokenRatioError: it has neither.

@@ -90,7 +90,6 @@ class SourceColumns:
         columns: our names (`COLUMN_NAMES`) to the source's, for a layout that is not known; a list
             of columns for `prompt` joins their texts with a blank line; null leaves a column out.
     Attributes:
-        fields: the rows that could be read, under our names.
         is_chat: whether a row has what only a conversation can have, such as a system prompt.
     Raises:
         TokenRatioError: `columns` is not a mapping, has an unknown name, or names a column that no
@@ -106,15 +105,19 @@ class SourceColumns:
         self._columns: Columns = self.columns or {}
         _check_columns(self._columns, good, self.rows)
         self._json = self._json_columns(good)
-        self.fields = [self._renamed(each) for each in good]
-        self.is_chat = any(map(self._makes_chat, self.fields))
-        self._label = self._label_column(self.fields)
+        fields = self.fields()
+        self.is_chat = any(map(self._makes_chat, fields))
+        self._label = self._label_column(fields)
+
+    def fields(self) -> list[dict[str, Any]]:
+        """The rows that could be read, under our names."""
+        return [self._renamed(row.fields) for row in self.rows if row.problem is None]
 
     def parts(self, row: SourceRow) -> Parts:
         """Read one row.
 
         Raises:
-            RowDefectError: it lacks a column, or a column does not hold what it should.
+            RowDefectError: a column is missing or holds the wrong type.
         """
         if row.problem is not None:
             raise RowDefectError(DefectKind.MALFORMED_ROW, row.problem)
@@ -170,7 +173,7 @@ class SourceColumns:
             raise RowDefectError(DefectKind.NON_STRING_FIELD, detail)
         if name == "messages" and isinstance(text, str):
             raise wrong_type(name, text, "a list of messages", DefectKind.MIXED_FORMAT)
-        # Where the responses hold the prompt, the other one tells where it ends.
+        # If the responses contain the prompt, comparing both shows where it ends.
         needs_both = prompt is None or (isinstance(prompt, str) and not isinstance(text, str))
         if name == "chosen" and "rejected" in found and needs_both:
             return text, text_or_messages(found["rejected"], "rejected")
@@ -187,7 +190,7 @@ class SourceColumns:
         return renamed
 
     def _json_columns(self, rows: Iterable[Mapping[str, Any]]) -> set[str]:
-        """The columns whose texts are, for the most part, messages as JSON or Python's own text."""
+        """The columns whose texts are mostly messages as JSON or as Python literals."""
         ours = {name: key for key, value in self._columns.items() for name in _names(value)}
         texts: Counter[str] = Counter()
         messages: Counter[str] = Counter()
@@ -240,7 +243,7 @@ class SourceColumns:
     def _columns_read(
         self, fields: Mapping[str, Any], responses: Layout | None, prompt: Layout | None
     ) -> set[str]:
-        """The names, as the source has them, that a row is read from."""
+        """The source's names of the columns that a row is read from."""
         layouts = [layout for layout in (responses, prompt) if layout is not None]
         read = {name for layout in layouts for name in layout.columns} | {*TEMPLATE_COLUMNS}
         if not any(layout.needs == ("text",) for layout in layouts):
@@ -257,7 +260,7 @@ class SourceColumns:
     ) -> str:
         """The layout in words: `prompt from question, with system; pair from chosen, rejected`."""
         consumed = () if responses is None else responses.columns
-        beside = [
+        extras = [
             name
             for name in (*SYSTEM_COLUMNS, HISTORY_COLUMN, "tools")
             if fields.get(name) and name not in consumed
@@ -270,7 +273,7 @@ class SourceColumns:
             text = "prompt and "
         else:
             text = "prompt from the beginning of both responses"
-        text += f", with {', '.join(beside)}" if beside else ""
+        text += f", with {', '.join(extras)}" if extras else ""
         if responses is None:
             return text
         joint = "; " if text and not text.endswith("and ") else ""

@@ -161,7 +161,7 @@ class _SourceParser(Generic[Example]):
         if any(isinstance(response, list) != conversational for response in responses):
             raise RowDefectError(
                 DefectKind.MIXED_FORMAT,
-                f"of {' and '.join(names)} one is a string, one a list of messages",
+                f"{' and '.join(names)} must both be strings, or both lists of messages",
             )
         if isinstance(prompt, str) and not conversational:
             prompt, responses = self._once(prompt, responses, origin)
@@ -195,13 +195,12 @@ class _SourceParser(Generic[Example]):
             return _split_mixed(prompt, responses)
         rests = [_after(response, prompt) for response in responses]
         if all(rests):
-            self._repeated(origin, f"{_begin(rests)}: taken off")
+            self._repeated(origin, f"{_begin(rests)}: removed")
             return prompt, rests
         if any(rests):
             raise RowDefectError(
                 DefectKind.BAD_CONVERSATION,
-                "one response begins with the prompt's messages, the other does not, and holds a "
-                "turn of 'user'",
+                "only one response begins with the prompt's messages and so has a turn of 'user'",
             )
         if prompt and prompt[-1] in [response[0] for response in responses if response]:
             prompt = prompt[:-1]  # a conversation that ends in one of the answers
@@ -214,10 +213,10 @@ class _SourceParser(Generic[Example]):
         if all(ends) and all(rest.strip() for rest in rests):
             is_long = len(prompt.strip()) >= _LONG_PROMPT and len(responses) > 1
             taken = self._repeats or is_long
-            self._repeated(origin, f"{_begin(rests)}: {'taken off' if taken else 'kept'}")
+            self._repeated(origin, f"{_begin(rests)}: {'removed' if taken else 'kept'}")
             return (prompt, rests) if taken else (prompt, responses)
-        goes_on = any(end and rest.strip() for end, rest in zip(ends, rests, strict=True))
-        if goes_on and len(responses) > 1 and len(prompt.strip()) >= _LONG_PROMPT:
+        continues = any(end and rest.strip() for end, rest in zip(ends, rests, strict=True))
+        if continues and len(responses) > 1 and len(prompt.strip()) >= _LONG_PROMPT:
             side = "chosen" if ends[0] else "rejected"
             self._repeated(origin, f"only {side} begins with the prompt: kept")
         elif len(responses) > 1 and prompt.strip():
@@ -225,9 +224,7 @@ class _SourceParser(Generic[Example]):
             length = extract_prompt(*responses)
             transcript = responses[0][:length]
             if opening_end(transcript) == length > 0 and prompt.strip() in transcript:
-                self._repeated(
-                    origin, "both responses are transcripts that hold the prompt: taken off"
-                )
+                self._repeated(origin, "both responses are transcripts with the prompt: removed")
                 return transcript, [response[length:] for response in responses]
         return prompt, responses
 
@@ -291,8 +288,8 @@ def _split_mixed(prompt: str, responses: list[Any]) -> tuple[list[Message], list
     if prompt.strip() not in asked and not (asked and all(text in prompt for text in asked)):
         raise RowDefectError(
             DefectKind.MIXED_FORMAT,
-            "the prompt column is not what the user says in the conversations; where these hold "
-            "all of the prompt, leave it out with columns: {prompt: null}",
+            "the prompt column is not a user turn of the conversations; if they contain the whole "
+            "prompt, leave it out with columns: {prompt: null}",
         )
     return turns, rest
 
@@ -315,7 +312,7 @@ def _check_turns(prompt: list[Message], responses: list[list[Message]]) -> None:
             if turn["role"] != "assistant":
                 raise RowDefectError(
                     DefectKind.BAD_CONVERSATION,
-                    f"a response holds a turn of {turn['role']!r}; only turns of 'assistant' are "
+                    f"a response has a turn of {turn['role']!r}, but only 'assistant' turns are "
                     "trained on",
                 )
 

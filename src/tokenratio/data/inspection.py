@@ -161,7 +161,9 @@ def _check(
 
 def _wanted(groups: _Groups, columns: Columns | None) -> type[Any] | None:
     """The type of the rows, by the columns that occur; None for neither pairs nor completions."""
-    use = use_of([row for rows in groups for row in SourceColumns(rows, "prompt", columns).fields])
+    use = use_of(
+        [row for rows in groups for row in SourceColumns(rows, "prompt", columns).fields()]
+    )
     return None if use is None else EXAMPLE_TYPES[use]
 
 

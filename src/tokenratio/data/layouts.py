@@ -1,9 +1,8 @@
 """The layouts of public data sets: which columns hold the prompt, the pair, the response.
 
-A layout names the columns it needs and turns a row's fields into the few that the rest of the
-library knows: `prompt`, `chosen`, `rejected`, `completion`, `messages`, `text`. The three tables
-are independent: any prompt can be combined with any pair or completion. The first layout of a
-table whose columns are all present is used.
+A layout converts a row's fields to the canonical ones: `prompt`, `chosen`, `rejected`,
+`completion`, `messages`, `text`. Any prompt can be combined with any pair or completion. The first
+layout of a table whose columns are all present is used.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,11 +32,11 @@ class Layout:
 
     Attributes:
         use: what it holds.
-        needs: columns that must be there.
-        also: columns it reads where they are there.
-        seen_in: data sets and tools that have it.
+        needs: required columns.
+        also: optional columns.
+        seen_in: data sets and tools that use it.
         read: from a row's fields to the canonical ones.
-        note: how, in the words of the documentation, where the columns' names do not say it.
+        note: explanation for the documentation, if the columns' names are not enough.
     """
 
     use: Use
@@ -63,11 +62,11 @@ def first_fit(layouts: Sequence[Layout], columns: Iterable[str]) -> Layout | Non
     return next((layout for layout in layouts if layout.fits(columns)), None)
 
 
-# Columns that any layout may have besides; they make a conversation of it.
+# Columns that any layout may have; they make the rows conversations.
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 HISTORY_COLUMN = "history"
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-# Whether a completion is to be trained on (KTO).
+# Whether to train on a completion (KTO).
 LABEL_COLUMNS = ("label", "kto_tag")
 _GOOD = frozenset(
     {True, "true", "1", "1.0", "good", "desirable", "chosen", "accepted", "thumbs_up", "yes"}
@@ -253,7 +252,7 @@ def verdict(value: object) -> bool | None:
 
 
 def system_of(fields: Mapping[str, Any]) -> str | None:
-    """The system prompt of a row; None where it has none, or an empty one."""
+    """The system prompt of a row; None if missing or empty."""
     name = next((name for name in SYSTEM_COLUMNS if name in fields), None)
     value = None if name is None else fields[name]
     if value is None or isinstance(value, str):
@@ -262,7 +261,7 @@ def system_of(fields: Mapping[str, Any]) -> str | None:
 
 
 def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What the row asks of the chat template; empty where it asks nothing."""
+    """The row's own arguments of the chat template."""
     options = structured(fields.get("chat_template_kwargs")) or {}
     if not isinstance(options, dict):
         raise wrong_type("chat_template_kwargs", options, "an object", DefectKind.MALFORMED_ROW)
@@ -271,14 +270,11 @@ def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tools_of(fields: Mapping[str, Any]) -> list[Any] | None:
-    """The schemas of the row's tools; None where it has none."""
-    tools = fields.get("tools")
+    """The schemas of the row's tools; None if it has none."""
+    tools = structured(fields.get("tools"))  # often text, since Arrow wants one type per column
     if isinstance(tools, str) and tools.strip():
-        found = structured(tools)  # often text, since Arrow wants one type per column
-        if found is tools:
-            raise RowDefectError(DefectKind.MALFORMED_ROW, "tools is a string that is not JSON")
-        tools = found
-    if not tools or (isinstance(tools, str) and not tools.strip()):
+        raise RowDefectError(DefectKind.MALFORMED_ROW, "tools is a string that is not JSON")
+    if not tools or isinstance(tools, str):
         return None
     if not isinstance(tools, list):
         raise wrong_type("tools", tools, "a list of schemas", DefectKind.MALFORMED_ROW)

@@ -88,14 +88,11 @@ class LengthGroupedSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        yield from self._order().tolist()
-
-    def _order(self) -> np.ndarray:
         # Seeded with both numbers, not their sum: seed 1's first epoch is not seed 0's second.
         rng = np.random.default_rng((self.seed, self.epoch))
         rows = rng.permutation(len(self))
         if not len(rows):
-            return rows
+            return
         starts_longest = self.epoch == 0
         if starts_longest:  # into the first chunk with it
             longest = int(np.argmax(self.lengths[rows]))
@@ -103,15 +100,11 @@ class LengthGroupedSampler(Sampler[int]):
         num_groups = -(-len(rows) // self.group_size)
         num_chunks = max(_MIN_CHUNKS, -(-num_groups // _GROUPS_PER_CHUNK))
         size = -(-num_groups // num_chunks) * self.group_size
-        chunks = [
-            self._grouped(rows[begin : begin + size], rng, keep_first=starts_longest and begin == 0)
-            for begin in range(0, len(rows), size)
-        ]
-        return np.concatenate(chunks)
+        for begin in range(0, len(rows), size):
+            keep_first = starts_longest and begin == 0
+            yield from self._grouped(rows[begin : begin + size], rng, keep_first).tolist()
 
-    def _grouped(
-        self, rows: np.ndarray, rng: np.random.Generator, *, keep_first: bool
-    ) -> np.ndarray:
+    def _grouped(self, rows: np.ndarray, rng: np.random.Generator, keep_first: bool) -> np.ndarray:
         """Sort a chunk's rows by length, cut them into groups, and shuffle the groups."""
         # Stable: rows of equal length stay in the random order they came in.
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]

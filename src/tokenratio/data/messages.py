@@ -1,4 +1,4 @@
-"""Conversations in the forms that data sets use, brought to `{"role", "content"}` messages."""
+"""Conversations in the forms that data sets use, converted to `{"role", "content"}` messages."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from tokenratio.data.defects import DefectKind, RowDefectError
 Message: TypeAlias = dict[str, Any]
 Text: TypeAlias = str | list[Message]
 
-# A template skips an unknown role in silence, and the turn with it.
+# Templates silently skip turns with an unknown role.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Names of the same roles in ShareGPT, LLaMA-Factory, ms-swift and older data sets.
 _ROLE_NAMES = {
@@ -34,13 +34,11 @@ _NO_COMMA = re.compile(r"\}\n\s*\{")
 def text_or_messages(value: object, name: str) -> Text:
     """A column's value as a text or a list of messages.
 
-    Understood: a text; a list of messages (`role` and `content`, or ShareGPT's `from` and `value`);
-    one message alone; a list of `{"input", "output"}` exchanges.
+    Supported: a text; a list of messages (`role` and `content`, or ShareGPT's `from` and `value`);
+    a single message; a list of `{"input", "output"}` exchanges.
 
-    Args:
-        name: the column, for messages.
     Raises:
-        RowDefectError: the value is something else.
+        RowDefectError: the value is something else; `name` is the column.
     """
     if isinstance(value, str):
         return value
@@ -56,7 +54,7 @@ def text_or_messages(value: object, name: str) -> Text:
 def earlier_turns(value: object, name: str) -> list[Message]:
     """The turns of a `history` column; empty for null and for an empty text.
 
-    Understood: `[[question, answer], ...]`, messages, and either as JSON text.
+    Supported: `[[question, answer], ...]`, messages, and either as JSON text.
 
     Raises:
         RowDefectError: the value is something else.
@@ -78,7 +76,7 @@ def earlier_turns(value: object, name: str) -> list[Message]:
 
 
 def structured(value: object) -> object:
-    """What a text holds if it is JSON (or Python's own form) of a list or object; else the value.
+    """The list or object that a text holds as JSON or as a Python literal; else the value.
 
     >>> structured('["a", "b"]'), structured("{'a': None}"), structured("[sic]")
     (['a', 'b'], {'a': None}, '[sic]')
@@ -106,7 +104,7 @@ def structured(value: object) -> object:
 
 
 def messages_in(text: str) -> list[Any] | None:
-    """The messages that a text holds as JSON or in Python's own form; None of any other text.
+    """The messages that a text holds as JSON or as a Python literal; None for other texts.
 
     >>> messages_in('[{"role": "user", "content": "Hi"}]')
     [{'role': 'user', 'content': 'Hi'}]
@@ -121,7 +119,7 @@ def messages_in(text: str) -> list[Any] | None:
 
 
 def is_envelope(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether an object holds messages, and other things such as tools beside them.
+    """Whether a value is an object with `messages`, and perhaps others such as `tools`.
 
     >>> is_envelope({"messages": [{"role": "user", "content": "Hi"}], "tools": []})
     True
@@ -130,7 +128,7 @@ def is_envelope(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def is_broken_messages(text: str) -> bool:
-    """Whether a text begins like messages but cannot be read, as what was cut off.
+    """Whether a text begins like messages but cannot be parsed, for example because it was cut off.
 
     >>> is_broken_messages("[{'role': 'user', 'content': 'Hi'}, {'role': 'assist")
     True
@@ -143,7 +141,7 @@ def is_broken_messages(text: str) -> bool:
 
 
 def with_context(turns: list[Message], system: str | None, history: list[Message]) -> list[Message]:
-    """A conversation behind the system turn and earlier turns that other columns hold.
+    """A conversation preceded by the system prompt and earlier turns from other columns.
 
     Raises:
         RowDefectError: the conversation has another system turn.
@@ -165,7 +163,7 @@ def with_context(turns: list[Message], system: str | None, history: list[Message
 
 
 def kind_of(value: object) -> str:
-    """What a value is called in a message to a reader.
+    """The kind of a value, for messages.
 
     >>> kind_of(None), kind_of(3), kind_of(["a"])
     ('null', 'a number', 'a list')
@@ -214,7 +212,7 @@ def _exchanges(pairs: Sequence[tuple[Any, Any]], name: str) -> list[Message]:
 def _message(item: object, where: str) -> Message:
     if not isinstance(item, Mapping):
         raise wrong_type(where, item, "an object")
-    # A key without a value is no key: templates take null for a value.
+    # Without null values, which templates would render.
     message = {key: value for key, value in item.items() if value is not None}
     for ours, other in (("role", "from"), ("content", "value")):
         if ours not in message and other in message:
@@ -258,7 +256,7 @@ def _joined(parts: Sequence[object], where: str) -> str:
 
 
 def _tool_calls(content: object, where: str) -> Message:
-    """An assistant's turn from a `function_call` turn, whose value is JSON of one call or more."""
+    """The calls of a `function_call` turn; its content is JSON of one or more calls."""
     found = structured(content)
     calls: list[Any] = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):

@@ -1,4 +1,4 @@
-"""Pairs from rows that rank, rate or compare their responses."""
+"""Pairs from rows that rank, rate or compare responses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -36,14 +36,13 @@ def by_rating(ratings: str) -> Callable[[Fields], dict[str, Any]]:
 
 
 def by_order(fields: Fields) -> dict[str, Any]:
-    """The two `generations`, of which `order` says which is chosen."""
+    """The two `generations`, in the order of `order` (chosen, rejected)."""
     generations, order = structured(fields["generations"]), structured(fields["order"])
     if not isinstance(order, list) or not isinstance(generations, list):
         raise RowDefectError(DefectKind.NO_PREFERENCE, "order is not a list of chosen and rejected")
     if sorted(map(str, order)) != ["chosen", "rejected"] or len(generations) != 2:
-        raise RowDefectError(
-            DefectKind.NO_PREFERENCE, f"order is {', '.join(map(str, order)) or 'empty'}"
-        )
+        detail = f"order is {', '.join(map(str, order)) or 'empty'}"
+        raise RowDefectError(DefectKind.NO_PREFERENCE, detail)
     return {name: generations[order.index(name)] for name in ("chosen", "rejected")}
 
 
@@ -96,7 +95,7 @@ def by_winner(first: str, second: str) -> Callable[[Fields], dict[str, Any]]:
 def _picked(
     fields: Fields, columns: tuple[str, str], name: str, meaning: Mapping[Any, int]
 ) -> dict[str, Any]:
-    """The pair in two columns, in the order that a third column gives."""
+    """The pair in two columns, in the order given by a third column."""
     value = fields[name]
     key = value.strip().lower() if isinstance(value, str) else value
     if isinstance(key, str) and key not in meaning:
@@ -127,9 +126,8 @@ def _extremes(scored: Sequence[tuple[float | None, Any]], name: str) -> dict[str
     """The best and the worst response; those without a score or text are skipped."""
     found = [(score, text) for score, text in scored if score is not None and text]
     if len(found) < 2:
-        raise RowDefectError(
-            DefectKind.NO_PREFERENCE, f"fewer than two responses have a text and a {name}"
-        )
+        detail = f"fewer than two responses have a text and a {name}"
+        raise RowDefectError(DefectKind.NO_PREFERENCE, detail)
     best, worst = max(found, key=lambda item: item[0]), min(found, key=lambda item: item[0])
     if best[0] == worst[0]:
         raise RowDefectError(DefectKind.NO_PREFERENCE, f"all responses have the same {name}")

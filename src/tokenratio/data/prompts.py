@@ -46,7 +46,7 @@ def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tupl
         if row.problem is not None:
             raise TokenRatioError(printable(f"{row.origin}: {row.problem}"))
     alone = SourceColumns(rows, "prompt", columns)
-    trained = _trained(rows, use_of(alone.fields), columns)
+    trained = _trained(rows, use_of(alone.fields()), columns)
     # One conversation makes all rows of the source conversations.
     is_chat = alone.is_chat or any(not isinstance(prompt, str) for prompt in trained.values())
     return [

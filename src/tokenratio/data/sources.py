@@ -165,7 +165,7 @@ def _locate(
     """The parts of one source.
 
     Args:
-        number: its place among several, whose origins need longer names; None if it is alone.
+        number: its place among several sources, which need longer origins; None if it is alone.
     """
     source = spec.path
     if isinstance(source, str) and is_world_source(source):

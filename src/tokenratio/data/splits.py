@@ -16,7 +16,7 @@ _KEYWORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _SEPARATOR = re.compile(r"[-._/ 0-9]+")
-# `-00000-of-00003`, also with a hash behind it, `_1`, `.part-2`: pieces of one split.
+# `-00000-of-00003`, also followed by a hash, `_1`, `.part-2`: pieces of one split.
 _SHARD = re.compile(
     r"(?:-\d+-of-\d+(?:-[0-9a-f]{8,})?|[-_. ]+(?:part|shard|chunk)?[-_. ]*\d+)$", re.IGNORECASE
 )

@@ -1,4 +1,4 @@
-"""Report on a source's rows: counts, examples and lengths, as text and as JSON."""
+"""The report on a source's rows: counts, examples and lengths, as text and as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -149,7 +149,7 @@ class DataReport:
         return self.past_shorter / max(1, self.lengths["chosen"] + self.lengths["rejected"])
 
     def summary(self) -> str:
-        """The account in a few lines, safe to print."""
+        """The report in a few lines, safe to print."""
         refused = self.rows_read - self.rows_kept
         alone = len(self.sources) == 1 and not self.sources[0].unread
         lines = [] if alone else [source.describe() for source in self.sources]
@@ -177,7 +177,7 @@ class DataReport:
         return "\n".join(printable(line) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The account as plain JSON values."""
+        """The report as plain JSON values."""
         return {
             "sources": [asdict(source) for source in self.sources],
             "selection": list(self.selection),

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -15,7 +15,11 @@ from tokenratio.data.messages import Text
 from tokenratio.data.summary import Reading
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_CHARACTERS = {
+    WarningKind.REPLACEMENT_CHARACTER: re.compile("\ufffd"),
+    WarningKind.CARRIAGE_RETURN: re.compile("\r"),
+    WarningKind.CONTROL_CHARACTER: re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+}
 # Anthropic's HH and its descendants keep a whole dialogue in one string.
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -113,17 +117,10 @@ def _oddities(example: AnyExample) -> Iterator[Defect]:
     if role:
         detail = f"two turns of {role!r} in a row"
         yield Defect(example.origin, WarningKind.SAME_ROLE_TURNS, detail)
-    for kind, holds in _CHARACTERS.items():
-        sides = [side for side, text in example.texts.items() if holds(plain_text(text))]
+    for kind, pattern in _CHARACTERS.items():
+        sides = [side for side, text in example.texts.items() if pattern.search(plain_text(text))]
         if sides:
             yield Defect(example.origin, kind, f"in {' and '.join(sides)}")
-
-
-_CHARACTERS: dict[WarningKind, Callable[[str], bool]] = {
-    WarningKind.REPLACEMENT_CHARACTER: lambda text: "\ufffd" in text,
-    WarningKind.CARRIAGE_RETURN: lambda text: "\r" in text,
-    WarningKind.CONTROL_CHARACTER: lambda text: _CONTROL.search(text) is not None,
-}
 
 
 def _same_role(example: AnyExample, response: Text) -> str | None:
