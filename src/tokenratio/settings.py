@@ -55,11 +55,7 @@ def fields_of(*classes: type) -> dict[str, Field]:
 
 
 def check_known(
-    names: Iterable[str],
-    known: Iterable[str],
-    what: str,
-    *,
-    listed: str = "--help lists them",
+    names: Iterable[str], known: Iterable[str], what: str, *, listed: str = "--help lists them"
 ) -> None:
     """Refuse unknown names, suggesting the right one where possible.
 

@@ -20,7 +20,7 @@ from tokenratio.data import (
 from tokenratio.data.columns import COLUMN_NAMES
 from tokenratio.data.defects import DefectKind, DefectLog, RowDefectError, WarningKind
 from tokenratio.data.formats import DataParser
-from tokenratio.data.layouts import COMPLETIONS, PAIRS, PROMPTS, markdown_tables
+from tokenratio.data.layouts import BENCHMARK_TURNS, COMPLETIONS, PAIRS, PROMPTS
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.validation import parse_rows
 from tokenratio.errors import TokenRatioError
@@ -46,6 +46,20 @@ def human(text):
 
 def gpt(text):
     return {"from": "gpt", "value": text}
+
+
+def markdown_tables():
+    """The tables of docs/data.md."""
+    titles = {"prompt": "Prompt", "pair": "Pair", "completion": "Response (for `sft`)"}
+    parts = []
+    for layouts in ((*PROMPTS, BENCHMARK_TURNS), PAIRS, COMPLETIONS):
+        lines = [f"| {titles[layouts[0].use]} | | seen in |", "|---|---|---|"]
+        for layout in layouts:
+            columns = ", ".join(f"`{name}`" for name in layout.needs)
+            columns += "".join(f" (+ `{name}`)" for name in layout.also)
+            lines.append(f"| {columns} | {layout.note} | {layout.seen_in} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def parse(rows, wanted, columns=None):

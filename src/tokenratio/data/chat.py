@@ -8,12 +8,7 @@ from tokenratio.data.boundary import common_length
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.formats import AnyExample, CompletionExample
 from tokenratio.data.messages import Message
-from tokenratio.data.template import (
-    TemplateSettings,
-    TurnEnd,
-    apply_template,
-    special_token_at_end,
-)
+from tokenratio.data.template import TemplateSettings, TurnEnd, apply_template, special_token_at_end
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:

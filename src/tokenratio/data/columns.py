@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from tokenratio.data.choosing import choose, clash_text, holds_prompt
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.display import printable
 from tokenratio.data.files import SourceRow
@@ -24,7 +23,10 @@ from tokenratio.data.layouts import (
     TEMPLATE_COLUMNS,
     Layout,
     Use,
+    choose,
+    clash_text,
     first_fit,
+    holds_prompt,
     system_of,
     template_kwargs_of,
     tools_of,

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tokenratio.data.choosing import use_of
 from tokenratio.data.collation import CompletionCollator, PairCollator, padding_id
 from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import DefectLog
 from tokenratio.data.display import printable, quoted
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import EXAMPLE_TYPES, AnyExample, DataParser, PreferenceExample
+from tokenratio.data.layouts import use_of
 from tokenratio.data.preparation import PreparedData, prepare_completions, prepare_pairs
 from tokenratio.data.sources import Source, describe_splits, locate
 from tokenratio.data.summary import DataReport

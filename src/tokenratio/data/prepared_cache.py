@@ -71,9 +71,7 @@ def kept_on_disk(
 
 
 def ingredients_of(
-    parts: Sequence[SourcePart],
-    tokenizer: "PreTrainedTokenizerBase",
-    arguments: Mapping[str, Any],
+    parts: Sequence[SourcePart], tokenizer: "PreTrainedTokenizerBase", arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that prepared rows depend on: content, tokenizer, other arguments and code."""
     return {

@@ -1,15 +1,15 @@
 """Prompts to generate from: the same ones that training on the source uses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenratio.data.chat import Prompt, prompt_of
-from tokenratio.data.choosing import use_of
 from tokenratio.data.columns import Columns, SourceColumns
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.display import printable
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import EXAMPLE_TYPES, DataParser
-from tokenratio.data.layouts import Use
+from tokenratio.data.layouts import use_of
 from tokenratio.data.messages import with_context
 from tokenratio.data.sources import Source, locate, source_name
 from tokenratio.errors import TokenRatioError
@@ -46,7 +46,8 @@ def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tupl
         if row.problem is not None:
             raise TokenRatioError(printable(f"{row.origin}: {row.problem}"))
     alone = SourceColumns(rows, "prompt", columns)
-    trained = _trained(rows, use_of(alone.fields()), columns)
+    use = use_of(alone.fields())
+    trained = {} if use is None else _trained(rows, DataParser([rows], EXAMPLE_TYPES[use], columns))
     # One conversation makes all rows of the source conversations.
     is_chat = alone.is_chat or any(not isinstance(prompt, str) for prompt in trained.values())
     return [
@@ -55,14 +56,9 @@ def _prompts_of(rows: Sequence[SourceRow], columns: Columns | None) -> list[tupl
     ]
 
 
-def _trained(
-    rows: Sequence[SourceRow], use: Use | None, columns: Columns | None
-) -> dict[int, Prompt]:
-    """The prompts of the rows that can be trained on."""
+def _trained(rows: Sequence[SourceRow], parser: DataParser[Any]) -> dict[int, Prompt]:
+    """The prompts of the rows that can be trained on, by the row's `id`."""
     prompts: dict[int, Prompt] = {}
-    if use is None:
-        return prompts
-    parser = DataParser([rows], EXAMPLE_TYPES[use], columns)
     for row in rows:
         try:
             example = parser.parse(row)

@@ -164,10 +164,7 @@ class ReviewGrammar:
         """Each class of words with its probability, by the mood wanted, and the mood it makes."""
         wanted = state.mood * state.sign
         prob = 0.5 if wanted == 0 else self.agreement if wanted > 0 else 1 - self.agreement
-        for side, (mild, strong), mood in (
-            (prob, good, state.sign),
-            (1 - prob, bad, -state.sign),
-        ):
+        for side, (mild, strong), mood in ((prob, good, state.sign), (1 - prob, bad, -state.sign)):
             yield side * (1 - self.strong), mild, mood
             yield side * self.strong, strong, mood
 
