@@ -329,7 +329,7 @@ class Endpoint:
         raise _RefusedError(f"{settings.base_url} refuses to answer ({reason}): {hint}")
 
     def _clean(self, text: str) -> str:
-        """A server's message, shortened and without the key, which some servers repeat."""
+        """A server's message, shortened, without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
         text = " ".join(text.split())

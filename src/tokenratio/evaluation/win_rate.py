@@ -86,9 +86,9 @@ def win_rate(
 ) -> WinRate:
     """Count a judge's verdicts by the rule of `outcomes`.
 
-    `swap_policies` swaps win and lose exactly. The interval is a percentile bootstrap over prompts.
-    If all comparisons have the same outcome, resamples do not vary, and it is the exact binomial
-    interval for that many prompts.
+    Swapping the policies swaps win and lose exactly. The interval is a percentile bootstrap over
+    prompts; if all comparisons have the same outcome, resamples do not vary, and it is the exact
+    binomial interval for that many prompts.
 
     Args:
         prob_a_first: for each comparison, the judge's probability that A's response is better,
@@ -140,13 +140,6 @@ def win_rate(
         num_prompts=len(sizes),
         num_incomplete=int((~complete).sum()),
     )
-
-
-def swap_policies(
-    prob_a_first: ArrayLike, prob_a_second: ArrayLike
-) -> tuple[Float[np.ndarray, "comparisons"], Float[np.ndarray, "comparisons"]]:
-    """The same verdicts for policy B: where A was first, B was second."""
-    return 1.0 - np.asarray(prob_a_second, float), 1.0 - np.asarray(prob_a_first, float)
 
 
 def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparisons"]:
