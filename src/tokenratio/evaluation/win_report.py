@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from tokenratio.errors import TokenRatioError
@@ -82,10 +83,6 @@ def summarize(
     )
     if not order_matters:
         rate["flip_rate"] = None
-    lengths = {
-        unit: [[getattr(j, f"{unit}_{side}") for j in judgements] for side in "ab"]
-        for unit in ("words", "characters")
-    }
     try:
         controlled = asdict(_at_equal_length(judgements, prompts))
     except TokenRatioError as error:  # the other figures are still valid
@@ -100,8 +97,11 @@ def summarize(
             "reasons": dict(reasons.most_common()),
         },
         "mean_length": {
-            side: {unit: math.fsum(values[i]) / len(values[i]) for unit, values in lengths.items()}
-            for i, side in enumerate(("ours", "theirs"))
+            name: {
+                unit: fmean(getattr(judgement, f"{unit}_{side}") for judgement in judgements)
+                for unit in ("words", "characters")
+            }
+            for name, side in (("ours", "a"), ("theirs", "b"))
         },
     }
     shown: dict[str, Any] = without_nan(summary)
