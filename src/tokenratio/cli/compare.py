@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.results import PolicyMeasures
+from tokenratio.names import require_at_least
 from tokenratio.run_folder import replace_text
 from tokenratio.settings import option
 
@@ -38,10 +39,8 @@ class CompareOptions:
     output: str | None = option(None, "JSON file to write all figures to.")
 
     def __post_init__(self) -> None:
-        if self.num_resamples < 100:
-            raise TokenRatioError(f"num_resamples must be at least 100, not {self.num_resamples}")
-        if self.seed < 0:
-            raise TokenRatioError(f"seed must be 0 or positive, not {self.seed}")
+        require_at_least(100, num_resamples=self.num_resamples)
+        require_at_least(0, seed=self.seed)
         if self.output is not None and Path(self.output).is_dir():
             raise TokenRatioError(f"--output {self.output} is a folder")
 

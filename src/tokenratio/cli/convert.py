@@ -5,6 +5,7 @@ from typing import Literal
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import option
 
 USAGE = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
@@ -36,10 +37,8 @@ class ConvertOptions:
         for name in ("to", "output"):
             if not getattr(self, name):
                 raise TokenRatioError(f"convert needs --{name}")
-        if self.to not in KINDS:
-            raise TokenRatioError(f"--to must be one of {', '.join(KINDS)}, not {self.to!r}")
-        if self.turn < 1:
-            raise TokenRatioError(f"turn must be at least 1, not {self.turn}")
+        require_choice("--to", self.to, KINDS)
+        require_at_least(1, turn=self.turn)
 
 
 def convert_file(path: str, options: ConvertOptions) -> None:

@@ -12,6 +12,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
 from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.names import require_at_least
 from tokenratio.settings import Field, build, fields_of, option
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class GenerateOptions(TemplateOptions):
     def __post_init__(self) -> None:
         if not self.prompts:
             raise TokenRatioError("generate needs --prompts")
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
+        require_at_least(1, num_prompts=self.num_prompts)
         output = Path(self.output)
         if output.is_dir() or output.resolve() == Path(self.prompts).resolve():
             raise TokenRatioError(f"--output {output} is a folder or the file of the prompts")

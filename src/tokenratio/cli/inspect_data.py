@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenratio.cli.command import Command
-from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TemplateOptions, template_of
+from tokenratio.names import require_at_least
 from tokenratio.settings import option
 
 USAGE = """usage: tokenratio inspect-data SOURCE [--flag value ...]
@@ -34,8 +34,7 @@ class InspectOptions(TemplateOptions):
     )
 
     def __post_init__(self) -> None:
-        if self.num_rows < 0:
-            raise TokenRatioError(f"num_rows must not be negative, not {self.num_rows}")
+        require_at_least(0, num_rows=self.num_rows)
 
 
 def inspect_data(source: str, options: InspectOptions) -> None:

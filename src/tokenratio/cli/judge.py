@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
-from tokenratio.settings import Field, build, fields_of, option
+from tokenratio.names import require_at_least
+from tokenratio.settings import Field, build, check_known, fields_of, option
 
 if TYPE_CHECKING:
     from tokenratio.evaluation.response_files import AnsweredPrompt
@@ -52,12 +53,9 @@ class JudgeOptions:
         for name in ("against", "judge"):
             if not getattr(self, name):
                 raise TokenRatioError(f"judge needs --{name}")
-        if self.judge not in JUDGES:
-            raise TokenRatioError(f"unknown judge {self.judge!r}; known: {', '.join(JUDGES)}")
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise TokenRatioError(f"num_prompts must be at least 1, not {self.num_prompts}")
-        if self.seed < 0:
-            raise TokenRatioError(f"seed must be at least 0, not {self.seed}")
+        check_known([self.judge], JUDGES, "judge")
+        require_at_least(1, num_prompts=self.num_prompts)
+        require_at_least(0, seed=self.seed)
 
 
 # The kinds of judges that have each setting.

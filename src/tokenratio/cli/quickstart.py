@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
+from tokenratio.names import require_at_least
 from tokenratio.settings import check_known, option
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class QuickstartOptions:
     def __post_init__(self) -> None:
         from tokenratio.losses import LOSSES
 
-        for name in ("num_sft", "num_pairs", "num_prompts"):
-            if getattr(self, name) < 1:
-                raise TokenRatioError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(
+            1, num_sft=self.num_sft, num_pairs=self.num_pairs, num_prompts=self.num_prompts
+        )
         # Models that score tokens would have to be trained first, which needs a recipe.
         known = [name for name, method in LOSSES.items() if not method.needs_contrast]
         check_known([self.loss], known, "loss", listed="`tokenratio methods` describes them")
