@@ -460,7 +460,7 @@ def test_inputs_are_never_written_over(sides, capsys):
         (["judge"], "needs one file of generations"),
         (["judge", "ours.jsonl"], "judge needs --against"),
         (["judge", "ours.jsonl", "--against", "theirs.jsonl"], "judge needs --judge"),
-        (judge("golden"), "unknown judge 'golden'; known: gold, "),
+        (judge("golden"), "unknown judge 'golden'; did you mean 'gold'?"),
         (judge("gold"), "judge gold needs world"),
         (judge("gold", "--world", "x"), "no world 'x'"),
         (judge("implicit"), "judge implicit needs policy"),

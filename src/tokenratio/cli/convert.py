@@ -5,7 +5,7 @@ from typing import Literal
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.names import require_at_least, require_choice
+from tokenratio.names import require_at_least
 from tokenratio.settings import option
 
 USAGE = """usage: tokenratio convert FILE --to generations|alpaca-eval|mt-bench --output FILE
@@ -37,7 +37,6 @@ class ConvertOptions:
         for name in ("to", "output"):
             if not getattr(self, name):
                 raise TokenRatioError(f"convert needs --{name}")
-        require_choice("--to", self.to, KINDS)
         require_at_least(1, turn=self.turn)
 
 

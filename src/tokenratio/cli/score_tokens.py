@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TemplateOptions, template_of
-from tokenratio.names import require_at_least, require_choice
+from tokenratio.names import require_at_least
 from tokenratio.settings import option
 
 USAGE = """usage: tokenratio score-tokens SOURCE --positive_model MODEL [--flag value ...]
@@ -57,7 +57,6 @@ class ScoreOptions(TemplateOptions):
     def __post_init__(self) -> None:
         if not self.positive_model:
             raise TokenRatioError("score-tokens needs --positive_model")
-        require_choice("on_bad_row", self.on_bad_row, ("skip", "error"))
         require_at_least(1, batch_size=self.batch_size)
         from tokenratio.data.contrast import check_prompt_template
 
