@@ -8,7 +8,7 @@ from tokenratio.evaluation.journal import check_is_journal, settings_path
 
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output that is a folder, one of the inputs or their settings, or another file."""
+    """Refuse to replace a folder, an input or its settings, or a file of another kind."""
     if path.is_dir():
         raise TokenRatioError(f"--output {path} is a folder")
     for given in inputs:
