@@ -119,7 +119,7 @@ def commands() -> dict[str, list[str]]:
     found = {}
     for name, (module, _) in COMMANDS.items():
         command = import_module(module).COMMAND
-        fields = command.fields() if command.fields is not None else fields_of(*command.options)
+        fields = command.fields() if command.options is None else fields_of(command.options)
         found[name] = sorted(set(fields) - inherited)
     return found
 
