@@ -210,7 +210,7 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
     write("b", contents={"p:1": "bb", "p:2": "cc"})
     compare(capsys, "a", "b")
     write("b", contents={"p:0": "aa", "p:1": "cc"})
-    assert "different data: p:1 is another in b" in compare(capsys, "a", "b", code=2)
+    assert "different data: p:1 differs in b" in compare(capsys, "a", "b", code=2)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
         (["a", "b", "--measures", "[credit]"], "values of 'credit'"),
         (["a", "b", "--measures", "gold_reward"], "measures must be a list"),
         (["a", "b", "--require", "golden"], "values of 'golden'"),
-        (["a", "b", "--require", "length"], "length has no better direction"),
+        (["a", "b", "--require", "length"], "neither direction of length is better"),
         (["a", "empty"], "share no measure"),
         (["a", "b", "--num_resamples", "10"], "num_resamples must be at least 100"),
         (["a", "b", "--outptu", "x"], "did you mean 'output'"),

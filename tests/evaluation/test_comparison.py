@@ -89,9 +89,9 @@ def test_notes_and_mistakes():
     assert notes == ["note: the evaluations differ in temperature: 1.0, 0.5"]
     for policies, options, message in (
         ([a], {}, "two policies or more, not 1"),
-        ([a, a], {}, "two policies have one name"),
+        ([a, a], {}, "two policies have the same name"),
         ([a, b], {"measures": ["golden"]}, "'golden'; all have: gold_reward, wins, length"),
-        ([a, b], {"require": "length"}, "length has no better direction"),
+        ([a, b], {"require": "length"}, "neither direction of length is better"),
         ([a, "nowhere"], {}, "nowhere cannot be read"),
     ):
         with pytest.raises(TokenRatioError, match=message):

@@ -1,4 +1,4 @@
-"""Are the differences between evaluated policies more than chance?"""
+"""Comparing evaluated policies: which differences are more than chance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from tokenratio.evaluation.paired_comparison import (
 from tokenratio.evaluation.results import Measure, PolicyMeasures
 
 _SOURCES = ("prompts", "pairs")
-# Of an evaluation's settings, those that change what its values mean.
+# The settings of an evaluation that change what its values mean.
 _SETTINGS = (
     *(*_SOURCES, "split", "num_samples", "temperature", "top_p", "max_new_tokens"),
     *("max_length", "beta", "reference", "against", "judges"),
@@ -31,17 +31,14 @@ class _Policy:
     runs: tuple[PolicyMeasures, ...]
 
     def has(self, measure: str) -> bool:
-        found = [run.named(measure) for run in self.runs]
-        return all(each is not None and each.values for each in found)
+        return all(run.values(measure) for run in self.runs)
 
     def values(self, measure: str) -> PolicyValues:
-        """From all seeds, distinguished by their place in the list."""
+        """Those of all seeds; a seed's label is its place in the list."""
         rows = [
             (value, prompt, seed)
             for seed, run in enumerate(self.runs)
-            for each in [run.named(measure)]
-            if each is not None
-            for prompt, _, value in each.values
+            for prompt, _, value in run.values(measure)
         ]
         values, prompts, seeds = zip(*rows, strict=True)
         return PolicyValues(self.name, values, prompts, seeds if len(self.runs) > 1 else None)
@@ -64,9 +61,9 @@ def compare(
     """Compare the first policy with each of the others, p-values corrected over all comparisons.
 
     Args:
-        policies: two or more, each a `PolicyMeasures` or a folder that `evaluate` wrote; as a
+        policies: two or more, each a `PolicyMeasures` or a folder that `evaluate` wrote; in a
             mapping from names, each may also be a list: the training seeds of one method.
-        measures: by name; all that every policy has and that have a better direction if None.
+        measures: their names; if None, all that every policy has and that have a better direction.
         require: one more measure, which must have a better direction.
         all_pairs: compare every two policies.
         num_resamples, seed: of the bootstrap and of the sign-flip test.
@@ -74,14 +71,16 @@ def compare(
     Returns:
         For each measure, the comparisons of all pairs; `line()` puts one in words.
     Raises:
-        TokenRatioError: fewer than two policies or two of one name, a measure that not all have,
-            evaluations on different prompts or with different seeds.
+        TokenRatioError: fewer than two policies, or two with the same name; a measure that not all
+            have; evaluations on different prompts or with different seeds.
     """
     found = _policies(policies)
     if len(found) < 2:
-        raise TokenRatioError(f"compare needs two policies or more, not {len(found)}")
+        raise TokenRatioError(f"compare needs at least two policies, not {len(found)}")
     if len({policy.name for policy in found}) < len(found):
-        raise TokenRatioError("two policies have one name: give names, as in a=FOLDER b=FOLDER")
+        raise TokenRatioError(
+            "two policies have the same name: give names, as in a=FOLDER b=FOLDER"
+        )
     chosen = _shared_measures(found, measures, require)
     _check_contents(found)
     for note in _setting_notes(found):
@@ -141,27 +140,28 @@ def _shared_measures(
     chosen = [measure for measure in shared if measure.name in wanted]
     for measure in chosen:
         if measure.name == require and measure.better is None:
-            raise TokenRatioError(f"{require} has no better direction: it cannot be required")
+            raise TokenRatioError(
+                f"neither direction of {require} is better: it cannot be required"
+            )
     return chosen
 
 
 def _check_contents(policies: Sequence[_Policy]) -> None:
-    """Refuse to pair values of different prompts or pairs that have the same id."""
+    """Check that no id stands for different prompts or pairs."""
     known: dict[str, str] = {}
     for run in (run for policy in policies for run in policy.runs):
         for id, digest in run.contents.items():
             if known.setdefault(id, digest) != digest:
                 raise TokenRatioError(
-                    f"the policies were evaluated on different data: {id} is another in "
-                    f"{run.policy}"
+                    f"the policies were evaluated on different data: {id} differs in {run.policy}"
                 )
 
 
 def _setting_notes(policies: Sequence[_Policy]) -> list[str]:
-    """Settings that differ between the evaluations, where that matters.
+    """A note on each setting that differs between the evaluations and changes their values.
 
     Raises:
-        TokenRatioError: their prompts come from two worlds, whose ids are mere numbers.
+        TokenRatioError: their prompts or pairs come from two worlds, whose ids are only numbers.
     """
     notes = []
     for name in _SETTINGS:

@@ -32,7 +32,7 @@ class Correlation:
     """A rank correlation in [−1, 1] and its uncertainty.
 
     Attributes:
-        value: nan where it is not defined (all scores alike, as before training).
+        value: nan if it is not defined (all scores equal, as before training).
         standard_error: from a bootstrap over prompts; nan for one prompt.
         low, high: the bootstrap's 95 % percentile interval.
     """
@@ -153,7 +153,7 @@ def token_scores(
     if not (math.isfinite(beta) and beta > 0):
         raise TokenRatioError(f"beta must be positive and finite, not {beta}")
     if (state_term == "baseline") != (baseline is not None):
-        raise TokenRatioError("a baseline and the state term 'baseline' go together")
+        raise TokenRatioError("give a baseline with the state term 'baseline', and only then")
     base = language_model(model)
     adapters = None if ref_model is not None else _adapters(model)
     models = [model] if ref_model is None else [model, ref_model]
@@ -205,15 +205,15 @@ def _correlations(predicted: Array, gold: Array) -> tuple[float, float]:
     if len(gold) < 2 or not np.ptp(predicted) or not np.ptp(gold):
         return math.nan, math.nan
     spearman = stats.spearmanr(predicted, gold).statistic
-    # The p-value is not used. The exact one would cost more than the correlation, the asymptotic
-    # one divides by zero for two tokens.
+    # Only the p-value, which is not used, depends on the method: exact is slow, and asymptotic
+    # divides by zero for two tokens.
     method = "asymptotic" if len(gold) > 2 else "exact"
     kendall = stats.kendalltau(predicted, gold, method=method).statistic
     return float(spearman), float(kendall)
 
 
 def _nanmean(values: Array) -> Array:
-    """Mean of each column over the rows that are not nan; nan if all are."""
+    """Mean of each column over the rows that are not nan; nan if there are none."""
     defined = values[~np.isnan(values[:, 0])]
     return defined.mean(0) if len(defined) else np.full(values.shape[1], math.nan)
 

@@ -1,4 +1,4 @@
-"""How far a policy is from its reference, on its own samples."""
+"""The KL from a policy to its reference, on the policy's own samples."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,14 @@ def kl_policy_ref(
     batch_size: int,
     chunk_size: int | None = None,
 ) -> list[float]:
-    """The sequence KL(π ‖ π_ref) of each row, nats: each step's exact over the vocabulary.
+    """The sequence KL(π ‖ π_ref) of each row in nats, exact over the vocabulary at each step.
 
-    Its mean over samples of the policy's own distribution is the policy's KL.
+    Its mean over samples from the policy is the policy's KL.
 
     Args:
         batch_size: rows in one forward pass.
-        chunk_size: tokens whose logits of both models are held at once, in float32 at least; chosen
-            from the vocabulary if None.
+        chunk_size: tokens whose logits of both models are held at once, in float32 or wider;
+            chosen from the vocabulary's size if None.
     Raises:
         TokenRatioError: see `score_rows`.
     """
@@ -70,6 +70,6 @@ def _kl(
     difference = log_p - ref_log_p
     prob = log_p.exp()
     plain = prob * difference - prob + ref_log_p.exp()
-    # where the policies are close, −p + p_ref cancels; far apart, e^−d overflows
+    # If the policies are close, −p + p_ref cancels; if they are far apart, e^−d overflows.
     close = difference.clamp(-1.0, 1.0)
     return torch.where(close == difference, prob * (torch.expm1(-close) + close), plain).sum(-1)

@@ -103,8 +103,8 @@ def predictive_entropy(
 
     Args:
         batch_size: rows in one forward pass.
-        chunk_size: tokens whose logits are held at once, in float32 at least; chosen from the
-            vocabulary if None.
+        chunk_size: tokens whose logits are held at once, in float32 or wider; chosen from the
+            vocabulary's size if None.
     Raises:
         TokenRatioError: see `score_rows`.
     """
@@ -124,7 +124,7 @@ def predictive_entropy(
 def _entropies(
     hidden: Float[Tensor, "tokens hidden"], head: Head, chunk_size: int | None
 ) -> Float[Tensor, "tokens"]:
-    """Entropy of softmax(head(hidden)) in nats; no more than one chunk's logits at once."""
+    """Entropy of softmax(head(hidden)) in nats, holding one chunk's logits at a time."""
     vocabulary = len(head.weight)
     chunk_size = chunk_size or default_chunk_size(vocabulary, hidden.device.type)
     dtype = compute_dtype(hidden, head.weight)

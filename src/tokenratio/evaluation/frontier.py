@@ -1,10 +1,9 @@
-"""Gold reward against KL(π ‖ π_ref): what a method buys with its distance from the reference.
+"""Gold reward against KL(π ‖ π_ref): what a method gains for its distance from the reference.
 
 A method is a set of policies, its checkpoints or its βs, each with a KL (nats per response) and a
-mean reward. Between measured policies the frontier is straight *in the KL*: a policy that answers
-with π₁ or π₂ by a coin's toss has the mean of their rewards and, the KL being convex, at most the
-mean of their KLs. So every point of the upper concave hull, reference included, can be had; and no
-credit is given for what was not measured: past the last policy the frontier is flat.
+mean reward. A policy that answers with π₁ or π₂ at random has the mean of their rewards and, the KL
+being convex, at most the mean of their KLs. So every point of the upper concave hull of the
+policies and the reference can be reached; past the last policy the frontier is flat.
 """
 
 import math
@@ -25,8 +24,8 @@ class PolicyPoint:
         label: its checkpoint or β.
         kl: KL(π ‖ π_ref) ≥ 0 in nats per response.
         reward: its mean gold reward.
-        by_prompt: of each prompt `(Σ KL, Σ reward, responses)`, for the bootstrap; None if only the
-            means are known.
+        by_prompt: `(Σ KL, Σ reward, responses)` of each prompt, for the bootstrap; None if only
+            the means are known.
     """
 
     label: str
@@ -37,28 +36,27 @@ class PolicyPoint:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.reward) and math.isfinite(self.kl) and self.kl >= 0):
             raise TokenRatioError(
-                f"policy {self.label}: reward and KL must be finite and the KL not negative, not "
-                f"{self.reward} and {self.kl}"
+                f"policy {self.label}: reward {self.reward} and KL {self.kl} must be finite, and "
+                "the KL not negative"
             )
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """What a method attains.
+    """The reward that a method reaches at each KL.
 
     Attributes:
-        points: the policies that no other dominates, by rising KL: none has both a KL as small and
-            a reward as large, one of them strictly.
+        points: the policies not dominated by another (KL as small and reward as large, one of them
+            strictly), by rising KL.
         dominated: labels of the others.
         hull: corners `(kl, reward)` of the upper concave hull, reference first; rewards rise.
         area: mean height of the hull above the reference's reward over KLs from 0 to `budget`, in
             units of `unit`: 0 for the reference itself, 1 for a gain of `unit` that costs no KL.
-        standard_error, low, high: of the area, by a bootstrap over prompts, `low` to `high` its
-            95 % percentile interval; nan unless reference and all policies have their responses. A
-            hull over noisy points is biased upwards, more so the more points there are.
-        budget, unit: what the area refers to; areas with others do not compare.
-        resampled: the area in each resample; those of two methods from one call are paired, so
-            their differences give the uncertainty of the difference.
+        standard_error, low, high: of the area, by a bootstrap over prompts, with the 95 %
+            percentile interval; nan unless the reference and all policies have `by_prompt`. A hull
+            over noisy points is biased upwards, the more points the more.
+        budget, unit: those of the area; areas with different ones cannot be compared.
+        resampled: the area in each resample, paired between the methods of one call.
     """
 
     points: tuple[PolicyPoint, ...]
@@ -74,16 +72,13 @@ class Frontier:
 
 
 def policy_point(
-    label: str,
-    kls: Sequence[float],
-    rewards: Sequence[float],
-    prompts: Sequence[Hashable],
+    label: str, kls: Sequence[float], rewards: Sequence[float], prompts: Sequence[Hashable]
 ) -> PolicyPoint:
-    """A policy from its responses' KLs and rewards, and the prompt of each.
+    """A policy from the KL, reward and prompt of each of its responses.
 
     Raises:
-        TokenRatioError: lengths that differ, no responses, or a value that is not finite. A single
-            response's KL may be negative (an estimate), the mean may not.
+        TokenRatioError: lengths differ, there are no responses, a value is not finite, or the mean
+            KL is negative.
     """
     if not len(kls) == len(rewards) == len(prompts) > 0:
         raise TokenRatioError(
@@ -107,21 +102,19 @@ def compare_frontiers(
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Frontier]:
-    """The frontiers of several methods, measured by one yardstick.
+    """The frontiers of several methods, with the same budget and unit.
 
     Args:
-        methods: name → its policies.
-        reference: π_ref, KL 0, with its reward.
-        budget: the largest KL looked at; by default the smallest of the methods' largest KLs, so
-            that all are judged where all were measured.
+        methods: the policies of each, by name.
+        reference: π_ref, with KL 0.
+        budget: the largest KL considered; by default the smallest of the methods' largest KLs.
         unit: the gain in reward over the reference that counts as 1; by default the largest that
-            any method attains within the budget. Both are kept in the bootstrap: it moves what is
-            measured, not the yardstick.
+            any method reaches within the budget. The bootstrap varies neither budget nor unit.
         num_bootstrap: resamples of the prompts, the same for all methods and the reference.
         seed: of the resamples.
     Raises:
-        TokenRatioError: a method without policies, a reference with a KL, a budget or unit that is
-            not positive, policies whose responses are to other prompts than the reference's.
+        TokenRatioError: a method has no policies, the reference's KL is not 0, budget or unit is
+            not positive, or policies and reference answered different prompts.
     """
     if reference.kl != 0:
         raise TokenRatioError(f"the reference has KL {reference.kl} to itself: it must be 0")
@@ -164,23 +157,19 @@ def compare_frontiers(
 
 
 def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> list[str]:
-    """Where gold reward and KL are known: what each group of policies reaches for its KL."""
+    """The frontier of each group of policies in words, if gold rewards and KLs are known."""
     points: dict[str, list[PolicyPoint]] = {}
     reference = None
     for policy in policies:
-        reward, kl = policy.named("gold_reward"), policy.named("kl_policy_ref")
-        if reward is None:
-            continue
-        prompts = [prompt for prompt, _, _ in reward.values]
-        rewards = [value for _, _, value in reward.values]
-        if policy.policy == reference_name:
+        prompts = [prompt for prompt, _, _ in policy.values("gold_reward")]
+        rewards = [value for _, _, value in policy.values("gold_reward")]
+        kls = [value for _, _, value in policy.values("kl_policy_ref")]
+        if rewards and policy.policy == reference_name:
             reference = policy_point(policy.policy, [0.0] * len(rewards), rewards, prompts)
-        elif kl is not None:
-            kls = [value for _, _, value in kl.values]
-            points.setdefault(policy.group, []).append(
-                policy_point(policy.policy, kls, rewards, prompts)
-            )
-    # A policy that is the reference has no frontier.
+        elif rewards and kls:
+            point = policy_point(policy.policy, kls, rewards, prompts)
+            points.setdefault(policy.group, []).append(point)
+    # A policy equal to the reference has no frontier.
     points = {name: found for name, found in points.items() if any(p.kl > 0 for p in found)}
     if reference is None or sum(map(len, points.values())) < 2:
         return []
@@ -196,14 +185,14 @@ def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> l
 
 
 def non_dominated(points: Sequence[PolicyPoint]) -> list[PolicyPoint]:
-    """The policies no other dominates, by rising KL; of two at one place both stay."""
+    """The policies not dominated by another, by rising KL; equal ones all stay."""
+
+    def place(point: PolicyPoint) -> tuple[float, float]:
+        return point.kl, -point.reward
+
     best: list[PolicyPoint] = []
-    for point in sorted(points, key=lambda point: (point.kl, -point.reward)):
-        if (
-            not best
-            or point.reward > best[-1].reward
-            or (point.kl, point.reward) == (best[-1].kl, best[-1].reward)
-        ):
+    for point in sorted(points, key=place):
+        if not best or point.reward > best[-1].reward or place(point) == place(best[-1]):
             best.append(point)
     return best
 
@@ -213,7 +202,7 @@ def _hull(points: Sequence[tuple[float, float]], base: float) -> list[tuple[floa
     hull: list[tuple[float, float]] = []
     for kl, reward in sorted([(0.0, base), *points]):
         if hull and reward <= hull[-1][1]:
-            continue  # the hull is flat from its top on
+            continue  # the hull is flat after its top
         while hull and (hull[-1][0] == kl or (len(hull) > 1 and _is_below(hull, kl, reward))):
             hull.pop()
         hull.append((kl, reward))
@@ -221,7 +210,7 @@ def _hull(points: Sequence[tuple[float, float]], base: float) -> list[tuple[floa
 
 
 def _is_below(hull: list[tuple[float, float]], kl: float, reward: float) -> bool:
-    """Whether the last corner lies on or below the line from the one before it to a new point."""
+    """Whether the last corner is on or below the line from the corner before it to a new point."""
     (kl_0, reward_0), (kl_1, reward_1) = hull[-2:]
     return (reward_1 - reward_0) * (kl - kl_0) <= (reward - reward_0) * (kl_1 - kl_0)
 
@@ -245,7 +234,7 @@ def _resamples(
 ) -> Iterator[tuple[float, list[tuple[float, float]]]]:
     """The reference's reward and the policies' `(kl, reward)` in each resample of the prompts.
 
-    Nothing where responses are not known, or to one prompt only.
+    Empty if responses are not known, or only those to one prompt.
     """
     policies = [reference, *points]
     known = [point.by_prompt for point in policies if point.by_prompt is not None]
@@ -256,7 +245,7 @@ def _resamples(
         if unshared := by_prompt.keys() ^ set(prompts):
             raise TokenRatioError(
                 f"policy {point.label} and the reference do not answer the same prompts: "
-                f"{len(unshared)} have responses from only one; evaluate both on the same"
+                f"{len(unshared)} have responses from only one; evaluate both on the same prompts"
             )
     # [policies, prompts, (Σ KL, Σ reward, responses)]
     sums = np.array([[by_prompt[prompt] for prompt in prompts] for by_prompt in known])

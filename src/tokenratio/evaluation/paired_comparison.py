@@ -1,4 +1,4 @@
-"""Two policies on the same prompts: which is better, by how much, and could the data show it?"""
+"""Two policies on the same prompts: the difference, its uncertainty, and the test's power."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -18,14 +18,14 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class PolicyValues:
-    """What one policy's responses are worth, in any unit.
+    """The values of one policy's responses, in any unit.
 
     Attributes:
         name: of the policy, for messages.
         values: one for each response.
-        prompts: each response's prompt; a prompt's samples count as one draw.
-        seeds: each response's training or sampling run, paired by label with the other policy's;
-            None if there is one run only.
+        prompts: of each response; a prompt's samples count as one draw.
+        seeds: the label of each response's training or sampling run, by which it is paired with the
+            other policy's; None if there is only one run.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PolicyValues:
         if not len(self.prompts) == len(seeds) == num:
             raise TokenRatioError(
                 f"{self.name}: {num} values, {len(self.prompts)} prompts and {len(seeds)} seeds; "
-                "there must be one of each for a response."
+                "each response must have one of each."
             )
         found: dict[tuple[Hashable, Hashable], list[float]] = {}
         rows = zip(self.values, self.prompts, seeds, strict=True)
@@ -59,17 +59,16 @@ class PolicyComparison:
     """How policy A differs from policy B on the same prompts.
 
     Attributes:
-        difference: A − B, in the values' unit: the mean over prompts and seeds of the difference
-            of the two policies' means.
+        difference: A − B in the values' unit, the mean over prompts and seeds.
         prompt_variance: the part of its variance due to the prompts; falls as 1 / num_prompts.
-        seed_variance: the part due to the seeds; 0 with one seed, which tells nothing about others.
+        seed_variance: the part due to the seeds; 0 with one seed, where it is not known.
         half_width: of the 95 % interval, not corrected for further comparisons.
         p_value: two-sided, of the hypothesis that the policies do not differ.
         num_prompts: that both policies answered with every seed.
         num_seeds: 1 if none were given.
         num_unpaired: prompts left out because a policy has no response to them with some seed.
         adjusted_p: after `holm` over `num_comparisons`; else `p_value`.
-        measure, unit, better: what the values are, as in `Measure`.
+        measure, unit, better: those of the `Measure`.
     """
 
     name_a: str
@@ -99,21 +98,25 @@ class PolicyComparison:
 
     @property
     def significant(self) -> bool:
-        """Whether a difference is seen at 5 %, after the correction."""
+        """At 5 %, after the correction."""
         return self.adjusted_p < LEVEL
 
     @property
     def a_is_better(self) -> bool:
-        """Whether policy A is better, beyond chance."""
-        gain = -self.difference if self.better == "lower" else self.difference
-        return self.significant and gain > 0
+        """Whether policy A is significantly better."""
+        return self.significant and self._gain > 0
+
+    @property
+    def _gain(self) -> float:
+        """The difference in the better direction."""
+        return -self.difference if self.better == "lower" else self.difference
 
     def smallest_visible(self, num_prompts: int | None = None) -> float:
-        """The true difference that so many prompts would show in four cases of five.
+        """The true difference that this many prompts would show in four cases of five.
 
-        At 5 % two-sided, one comparison alone, with the variances found here and the same seeds.
-        Degrees of freedom are Satterthwaite's. Below 6 prompts it is infinite: all their signs are
-        alike in one case of 2^(num_prompts − 1) where the policies do not differ.
+        At 5 % two-sided, for one comparison, with the variances found here, the same seeds and
+        Satterthwaite's degrees of freedom. Infinite below 6 prompts: if the policies do not differ,
+        all signs agree in one case of 2^(num_prompts − 1).
 
         Args:
             num_prompts: those of this comparison if None.
@@ -133,10 +136,9 @@ class PolicyComparison:
         return float(quantiles.sum()) * math.sqrt(variance)
 
     def line(self) -> str:
-        """The finding in a sentence; ± is one standard error, and shares are shown in points."""
+        """The comparison in a sentence; ± is one standard error, shares are in points."""
         scale, unit = (100.0, "points") if self.unit == "share" else (1.0, self.unit)
-        better = -self.difference if self.better == "lower" else self.difference
-        # The winner's difference is given as a gain; where none is seen, as A − B.
+        # A significant difference is shown as the winner's gain, any other as A − B.
         sign = math.copysign(1.0, self.difference) if self.significant else 1.0
         error = self.standard_error * scale
         digits = max(0, 1 - math.floor(math.log10(error))) if 0 < error < math.inf else 1
@@ -149,7 +151,7 @@ class PolicyComparison:
         )
         spread = f"{error_text} {unit}".rstrip()
         if self.significant:
-            winner = self.name_a if better > 0 else self.name_b
+            winner = self.name_a if self._gain > 0 else self.name_b
             head = f"{winner} wins by {difference}"
         else:
             head = f"no difference seen between {self.name_a} and {self.name_b}: {difference}"
@@ -176,28 +178,27 @@ class PolicyComparison:
 def paired_comparison(
     a: PolicyValues, b: PolicyValues, *, num_resamples: int = 10_000, seed: int = 0
 ) -> PolicyComparison:
-    """Compare two policies prompt by prompt; swapping them negates the difference and no more.
+    """Compare two policies prompt by prompt; swapping them only negates the difference.
 
-    A prompt's samples are averaged for each seed, so that every prompt and every seed counts the
-    same. The variance is that of a two-way layout, prompts and seeds both drawn: the prompts' mean
+    A prompt's samples are averaged for each seed, so that all prompts and all seeds count equally.
+    The variance is that of a two-way layout, prompts and seeds both random: the prompts' mean
     differences give one part, the seeds' the other, less the noise that both contain.
 
-    The interval holds the difference ± the 95 % quantile of a bootstrap's absolute deviations.
-    Prompts and seeds are drawn with replacement, each part scaled to its unbiased variance and
-    divided by √(χ²/df): a t, not a normal, which matters for three seeds. In simulations with
-    between 2 and 5 seeds, 30 and 200 prompts, it holds the truth in 92 to 97 % of cases.
+    The interval is the difference ± the 95 % quantile of a bootstrap's absolute deviations. Prompts
+    and seeds are drawn with replacement, each part scaled to its unbiased variance and divided by
+    √(χ²/df): a t, not a normal, which matters for three seeds. In simulations with 2 to 5 seeds and
+    30 to 200 prompts, it covers the truth in 92 to 97 % of cases.
 
     The p-value comes from flipping the sign of the prompts' differences at random, which is exact
-    for any number of prompts and any distribution where the policies do not differ; the bootstrap
-    is not, for few prompts or for wins and losses. Deviations of the seeds are added as above. At
-    the edge the interval and the p-value may disagree; the p-value decides.
+    for any number of prompts and any distribution if the policies do not differ; the bootstrap is
+    not, for few prompts or for wins and losses. Deviations of the seeds are added as above. Near
+    the threshold the interval and the p-value may disagree; the p-value decides.
 
     Args:
         num_resamples: of either kind; the smallest p-value is 1 / (num_resamples + 1).
-        seed: fixes the result.
-
+        seed: of the resamples.
     Raises:
-        TokenRatioError: the seeds are not the same, or fewer than two prompts are common.
+        TokenRatioError: the seeds differ, or fewer than two prompts are common.
     """
     if num_resamples < 1:
         raise TokenRatioError(f"num_resamples must be at least 1, not {num_resamples}.")
@@ -219,7 +220,7 @@ def paired_comparison(
             by_seeds = resampled_means(by_seed - mean, rng, num_resamples)
             by_seeds *= math.sqrt(seed_variance / raw_variance)
             resampled, flips = resampled + by_seeds, flips + by_seeds
-    # Equal in exact arithmetic is equal: values are often 0 or 1.
+    # With a tolerance, since values of 0 and 1 give ties up to rounding.
     reached = np.abs(flips) >= abs(mean) * (1 - 1e-9)
     p_value = (1 + int(reached.sum())) / (num_resamples + 1)
     return PolicyComparison(
@@ -238,7 +239,7 @@ def paired_comparison(
 
 
 def holm(comparisons: Sequence[PolicyComparison]) -> list[PolicyComparison]:
-    """The same comparisons, their p-values corrected: the chance of any false "wins" is ≤ 5 %."""
+    """The comparisons with corrected p-values: the chance of any false "wins" is at most 5 %."""
     adjusted = holm_p_values([comparison.p_value for comparison in comparisons])
     return [
         replace(comparison, adjusted_p=p, num_comparisons=len(comparisons))
@@ -264,7 +265,7 @@ def _differences(
 ) -> tuple[Float[np.ndarray, "prompts seeds"], int]:
     """A − B in each cell, and the number of prompts that lack a cell."""
     cells_a, cells_b = a.cells(), b.cells()
-    # In an order that does not depend on which policy comes first.
+    # Sorted, so that the order does not depend on which policy comes first.
     seeds_a, seeds_b = ({seed for _, seed in cells} for cells in (cells_a, cells_b))
     if seeds_a != seeds_b:
         odd = sorted(map(repr, seeds_a ^ seeds_b))
@@ -282,7 +283,7 @@ def _differences(
     if len(paired) < 2:
         raise TokenRatioError(
             f"{a.name} and {b.name} have {len(paired)} prompts in common of {len(prompts)}; a "
-            "comparison needs two at least, better a hundred. Are the prompts' names the same?"
+            "comparison needs at least two, better a hundred. Do both use the same prompt ids?"
         )
     rows = [[cells_a[prompt, seed] - cells_b[prompt, seed] for seed in seeds] for prompt in paired]
     return np.array(rows), len(prompts) - len(paired)

@@ -1,4 +1,4 @@
-"""Clusters drawn anew: bootstraps and random signs, a few resamples at a time."""
+"""Bootstraps over clusters and random signs, a few resamples at a time."""
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEVEL = 0.05  # of tests; intervals hold 1 − LEVEL
-_CHUNK = 1 << 20  # numbers drawn at a time: resampling many prompts takes little memory
+_CHUNK = 1 << 20  # numbers drawn at a time, which bounds the memory
 
 
 def cluster_codes(clusters: Sequence[Hashable]) -> Int[np.ndarray, "rows"]:
@@ -19,7 +19,7 @@ def cluster_codes(clusters: Sequence[Hashable]) -> Int[np.ndarray, "rows"]:
 def draws(
     rng: np.random.Generator, num_clusters: int, num_resamples: int
 ) -> Iterator[Int[np.ndarray, "resamples clusters"]]:
-    """Indices of clusters drawn with replacement, a row for each resample, a few rows at a time."""
+    """Indices of clusters drawn with replacement: a row for each resample, in chunks of rows."""
     for num in _chunks(num_clusters, num_resamples):
         yield rng.integers(0, num_clusters, (num, num_clusters))
 
@@ -33,7 +33,7 @@ def _chunks(num_clusters: int, num_resamples: int) -> Iterator[int]:
 def resampled_means(
     deviations: Float[np.ndarray, "clusters"], rng: np.random.Generator, num_resamples: int
 ) -> Float[np.ndarray, "resamples"]:
-    """Means of clusters drawn with replacement, with the spread of a t of clusters − 1 degrees."""
+    """Means of clusters drawn with replacement, spread like a t with clusters − 1 degrees."""
     num = len(deviations)
     means = np.concatenate([deviations[rows].mean(1) for rows in draws(rng, num, num_resamples)])
     # A resample's variance is (n − 1) / n of the unbiased one, so that n − 1 cancels.

@@ -89,6 +89,11 @@ class PolicyMeasures:
         """The measure of that name, if there is one."""
         return next((measure for measure in self.measures if measure.name == name), None)
 
+    def values(self, name: str) -> tuple[Value, ...]:
+        """The values of the measure of that name; empty without it."""
+        found = self.named(name)
+        return () if found is None else found.values
+
     def save(self, folder: Path) -> None:
         """Write `measures.json`."""
         document = {"format": _FORMAT, "versions": versions(), **asdict(self)}

@@ -1,4 +1,4 @@
-"""Was the training calm? Gradient tails, loss spikes and drift, from a run's `metrics.jsonl`."""
+"""The stability of a training run: gradient tails, loss spikes and drift, from its log."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from tokenratio.run_folder import METRICS_FILE
 Array = NDArray[np.float64]
 
 # A spike is a loss more than this many median absolute deviations (MADs) above the median of the
-# steps before it. Of 300 steps of normal noise without any spike, one run in 70 shows one.
+# steps before it. In 300 steps of normal noise, one run in 70 has a false spike.
 SPIKE_MADS = 8.0
-# How many steps before it; a step with fewer than the second before it is not judged.
+# The steps before it that are compared: at most, and at least.
 SPIKE_WINDOW, SPIKE_HISTORY = 50, 20
 # A loss that hardly moves has a MAD near 0: rises below 8 × 0.1 % of it are not spikes.
 _SMALLEST_MAD = 1e-3
@@ -29,9 +29,9 @@ class MetricsLog:
     """The training lines of a `metrics.jsonl`, one per step, in the order of the steps.
 
     Attributes:
-        lines: what was logged, `step` included.
-        num_truncated: 1 if the last line was cut off and left out, as a killed run leaves it.
-        num_duplicates: lines left out since a later line logs the same step (a resumed run).
+        lines: what was logged, including `step`.
+        num_truncated: 1 if the last line was cut off and left out (the run was killed).
+        num_duplicates: lines left out because a later line logs the same step (a resumed run).
     """
 
     lines: tuple[Mapping[str, Any], ...]
@@ -39,7 +39,7 @@ class MetricsLog:
     num_duplicates: int
 
     def column(self, name: str) -> tuple[Array, Array]:
-        """Steps and finite values of one metric, where it was logged."""
+        """Steps and values of one metric where it was logged and is finite."""
         logged = [(line["step"], line[name]) for line in self.lines if name in line]
         table = np.array(logged, dtype=np.float64).reshape(-1, 2)
         steps, values = table[np.isfinite(table[:, 1])].T
@@ -47,8 +47,7 @@ class MetricsLog:
 
     def num_not_finite(self, name: str) -> int:
         """Lines in which a metric is nan or infinite."""
-        values = [line[name] for line in self.lines if name in line]
-        return sum(not math.isfinite(value) for value in values)
+        return sum(not math.isfinite(line[name]) for line in self.lines if name in line)
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ class Stability:
     """The stability of a run, from its log.
 
     Attributes:
-        values: by name, flat; what was not logged is not there. `…/start` and `…/end` are means
-            over the first and the last tenth of the steps, at least 5 where there are 10.
-            Units are those of the metrics: nats for log-probabilities, log-ratios and the KL.
+        values: by name, for the metrics that were logged. `…/start` and `…/end` are means over the
+            first and the last tenth of the steps, at least 5 steps if there are 10. Units are those
+            of the metrics: nats for log-probabilities, log-ratios and the KL.
         sentences: the same in words, alarms first.
     """
 
@@ -67,14 +66,14 @@ class Stability:
 
 
 def read_metrics(path: str | Path) -> MetricsLog:
-    """The training lines of a run folder's `metrics.jsonl`, or of such a file.
+    """The training lines of a `metrics.jsonl`, given as the file or its run folder.
 
-    Lines of evaluations are passed over: they have no `loss`. A last line that is cut off is left
-    out and counted; of several lines for a step the last one stands.
+    Lines without `loss`, those of evaluations, are ignored. A last line that is cut off is left out
+    and counted; of several lines for one step the last is kept.
 
     Raises:
-        TokenRatioError: no such file, a line that is not of metrics, or no training line; names
-            file and line.
+        TokenRatioError: the file cannot be read, a line is not of metrics, or there is no training
+            line; names file and line.
     """
     path = Path(path)
     path = path / METRICS_FILE if path.is_dir() else path
@@ -102,7 +101,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
             num_training += 1
             by_step[line["step"]] = line
     if not by_step:
-        raise TokenRatioError(f"{path} holds no training step: no whole line has a loss")
+        raise TokenRatioError(f"{path} holds no training step: no complete line has a loss")
     lines = tuple(by_step[step] for step in sorted(by_step))
     return MetricsLog(lines, num_truncated, num_training - len(by_step))
 
@@ -115,8 +114,8 @@ def stability(log: MetricsLog) -> Stability:
     steps judged), `/largest_rise` in MADs above the median of the 50 steps before; `/start` and
     `/end` of `kl_ref_policy` (and `/max`), `log_ratio/mean`, `rewards/margins`; of
     `log_ratio/chosen` and `logps/chosen` also `/share_below_start`, the share of later steps;
-    `chosen/alarm`, 1 where the chosen responses became less likely while margins rose, both beyond
-    two standard errors.
+    `chosen/alarm`, 1 if the chosen responses became less likely while margins rose, both by more
+    than two standard errors.
     """
     values: dict[str, float] = {
         "steps": len(log.lines),
@@ -134,11 +133,9 @@ def _of_file(values: dict[str, float]) -> list[str]:
     sentences = [f"{values['steps']} steps are logged."]
     if values["lines/truncated"]:
         sentences.append("The last line is cut off and left out: the run was interrupted.")
-    if values["lines/duplicate"]:
-        number = values["lines/duplicate"]
+    if number := values["lines/duplicate"]:
         sentences.append(f"{number} lines are left out: their steps were logged again later.")
-    if values["not_finite"]:
-        number = values["not_finite"]
+    if number := values["not_finite"]:
         sentences.append(f"ALARM: {number} losses or gradient norms are not finite (left out).")
     return sentences
 
@@ -165,9 +162,7 @@ def _loss(log: MetricsLog, values: dict[str, float]) -> list[str]:
     values |= {"loss/start": start.mean(), "loss/end": end.mean()}
     rises = loss_rises(losses)
     if not len(rises):
-        return [
-            f"Too few steps to judge the loss for spikes: more than {SPIKE_HISTORY} are needed."
-        ]
+        return [f"Too few steps to look for loss spikes: more than {SPIKE_HISTORY} are needed."]
     spikes, largest = rises > SPIKE_MADS, int(rises.argmax())
     values |= {
         "loss/spikes": float(spikes.sum()),
@@ -214,10 +209,10 @@ def _drift(log: MetricsLog, values: dict[str, float]) -> list[str]:
 
 
 def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
-    """Chosen responses may become less likely although the margin grows (likelihood displacement).
+    """Whether chosen responses became less likely although the margin grew.
 
     The log-ratio shows it best: it starts at 0 and is per token, while a batch's mean
-    log-probability depends on how long its responses are.
+    log-probability depends on the length of its responses.
     """
     sentences, fell = [], None
     for name, words, unit in (
@@ -233,15 +228,15 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
         values[f"{name}/share_below_start"] = below
         sentences.append(
             f"{words} went from {start.mean():.3g} to {end.mean():.3g} {unit}; {below:.0%} of the "
-            "later steps lie below its start."
+            "later steps are below the start."
         )
-        fell = _differs(end, start) if fell is None else fell  # the first that is logged decides
+        fell = _is_higher(start, end) if fell is None else fell  # the first one logged decides
     _, margins = log.column("rewards/margins")
     if not len(margins) or fell is None:
         return sentences
     start, end = _ends(margins)
     values |= {"rewards/margins/start": start.mean(), "rewards/margins/end": end.mean()}
-    alarm = fell and _differs(start, end)
+    alarm = fell and _is_higher(end, start)
     values["chosen/alarm"] = float(alarm)
     if alarm:
         sentences.append(
@@ -252,20 +247,20 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
 
 
 def _ends(column: Array) -> tuple[Array, Array]:
-    """The first and the last tenth, at least 5 values where that leaves them apart."""
+    """The first and the last tenth, at least 5 values each unless they would overlap."""
     size = max(1, min(len(column) // 2, max(5, len(column) // 10)))
     return column[:size], column[-size:]
 
 
-def _differs(low: Array, high: Array) -> bool:
-    """Whether `high` has the larger mean, by more than two standard errors."""
+def _is_higher(high: Array, low: Array) -> bool:
+    """Whether the mean of `high` exceeds that of `low` by more than two standard errors."""
     errors = [part.var(ddof=1) / len(part) if len(part) > 1 else 0.0 for part in (low, high)]
     return bool(high.mean() - low.mean() > 2 * math.sqrt(sum(errors)))
 
 
 def _check(line: Any, origin: str) -> None:
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-        raise TokenRatioError(f"{origin}: no step number: this is not a {METRICS_FILE}")
+        raise TokenRatioError(f"{origin}: no step number: this is not a line of {METRICS_FILE}")
     for name, value in line.items():
         if name in _READ and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise TokenRatioError(f"{origin}: {name} is {value!r}, not a number")
