@@ -8,6 +8,7 @@ languages that "13a" does not split.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -54,9 +55,7 @@ def self_bleu(samples: Sequence[Sequence[Text]]) -> list[float]:
         scores = [
             # sacrebleu gives 100.00000000000004 for equal texts, and 0 for empty ones
             100.0 if one == other else min(100.0, bleu.sentence_score(one, [other]).score)
-            for i, one in enumerate(texts)
-            for j, other in enumerate(texts)
-            if i != j
+            for one, other in permutations(texts, 2)
         ]
         return math.fsum(scores) / len(scores)
 
@@ -99,7 +98,7 @@ def predictive_entropy(
 
     The entropy at each state of the samples is that of the policy's whole distribution at
     temperature 1. A response's value is the mean over its tokens, EOS included; empty responses are
-    left out, and a prompt with only such ones is nan.
+    left out, and a prompt without any other is nan.
 
     Args:
         batch_size: rows in one forward pass.

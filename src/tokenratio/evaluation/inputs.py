@@ -138,6 +138,7 @@ class PolicyTemplates:
 
     Attributes:
         day: that of the options, else of the folder, else of the first run with one, else today.
+        written_day: the day, if a template so far wrote it into a prompt.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class PolicyTemplates:
         self._options, self._report = options, report
         self._path = Path(options.output_dir) / "template.json"
         self._reported: set[str] = set()
-        self._is_dated = False
+        self.written_day: str | None = None
         recorded = [subject for subject in subjects if subject.config]
         # A policy without a record, such as the reference, is rendered as the first run is.
         self._first = recorded[0].path if recorded else None
@@ -159,11 +160,6 @@ class PolicyTemplates:
             *(subject.config.get("template_date") for subject in recorded),
         ]
         self.day: str = next(filter(None, days), TemplateSettings().day.isoformat())
-
-    @property
-    def written_day(self) -> str | None:
-        """The day, if a template so far wrote it into a prompt."""
-        return self.day if self._is_dated else None
 
     def of(
         self, path: str, tokenizer: PreTrainedTokenizerBase
@@ -175,7 +171,7 @@ class PolicyTemplates:
             SimpleNamespace(**given), tokenizer, source, day=self.day, report=self._report_once
         )
         if depends_on_day(tokenizer, template):
-            self._is_dated = True
+            self.written_day = self.day
             replace_text(self._path, json.dumps({"template_date": self.day}) + "\n")
         return tokenizer, template
 
