@@ -209,7 +209,7 @@ def _drift(log: MetricsLog, values: dict[str, float]) -> list[str]:
 
 
 def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
-    """Whether chosen responses became less likely although the margin grew.
+    """How likely the chosen responses became, with an alarm if less so while the margin grew.
 
     The log-ratio shows it best: it starts at 0 and is per token, while a batch's mean
     log-probability depends on the length of its responses.
