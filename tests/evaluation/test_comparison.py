@@ -88,7 +88,7 @@ def test_notes_and_mistakes():
     compare([a, b], num_resamples=100, report=notes.append)
     assert notes == ["note: the evaluations differ in temperature: 1.0, 0.5"]
     for policies, options, message in (
-        ([a], {}, "two policies or more, not 1"),
+        ([a], {}, "at least two policies, not 1"),
         ([a, a], {}, "two policies have the same name"),
         ([a, b], {"measures": ["golden"]}, "'golden'; all have: gold_reward, wins, length"),
         ([a, b], {"require": "length"}, "neither direction of length is better"),
