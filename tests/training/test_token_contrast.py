@@ -218,5 +218,5 @@ def test_a_template_goes_on_the_users_last_turn():
     assert after["chosen_ids"] == data.dataset[0]["chosen_ids"]
     rows[0]["prompt"] = [{"role": "system", "content": "ash"}]
     data = prepare_pairs(rows, tokenizer, max_length=None, max_prompt_length=None)
-    with pytest.raises(TokenRatioError, match="no text of the user"):
+    with pytest.raises(TokenRatioError, match="no user text"):
         with_prompt_template(data, rows, tokenizer, "{prompt} gum")
