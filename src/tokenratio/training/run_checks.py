@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, SchedulerType, Trainer, get_sche
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line, reported_as
 from tokenratio.names import suggestion
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.pair_config import PairConfig, is_several
@@ -72,7 +72,11 @@ def check_settings(
     """
     _check_evaluation(args, eval_dataset, callbacks or [])
     _check_optimizer(args)
-    _check_schedule(args)
+    schedule = SchedulerType(args.lr_scheduler_type).value
+    with reported_as(
+        f"lr_scheduler_type {schedule} with lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
+    ):
+        schedule_of(args, steps=100)
 
 
 def check_trained(model: nn.Module, learning_rate: float) -> None:
@@ -167,7 +171,7 @@ def _check_optimizer(args: PairConfig) -> None:
         if args.optim_target_modules is not None:
             return  # built from the model itself, when there is one
         raise TokenRatioError(
-            f"optim {name}{f' with optim_args {given}' * bool(given)}: {_line(error)}"
+            f"optim {name}{f' with optim_args {given}' * bool(given)}: {first_line(error)}"
         ) from error
     for key, _, _ in pairs:
         if not _reads(args, key):
@@ -186,16 +190,6 @@ def _reads(args: PairConfig, key: str) -> bool:
         return True
 
 
-def _check_schedule(args: PairConfig) -> None:
-    try:
-        schedule_of(args, steps=100)
-    except Exception as error:
-        raise TokenRatioError(
-            f"lr_scheduler_type {SchedulerType(args.lr_scheduler_type).value} with "
-            f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {_line(error)}"
-        ) from error
-
-
 def schedule_of(args: PairConfig, steps: int) -> LRScheduler:
     """The learning-rate schedule of a run of so many steps, with an optimizer of its own."""
     return get_scheduler(
@@ -205,7 +199,3 @@ def schedule_of(args: PairConfig, steps: int) -> LRScheduler:
         num_training_steps=steps,
         scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
