@@ -160,10 +160,8 @@ class TokenRatioTrainer(PairTrainer):
     def _warn_of_ends(self) -> None:
         """Warn if generation with the saved model would run past the template's end of turn."""
         if self.train_data is not None:
-            config = getattr(self._language_model, "generation_config", None)
-            ends = generation_ends(config)
-            warning = end_disagreement(self.train_data, self.processing_class, ends)
-            if warning is not None:
+            ends = generation_ends(getattr(self._language_model, "generation_config", None))
+            if warning := end_disagreement(self.train_data, self.processing_class, ends):
                 _log.warning("%s", warning)
 
     def _add_baseline(self) -> None:
