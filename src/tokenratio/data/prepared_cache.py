@@ -5,6 +5,7 @@ that prepares, so a stale one is never used. It is an Arrow file of rows and a J
 report, each checked against its SHA-256 when read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -195,7 +196,13 @@ def _from_json(hint: Any, value: Any) -> Any:
     """The value of type `hint` that `_to_json` turned into `value`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _one_of(arguments, value)
+        if value is None:
+            return None
+        for option in arguments:
+            if option is not types.NoneType:
+                with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+                    return _from_json(option, value)
+        raise ValueError(f"{value!r} is not one of {arguments}")
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return typing.cast(Any, hint)(
@@ -213,16 +220,3 @@ def _from_json(hint: Any, value: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return [_from_json(arguments[0], item) for item in value]
     return value
-
-
-def _one_of(options: Sequence[Any], value: Any) -> Any:
-    if value is None:
-        return None
-    for option in options:
-        if option is types.NoneType:
-            continue
-        try:
-            return _from_json(option, value)
-        except (TypeError, ValueError, LookupError, AttributeError):
-            continue
-    raise ValueError(f"{value!r} is none of {options}")

@@ -75,11 +75,7 @@ def _describe_column(column: str, rows: list[SourceRow]) -> str:
     values = [row.fields[column] for row in found]
     kinds = Counter(type(value).__name__ for value in values)
     parts = [" or ".join(kind for kind, _ in kinds.most_common())]
-    blank = [
-        row
-        for row in found
-        if isinstance(row.fields[column], str) and not row.fields[column].strip()
-    ]
+    blank = [row for row in found if not str(row.fields[column]).strip()]
     if blank:
         parts.append(f"{len(blank):,} empty ({blank[0].origin})")
     if len(found) < len(rows):

@@ -67,14 +67,12 @@ class TemplateSettings:
 
     def record(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
         """The settings that this tokenizer's template uses, as arguments of `of`."""
-        found: dict[str, Any] = {}
-        if self.kwargs:
-            found["chat_template_kwargs"] = dict(self.kwargs)
-        if self.tools:
-            found["tools"] = list(self.tools)
-        if depends_on_day(tokenizer, self):
-            found["template_date"] = self.day.isoformat()
-        return found
+        found = {
+            "chat_template_kwargs": dict(self.kwargs),
+            "tools": list(self.tools or ()),
+            "template_date": self.day.isoformat() if depends_on_day(tokenizer, self) else None,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True)
