@@ -58,11 +58,7 @@ def require_choice(name: str, value: object, choices: Iterable[str], *, listed: 
 
 
 def require_at_least(least: int, **values: float | None) -> None:
-    """Refuse a number below `least`; None is allowed.
-
-    Raises:
-        TokenRatioError: names the value.
-    """
+    """Refuse a number below `least`; None is allowed."""
     for name, value in values.items():
         if value is not None and value < least:
             raise TokenRatioError(f"{name} must be at least {least}, not {value}")

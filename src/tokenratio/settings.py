@@ -76,11 +76,7 @@ def check_known(
 
 
 def convert(name: str, value: Any, field: Field) -> Any:
-    """A YAML value or a flag's text as the field's type.
-
-    Raises:
-        TokenRatioError: it cannot be one.
-    """
+    """A YAML value or a flag's text as the field's type; `TokenRatioError` if it cannot be one."""
     options = typing.get_args(field.hint) if _is_union(field.hint) else (field.hint,)
     if value is None or (value in ("null", "None") and types.NoneType in options):
         return None

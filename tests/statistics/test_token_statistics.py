@@ -237,7 +237,7 @@ def test_second_derivatives_are_refused_in_words():
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("near_start", [True, False])
 def test_low_precision_is_no_worse_than_the_reference(chunk_size, softcap, near_start):
-    """At bfloat16 the fused values and gradients err no more than the naive ones (STYLE.md)."""
+    """At bfloat16 the fused values and gradients err no more than the naive ones."""
     inputs = cast(make_inputs(64, 101, 32, seed=3, scale=0.5), torch.bfloat16)
     if near_start:
         noise = torch.randn(64, 32, generator=torch.Generator().manual_seed(4))

@@ -116,11 +116,7 @@ class SourceColumns:
         return [self._renamed(row.fields) for row in self.rows if row.problem is None]
 
     def parts(self, row: SourceRow) -> Parts:
-        """Read one row.
-
-        Raises:
-            RowDefectError: a column is missing or holds the wrong type.
-        """
+        """Read one row; `RowDefectError` if a column is missing or holds the wrong type."""
         if row.problem is not None:
             raise RowDefectError(DefectKind.MALFORMED_ROW, row.problem)
         fields = self._decoded(self._renamed(row.fields))

@@ -15,11 +15,7 @@ _NUM_NAMED = 8
 
 
 def read_table(path: str | Path) -> list[SourceRow]:
-    """The rows of a file.
-
-    Raises:
-        TokenRatioError: it cannot be read, or is empty.
-    """
+    """The rows of a file, at least one."""
     rows = read_file(Path(path), Path(path).name)
     if not rows:
         raise TokenRatioError(f"{Path(path).name}: it has no rows.")

@@ -57,11 +57,7 @@ class TemplateSettings:
         tools: Sequence[Any] | None = None,
         template_date: str | None = None,
     ) -> "TemplateSettings":
-        """From settings as recipes, flags and `run.json` hold them; None for the defaults.
-
-        Raises:
-            TokenRatioError: `template_date` is not a date.
-        """
+        """From settings as recipes, flags and `run.json` hold them; None for the defaults."""
         day = _today() if template_date is None else parse_day(template_date)
         return cls(dict(chat_template_kwargs or {}), tools or None, day)
 

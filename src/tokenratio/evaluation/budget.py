@@ -92,11 +92,7 @@ class Ledger:
         return Demand(read, max_tokens * num_choices)
 
     def reserve(self, demand: Demand) -> None:
-        """Reserve what a request can take, before it is sent.
-
-        Raises:
-            BudgetError: it could exceed the budget.
-        """
+        """Reserve what a request can take; `BudgetError` if it could exceed the budget."""
         limit = self.budget.max_requests
         if limit is not None and self.num_requests >= limit:
             raise BudgetError(f"stopped at max_requests: {limit} requests were sent")

@@ -160,8 +160,7 @@ def _check_contents(policies: Sequence[_Policy]) -> None:
 def _setting_notes(policies: Sequence[_Policy]) -> list[str]:
     """A note on each setting that differs between the evaluations and changes their values.
 
-    Raises:
-        TokenRatioError: their prompts or pairs come from two worlds, whose ids are only numbers.
+    Prompts or pairs of two worlds, whose ids are only numbers, are refused.
     """
     notes = []
     for name in _SETTINGS:

@@ -78,11 +78,7 @@ class Subject:
 
 
 def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
-    """The policies given as `FOLDER`, `NAME=FOLDER`, a hub name or a file of generations.
-
-    Raises:
-        TokenRatioError: a name is not allowed or used twice.
-    """
+    """The policies given as `FOLDER`, `NAME=FOLDER`, a hub name or a file of generations."""
     subjects: dict[str, Subject] = {}
     for given in map(str, runs):
         name, named, path = given.partition("=")
@@ -119,11 +115,7 @@ class ModelPool:
         self._models: dict[str, PreTrainedModel] = {}
 
     def model(self, path: str) -> PreTrainedModel:
-        """The model, on the default device.
-
-        Raises:
-            TokenRatioError: it cannot be loaded.
-        """
+        """The model, on the default device."""
         key = _model_key(path)
         if key not in self._models:
             for other in self._models.keys() - self._kept:
@@ -210,11 +202,7 @@ class PromptSet:
         self.world = world_of(source) if is_world_source(source) else None
 
     def responses(self, path: str) -> list[AnsweredPrompt]:
-        """A file's responses to these prompts, in their order.
-
-        Raises:
-            TokenRatioError: a prompt has no response, or its id has another prompt in the file.
-        """
+        """A file's responses to these prompts, in their order; refuses ids with another prompt."""
         if not self.prompts:
             return []
         found = {generation.id: generation for generation in read_responses(path)}
@@ -232,11 +220,7 @@ class PromptSet:
         return [found[id] for id, _ in self.prompts]
 
     def opponents(self) -> list[AnsweredPrompt] | None:
-        """What judges compare with, if it is a column or a file; None if it is a policy.
-
-        Raises:
-            TokenRatioError: see `responses` and `dataset_responses`.
-        """
+        """What judges compare with, if it is a column or a file; None if it is a policy."""
         options, against = self._options, self._options.against
         if not self.prompts:
             return None

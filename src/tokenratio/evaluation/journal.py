@@ -57,11 +57,7 @@ class LineFormat(Generic[Key, R]):
     done: str
 
     def read_file(self, path: str | Path) -> list[R]:
-        """The records of a finished file, in its order.
-
-        Raises:
-            TokenRatioError: it cannot be read, is empty or unfinished, or a line is wrong.
-        """
+        """The records of a finished file, in its order; refuses an empty or unfinished one."""
         lines = enumerate(read_whole(Path(path)), start=1)
         found = [self.read(line, f"{path}:{number}") for number, line in lines]
         if not found:
@@ -223,11 +219,7 @@ class Journal(Generic[Key, R]):
 
 
 def check_is_journal(path: Path) -> None:
-    """Refuse an existing file that no `Journal` wrote.
-
-    Raises:
-        TokenRatioError: it is another file, or cannot be read.
-    """
+    """Refuse an existing file that no `Journal` wrote."""
     try:
         with path.open("rb") as file:
             first = file.readline()
@@ -285,11 +277,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file, and how many bytes they take; a truncated line may follow.
-
-    Raises:
-        TokenRatioError: a line other than the last is not a JSON object.
-    """
+    """The objects of a JSON-lines file, and how many bytes they take; only the last may be cut."""
     lines: list[dict[str, Any]] = []
     begin = 0
     while begin < len(content):
@@ -308,11 +296,7 @@ def parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_whole(path: Path) -> list[dict[str, Any]]:
-    """The objects of a finished file.
-
-    Raises:
-        TokenRatioError: it cannot be read, or its last line is truncated.
-    """
+    """The objects of a finished file; refuses one whose last line is truncated."""
     try:
         content = path.read_bytes()
     except OSError as error:

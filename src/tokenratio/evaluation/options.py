@@ -93,11 +93,7 @@ class EvaluateOptions(TemplateOptions):
             raise TokenRatioError(f"--against {self.against} has no effect without --judges")
 
     def judge_settings(self) -> dict[str, JudgeSettings]:
-        """The settings of each judge by its name, including the default judge.
-
-        Raises:
-            TokenRatioError: see `registry.judge_settings`.
-        """
+        """The settings of each judge by its name, including the default judge."""
         from tokenratio.data.worlds import is_world_source
 
         judges = self.judges

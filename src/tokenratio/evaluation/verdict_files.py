@@ -70,10 +70,7 @@ def pair_up(ours: Sequence[AnsweredPrompt], theirs: Sequence[AnsweredPrompt]) ->
     """Every response of ours (A) against theirs (B) to the same prompt.
 
     Sample i is paired with sample i; a side with a single response pairs it with all of the
-    other's.
-
-    Raises:
-        TokenRatioError: the prompts or the numbers of samples differ.
+    other's. Different prompts or numbers of samples are refused.
     """
     others = {generation.id: generation for generation in theirs}
     unpaired = [g.id for g in ours if g.id not in others]

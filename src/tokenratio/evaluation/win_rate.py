@@ -143,11 +143,7 @@ def win_rate(
 
 
 def probabilities(name: str, values: ArrayLike) -> Float[np.ndarray, "comparisons"]:
-    """As an array, nan allowed.
-
-    Raises:
-        TokenRatioError: a value is neither nan nor in [0, 1].
-    """
+    """As an array, nan allowed; `TokenRatioError` for other values outside [0, 1]."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise TokenRatioError(

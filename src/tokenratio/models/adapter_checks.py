@@ -36,8 +36,6 @@ def require_same(
         before, after: what `sample_log_probs` returned.
         what: begins the message.
         precision: what the model computes in.
-    Raises:
-        TokenRatioError: they differ by more than rounding.
     """
     tolerance = 5e-2 if precision in (torch.float16, torch.bfloat16) else 1e-4
     worst = (before - after.to(before.device)).abs().max().item()

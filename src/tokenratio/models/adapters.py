@@ -37,11 +37,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
-    """Wrap a model without adapters in a new one.
-
-    Raises:
-        TokenRatioError: the configuration does not fit.
-    """
+    """Wrap a model without adapters in a new one."""
     if has_adapter(model):
         raise TokenRatioError("the model already has an adapter: merge it first")
     config = copy.deepcopy(peft_config)
@@ -93,8 +89,7 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
 def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> None:
     """Resize the base for an adapter that was trained with more or fewer tokens.
 
-    Raises:
-        TokenRatioError: the adapter holds only the embeddings or only the output head.
+    One that holds only the embeddings or only the output head is refused.
     """
     sides = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     num_tokens = len(sides["embeddings"].weight)
@@ -123,11 +118,7 @@ def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any])
 
 
 def as_peft_model(model: PreTrainedModel | PeftModel) -> PeftModel:
-    """The model with its one active adapter in PEFT's wrapper, ready to be trained further.
-
-    Raises:
-        TokenRatioError: several adapters or none are active, or the adapter cannot be moved.
-    """
+    """The model with its one active adapter in PEFT's wrapper, ready to be trained further."""
     inner, origin, (name, *more) = language_model(model), origin_of(model), _active_adapters(model)
     if more:
         raise TokenRatioError(

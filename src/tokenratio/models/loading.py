@@ -55,11 +55,7 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
 def load_merged(
     name: str | Path, init_kwargs: dict[str, Any] | None = None
 ) -> PreTrainedModel | None:
-    """The plain model that an adapter and its base make; None if `name` is not an adapter.
-
-    Raises:
-        TokenRatioError: it cannot be loaded or merged, or is not for a causal language model.
-    """
+    """The plain model that an adapter and its base make; None if `name` is not an adapter."""
     adapters = chain_of(name, init_kwargs)[2]
     if not adapters:
         return None
@@ -74,11 +70,7 @@ def load_merged(
 
 
 def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
-    """The configuration of a model by hub name or folder; of an adapter, its base's.
-
-    Raises:
-        TokenRatioError: there is none.
-    """
+    """The configuration of a model by hub name or folder; of an adapter, its base's."""
     base, where, _ = chain_of(name, init_kwargs)
     with reported_as(f"cannot load the configuration of {base!r}"):
         return AutoConfig.from_pretrained(base, **where)
@@ -90,9 +82,6 @@ def load_tokenizer(
     """The tokenizer saved with a model, from the revision that the model's `init_kwargs` name.
 
     An adapter saved without one uses its base's.
-
-    Raises:
-        TokenRatioError: there is none.
     """
     if isinstance(model, str | Path):
         name = located(model)
@@ -177,11 +166,7 @@ def check_fits(model: nn.Module, data: PreparedData) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model with wrong statistics or an untrained head.
-
-    Raises:
-        TokenRatioError: see `answer_token_requests`, `check_statistics`, `check_causal`.
-    """
+    """Refuse a model with wrong statistics or an untrained head."""
     base = language_model(model)
     if len(set(getattr(base, "hf_device_map", {}).values())) > 1:
         raise TokenRatioError(

@@ -39,11 +39,7 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
 
 
 def loading_arguments(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any]:
-    """Arguments of `from_pretrained`: those given, and float32 unless they name a dtype.
-
-    Raises:
-        TokenRatioError: see `read_init_kwargs`.
-    """
+    """Arguments of `from_pretrained`: those given, and float32 unless they name a dtype."""
     return {"dtype": "float32", **(read_init_kwargs(init_kwargs, where) or {})}
 
 

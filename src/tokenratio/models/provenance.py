@@ -85,11 +85,7 @@ def absolute(name: str | Path) -> str:
 
 
 def located(name: str | Path) -> str:
-    """A folder's absolute path, or a hub name.
-
-    Raises:
-        TokenRatioError: it can only be a folder's path, but does not exist.
-    """
+    """A folder's absolute path, or a hub name; refuses a path that does not exist."""
     name = absolute(name)
     if not os.path.isdir(name) and _is_path(name):
         raise TokenRatioError(f"cannot load {name}: there is no such folder")
@@ -157,11 +153,7 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
 def chain_of(
     name: str | Path, where: Mapping[str, Any] | None = None
 ) -> tuple[str, Mapping[str, Any], tuple[SavedAdapter, ...]]:
-    """The whole model at the bottom of `name`, where it is found, and the adapters on it in order.
-
-    Raises:
-        TokenRatioError: see `saved_adapter`; or an adapter is its own base.
-    """
+    """The model at the bottom of `name`, where it is found, and the adapters on it in order."""
     base = absolute(name)
     where = {key: value for key, value in (where or {}).items() if key in WHERE_KWARGS}
     chain: list[SavedAdapter] = []

@@ -45,11 +45,7 @@ def save_baseline(baseline: StateBaseline, folder: Path) -> None:
 
 
 def load_baseline(baseline: StateBaseline, folder: Path) -> None:
-    """Restore what `save_baseline` wrote.
-
-    Raises:
-        TokenRatioError: the file is missing, or the head has another size.
-    """
+    """Restore what `save_baseline` wrote; refuses a head of another size."""
     path = folder / BASELINE_FILE
     if not path.is_file():
         raise TokenRatioError(f"{folder} has no {BASELINE_FILE}: it is not from a tbpo_q run")
@@ -62,11 +58,7 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
 
 
 def read_baseline(folder: Path) -> StateBaseline | None:
-    """The head saved by a finished run; None if there is none.
-
-    Raises:
-        TokenRatioError: the file was not written by `save_baseline`.
-    """
+    """The head saved by a finished run; None if there is none."""
     path = folder / BASELINE_FILE
     if not path.is_file():
         return None
@@ -94,11 +86,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote, except the learning rate and other settings.
-
-    Raises:
-        TokenRatioError: the file is missing.
-    """
+    """Restore what `save_optimizer` wrote, except the learning rate and other settings."""
     if not path.is_file():
         raise TokenRatioError(f"{path} is missing: the checkpoint cannot be resumed exactly")
     state: dict[int, dict[str, Tensor]] = {}

@@ -67,11 +67,7 @@ class TemplateOptions:
 
 
 def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
-    """The mapping in a setting, given as such or as JSON text; None if it is unset.
-
-    Raises:
-        TokenRatioError: it is something else; the message has an example.
-    """
+    """The mapping in a setting, given as such or as JSON text; None if it is unset."""
     found = value
     if isinstance(value, str):
         with contextlib.suppress(ValueError):

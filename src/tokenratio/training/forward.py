@@ -71,8 +71,7 @@ class Forward:
     ) -> dict[str, Tensor]:
         """The policy's answer to a `TokenRequest` about the batch, reference included.
 
-        Raises:
-            TokenRatioError: policy and reference differ before the first update.
+        The first update is refused if policy and reference differ before it.
         """
         known: Tensor | None = getattr(batch, "ref_log_probs", None)
         cached: Tensor | None = getattr(batch, "ref_hidden", None)

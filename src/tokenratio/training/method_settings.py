@@ -129,11 +129,7 @@ class MethodSettings:
     )
 
     def resolve_method(self) -> None:
-        """Fill in the method's own defaults and refuse settings that it does not have.
-
-        Raises:
-            TokenRatioError: which setting, and what it may be.
-        """
+        """Fill in the method's own defaults and refuse settings that it does not have."""
         advice = None if self.loss in METHOD_NAMES else loss_advice(self.loss)
         if advice is not None:
             raise TokenRatioError(f"unknown loss {self.loss!r}: {advice}")
@@ -213,11 +209,7 @@ class MethodSettings:
 
     @property
     def bregman_generator(self) -> "BregmanGenerator":
-        """The generator that `generator`, `generator_lambda` and `generator_scale` name.
-
-        Raises:
-            TokenRatioError: the loss takes none, or a parameter is outside its domain.
-        """
+        """The generator that `generator`, `generator_lambda` and `generator_scale` name."""
         if self.generator is None:
             raise TokenRatioError(f"loss {self.loss!r} takes no generator")
         from tokenratio.bregman import make_generator

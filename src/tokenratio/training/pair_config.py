@@ -101,11 +101,7 @@ class DataSettings(TemplateOptions):
         return (self.eval_split or "test") if role == "eval" else (self.train_split or "train")
 
     def evaluated(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Role]:
-        """The source to evaluate on, and its role.
-
-        Raises:
-            TokenRatioError: `held_out_share` together with an `eval_dataset`, or prepared rows.
-        """
+        """The source to evaluate on, and its role; `held_out_share` allows no other source."""
         if self.held_out_share is None:
             return eval_dataset, "eval"
         if eval_dataset is not None:

@@ -208,11 +208,7 @@ class PairTrainer(ResumableTrainer):
         return (examples.total, examples) if return_outputs else examples.total
 
     def check_gradient(self) -> None:
-        """Called before each update: a gradient that is not finite stops the run, weights intact.
-
-        Raises:
-            TokenRatioError: names the rows of the step.
-        """
+        """Before each update: stop the run, weights intact, if a gradient is not finite."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
             self._stop("gradient", self._step_rows, self.train_data)

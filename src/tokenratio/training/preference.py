@@ -53,11 +53,7 @@ class PreferenceObjective(PolicyObjective):
     def collators(
         self, pad_token_id: int, models: list[Any], cache: ReferenceCache | None = None
     ) -> tuple[Any, Any]:
-        """The collators for training and for evaluation, which covers whole responses.
-
-        Raises:
-            TokenRatioError: `share_prompt` is always, but a model does not support it.
-        """
+        """The collators for training and for evaluation, which covers whole responses."""
         whole = PairCollator(pad_token_id)
         if not self.args.compares_steps:
             return whole, whole

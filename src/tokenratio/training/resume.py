@@ -87,11 +87,7 @@ def last_checkpoint(folder: str | Path, *, quiet: bool = False) -> Path | None:
 
 
 def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` means: a path, or True for the folder's newest.
-
-    Raises:
-        TokenRatioError: there is none, or it is not complete.
-    """
+    """The complete checkpoint that is meant: a path, or for True the newest of the folder."""
     if resume is None or resume is False:
         return None
     if resume is True:

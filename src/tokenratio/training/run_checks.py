@@ -67,8 +67,6 @@ def check_settings(
 
     Args:
         eval_dataset: what the trainer is given to evaluate on; its rows are not read.
-    Raises:
-        TokenRatioError: which, and what to do instead.
     """
     _check_evaluation(args, eval_dataset, callbacks or [])
     _check_optimizer(args)

@@ -119,8 +119,7 @@ class TokenContrast:
     def attach(self, data: PreparedData) -> PreparedData:
         """The rows with columns `chosen_contrast` and `rejected_contrast`, which the digest covers.
 
-        Raises:
-            TokenRatioError: some rows have no scores; names them.
+        Rows without scores are refused by name.
         """
         dataset = without_contrast(data.dataset)
         keys = row_keys(dataset)
@@ -153,8 +152,6 @@ def with_contrast(data: PreparedData, folder: str | Path | None, loss: str) -> P
     Args:
         folder: of the token scores; not needed for rows that already have a contrast.
         loss: for messages.
-    Raises:
-        TokenRatioError: the rows have no contrast.
     """
     if folder is not None:
         return TokenContrast.open(folder).attach(data)

@@ -42,11 +42,7 @@ class GoldJudge:
 
     @classmethod
     def of_world(cls, name: str) -> "GoldJudge":
-        """The judge of a world, given by its name or a data source of it.
-
-        Raises:
-            TokenRatioError: an unknown world.
-        """
+        """The judge of a world, given by its name or a data source of it."""
         from tokenratio.data.worlds import world_of
 
         source = name if name.startswith("world:") else f"world:{name}"
