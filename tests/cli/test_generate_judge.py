@@ -14,8 +14,8 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import read_settings
+from tokenratio.evaluation.judges.prompt_templates import TEMPLATES
 from tokenratio.evaluation.judges.registry import JUDGES, judge_settings
-from tokenratio.evaluation.judges.templates import TEMPLATES
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.verdict_files import read_judgements
 

@@ -26,9 +26,9 @@ from tokenratio.evaluation.judges.gold import GoldJudge
 from tokenratio.evaluation.judges.human import HumanJudge, write_sheet
 from tokenratio.evaluation.judges.implicit import ImplicitRewardJudge
 from tokenratio.evaluation.judges.llm import LLMJudge
+from tokenratio.evaluation.judges.prompt_templates import TEMPLATES, JudgeTemplate
 from tokenratio.evaluation.judges.registry import JUDGES
 from tokenratio.evaluation.judges.reward_model import RewardModelJudge
-from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
 from tokenratio.models.response import Response
 
 CHAT_TEMPLATE = (

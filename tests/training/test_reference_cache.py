@@ -20,7 +20,7 @@ from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import answer_token_requests, disable_dropout
 from tokenratio.training import reference_cache as module
-from tokenratio.training.cache_entry import Layout
+from tokenratio.training.cache_entry import FileLayout
 from tokenratio.training.reference_cache import CacheSettings, reference_cache
 
 TEMPLATE = (
@@ -164,7 +164,7 @@ def test_it_is_a_safetensors_file_of_the_size_that_was_said(tmp_path):
     for what, dtype in (("log_probs", torch.float32), ("hidden", torch.bfloat16)):
         folder = cached(tmp_path, model.to(dtype), data, what).folder
         shape, kept_in = ((), torch.float32) if what == "log_probs" else ((16,), dtype)
-        size = Layout.of(data, what, shape, kept_in).size
+        size = FileLayout.of(data, what, shape, kept_in).size
         assert size == (folder / "values.safetensors").stat().st_size
         tokens = (
             4 * sum(map(sum, rows)) if what == "log_probs" else 2 * 16 * 2 * sum(map(min, rows))
@@ -398,7 +398,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
 
 def test_an_entry_that_does_not_fit_is_refused_before_it_is_computed(tmp_path, monkeypatch):
     model, data = reference(), pairs()
-    size = Layout.of(data, "log_probs", (), torch.float32).size
+    size = FileLayout.of(data, "log_probs", (), torch.float32).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
     calls = []

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.messages import kind_of, structured, wrong_type
-from tokenratio.data.preferences import (
+from tokenratio.data.rankings import (
     Fields,
     by_id,
     by_labels,

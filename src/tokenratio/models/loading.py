@@ -21,7 +21,7 @@ from tokenratio.errors import TokenRatioError, first_line, reported_as
 from tokenratio.models.adapter_checks import is_fresh
 from tokenratio.models.adapters import load_adapter, merge_adapters
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
-from tokenratio.models.provenance import Origin, chain_of, located, origin_of, saved_adapter
+from tokenratio.models.provenance import Origin, chain_of, origin_of, resolved_name, saved_adapter
 from tokenratio.models.reference import Reference
 from tokenratio.models.token_requests import (
     answer_token_requests,
@@ -84,7 +84,7 @@ def load_tokenizer(
     An adapter saved without one uses its base's.
     """
     if isinstance(model, str | Path):
-        name = located(model)
+        name = resolved_name(model)
     else:
         name = origin_of(model).name or str(language_model(model).config.name_or_path or "")
     where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}

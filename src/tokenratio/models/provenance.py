@@ -84,7 +84,7 @@ def absolute(name: str | Path) -> str:
     return os.path.abspath(path) if str(name) and path.is_dir() else str(name)
 
 
-def located(name: str | Path) -> str:
+def resolved_name(name: str | Path) -> str:
     """A folder's absolute path, or a hub name; refuses a path that does not exist."""
     name = absolute(name)
     if not os.path.isdir(name) and _is_path(name):
@@ -119,7 +119,7 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
             or its base cannot be found.
     """
     where = {key: value for key, value in where.items() if key in WHERE_KWARGS}
-    name = located(name)
+    name = resolved_name(name)
     is_local = os.path.isdir(name)
     try:
         file = find_adapter_config_file(name, **where)

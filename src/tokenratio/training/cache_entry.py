@@ -106,7 +106,7 @@ def with_token_values(
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """Where each row's values are in a safetensors file, and the file's header.
 
     safetensors writes whole tensors; these are written row by row by several processes, and may
@@ -127,7 +127,7 @@ class Layout:
     @classmethod
     def of(
         cls, data: PreparedData, what: What, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> "Layout":
+    ) -> "FileLayout":
         """The layout of an entry; `shape` and `dtype` are those of one token's value."""
         counts = token_counts(data.dataset)
         tokens = {side: counts[f"{side}_ids"] for side in SIDES}
@@ -173,7 +173,7 @@ def find_flaw(folder: Path) -> str | None:
     return None
 
 
-def begin_entry(folder: Path, layout: Layout) -> Path:
+def begin_entry(folder: Path, layout: FileLayout) -> Path:
     """Make an unfinished entry next to `folder`, under a unique name.
 
     Its file has its full size, so that several processes can write into it.

@@ -36,7 +36,7 @@ from tokenratio.models.token_requests import TokenRequest, eval_mode, language_m
 from tokenratio.run_folder import package_version
 from tokenratio.training.cache_entry import (
     SIDES,
-    Layout,
+    FileLayout,
     ReferenceCache,
     What,
     begin_entry,
@@ -143,15 +143,15 @@ class _Runner:
     def num_batches(self) -> int:
         return math.ceil(len(self.data.dataset) / self.settings.batch_size)
 
-    def layout(self) -> Layout:
+    def layout(self) -> FileLayout:
         """The shape of the entry; that of a hidden state is found by computing the last row."""
         if self.what == "log_probs":
-            return Layout.of(self.data, self.what, (), torch.float32)
+            return FileLayout.of(self.data, self.what, (), torch.float32)
         with self._running():
             state = self._ask(self._order()[-1:])[0]
-        return Layout.of(self.data, self.what, (len(state),), state.dtype)
+        return FileLayout.of(self.data, self.what, (len(state),), state.dtype)
 
-    def write(self, work: Path, layout: Layout, share: range, progress: bool) -> None:
+    def write(self, work: Path, layout: FileLayout, share: range, progress: bool) -> None:
         """Run the batches of `share` and write the outputs into the unfinished entry."""
         order, size = self._order(), self.settings.batch_size
         batches = [order[i * size : (i + 1) * size] for i in share]
@@ -276,7 +276,7 @@ class _Plan:
 
     folder: Path
     refusal: str | None = None
-    layout: Layout | None = None
+    layout: FileLayout | None = None
     work: Path | None = None
     ingredients: Mapping[str, Any] | None = None
 

@@ -38,7 +38,7 @@ class SftObjective(PolicyObjective):
     def metric_names(self) -> list[str]:
         rows, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[False, True, True]])
         batch = CompletionBatch(rows, rows, mask.expand(2, 3), torch.arange(2))
-        return sft_losses(batch, {"log_probs": torch.zeros(4)}, 1.0).metrics.names
+        return completion_losses(batch, {"log_probs": torch.zeros(4)}, 1.0).metrics.names
 
     def collators(self, pad_token_id: int, models: Any, cache: Any = None) -> tuple[Any, Any]:
         """One collator, for training and for evaluation."""
@@ -50,10 +50,10 @@ class SftObjective(PolicyObjective):
     ) -> ExampleLosses:
         """The loss of each completion of a batch."""
         batch = CompletionBatch(**inputs)
-        return sft_losses(batch, forward.ask(model, batch), share)
+        return completion_losses(batch, forward.ask(model, batch), share)
 
 
-def sft_losses(
+def completion_losses(
     batch: CompletionBatch, answer: dict[str, Tensor], share: float | Tensor
 ) -> ExampleLosses:
     """Cross-entropy on the response tokens, each weighted by `share`."""

@@ -11,8 +11,8 @@ from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
 from tokenratio.evaluation.judges.answer_parsing import parse_verdict
 from tokenratio.evaluation.judges.cache import VerdictCache
+from tokenratio.evaluation.judges.prompt_templates import TEMPLATES, JudgeTemplate
 from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
-from tokenratio.evaluation.judges.templates import TEMPLATES, JudgeTemplate
 from tokenratio.evaluation.openai_api import Request
 from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import option
