@@ -179,7 +179,7 @@ def test_prompts_that_one_lacks_are_counted(capsys):
     write("b", num=NUM - 4)
     assert "4 prompts left out that only one policy answered" in compare(capsys, "a", "b")
     write("one", num=1)
-    assert "1 prompts in common of 30" in compare(capsys, "a", "one", code=2)
+    assert "share 1 of 30 prompts" in compare(capsys, "a", "one", code=2)
 
 
 def test_only_measures_that_all_have_are_compared_by_default(capsys):

@@ -113,7 +113,7 @@ def test_generate_goes_on_and_leaves_what_is_done(pairs, policy, capsys):
     lines = Path("generations.jsonl").read_text().splitlines(keepends=True)
     Path("generations.jsonl").write_text("".join(lines[:2]) + lines[2][:10])
     printed = run(capsys, *generate(policy, "--num_samples", "2", "--batch_size", "1"))
-    assert "the last line was cut off and is dropped" in printed
+    assert "the last line was cut off and has been dropped" in printed
     assert "2 of 6 prompts are already answered" in printed
     assert files() == whole
 

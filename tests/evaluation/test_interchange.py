@@ -284,7 +284,7 @@ def test_what_json_cannot_hold_is_not_written(tmp_path):
     path = tmp_path / "outputs.json"
     write_alpaca(path, [AlpacaOutput("a", "b")])
     before = path.read_bytes()
-    with pytest.raises(TokenRatioError, match=r"outputs.json is not written"):
+    with pytest.raises(TokenRatioError, match=r"outputs.json was not written"):
         write_alpaca(path, [AlpacaOutput("a", "b", extra={"score": float("nan")})])
     assert path.read_bytes() == before
 

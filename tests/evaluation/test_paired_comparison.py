@@ -257,7 +257,7 @@ def test_samples_are_averaged_and_unpaired_prompts_counted():
     [
         ({"values": [0.0, math.nan, 0.0]}, "B: value 1 .prompt 'q'. is nan"),
         ({"prompts": ["p"]}, "B: 3 values, 1 prompts"),
-        ({"prompts": ["x", "y", "z"]}, "A and B have 0 prompts in common of 6"),
+        ({"prompts": ["x", "y", "z"]}, "A and B share 0 of 6 prompts"),
         ({"seeds": [0, 0, 0]}, "not run with the same seeds: only one has 0, None"),
     ],
 )

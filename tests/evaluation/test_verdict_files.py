@@ -336,10 +336,10 @@ def test_kept_answers_are_read_again_and_not_paid_again(tmp_path, monkeypatch):
             assert [j.probability for j in judgements] == expected
             assert read_judgements(path) == judgements
             num = sum(value is not None for value in expected[:lines])
-            assert f"{num} kept answers without a full verdict were read this time" in said[1]
+            assert f"{num} missing verdicts were read from stored answers" in said[1]
         again, said = judged(path, llm(server.url, tmp_path / "v"), comparisons)
         assert again == judgements
-        assert not any("read this time" in line for line in said)
+        assert not any("stored answers" in line for line in said)
         assert server.asked == asked
 
 

@@ -198,7 +198,7 @@ def test_a_path_that_the_user_gives_is_a_folder_or_nothing(name, project):
 def test_what_is_wrong_with_an_adapters_folder_is_said(project, tmp_path):
     adapter = tmp_path / "adapter"
     write_adapter(adapter, project / "models" / "sft", str(adapter))
-    with pytest.raises(TokenRatioError, match="its own base"):
+    with pytest.raises(TokenRatioError, match="names itself as its base"):
         load_model(adapter)
     path = adapter / "adapter_config.json"
     for base in (None, ""):

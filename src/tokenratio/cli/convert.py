@@ -28,7 +28,7 @@ class ConvertOptions:
     questions: str | None = option(
         None,
         "File of the prompts and their ids: AlpacaEval's instructions or MT-Bench's "
-        "question.jsonl. Required for FILEs of MT-Bench, which do not contain the questions.",
+        "question.jsonl. Required if FILE is from MT-Bench, whose answers lack the questions.",
     )
     turn: int = option(1, "Turn of MT-Bench's answers to convert.")
     overwrite: bool = option(False, "Replace an existing output.")

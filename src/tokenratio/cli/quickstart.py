@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 USAGE = """usage: tokenratio quickstart [--flag value ...]
 
 Trains a small policy on the review world by SFT, draws preference pairs from it, aligns it with
-TBPO-A, and evaluates both on held-out prompts and pairs. A few minutes on two cores.
+TBPO-A, and evaluates both on held-out prompts and pairs. About half a minute on two cores.
 """
 _LONGEST_RESPONSE = 64
 _STEPS_PER_LINE = 20

@@ -56,8 +56,8 @@ class Recipe:
     ref_model: str | None = option(None, "Reference model. Default: the starting policy.")
     train_dataset: str | list[Any] | dict[str, Any] | None = option(
         None,
-        "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world; {path: ..., split: ..., "
-        "weight: ...}; or a list of these.",
+        "A file, a folder, a hub name (NAME:CONFIG@SPLIT) or a world (world:NAME?...); {path: ..., "
+        "split: ..., weight: ...}; or a list of these (docs/data.md).",
     )
     eval_dataset: str | list[Any] | dict[str, Any] | None = option(
         None, "Held-out pairs, in the same forms."
@@ -72,8 +72,8 @@ class Recipe:
     )
     score_tokens: dict[str, Any] | None = option(
         None,
-        "Compute the token scores that tis_dpo, sepo and t_reg need before the run. Per loss, what "
-        "differs from the published setup (`tokenratio score-tokens --help`).",
+        "Compute the token scores that tis_dpo, sepo and t_reg need, before the run: {} for the "
+        "published setup, or for each loss the settings that differ from it (docs/methods.md).",
     )
     dry_run: bool = option(
         False, "Print all settings, the data's summary and the memory needed, without training."
@@ -107,7 +107,8 @@ _CARRIED_TO_DPO = (
     *TEMPLATE_FLAGS,
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "data_seed", "use_cpu"),
     *("train_split", "columns"),
-    *("bf16", "fp16", "model_init_kwargs", "gradient_checkpointing", "disable_tqdm"),
+    *("bf16", "fp16", "model_init_kwargs", "disable_tqdm"),
+    *("activation_checkpointing", "gradient_checkpointing"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
@@ -300,7 +301,7 @@ def _contrast(
             check_prompt_template(value, f"{name} in {where}")
     if all(chosen[f"positive{part}"] == chosen[f"negative{part}"] for part in ("", "_prompt")):
         raise TokenRatioError(
-            f"{where}: positive and negative are the same model after the same prompt"
+            f"{where}: positive and negative are the same model with the same prompt"
         )
     own = section.get("dpo") or {}
     for name in ("loss", "output_dir", "resume_from_checkpoint", "token_scores"):

@@ -28,7 +28,7 @@ TRAINING_HEADINGS: dict[str, tuple[str, ...]] = {
         *("weight_decay", "max_grad_norm", "train_sampling_strategy", "seed", "data_seed"),
     ),
     "Precision, memory and speed": (
-        *("bf16", "fp16", "gradient_checkpointing", "share_prompt", "use_cpu"),
+        *("bf16", "fp16", "activation_checkpointing", "share_prompt", "use_cpu"),
     ),
     "Output and evaluation": (
         *("output_dir", "overwrite", "resume_from_checkpoint", "dry_run", "logging_steps"),

@@ -59,7 +59,7 @@ def with_prompt_template(
     rendered = []
     for origin in data.dataset["origin"]:
         if origin not in examples:
-            raise TokenRatioError(f"{origin} is not in this source, from which its prompt is read")
+            raise TokenRatioError(f"{origin} is not in this source, so its prompt cannot be read")
         try:
             example = examples[origin]
             prompt = _fill(example.prompt, template, origin)

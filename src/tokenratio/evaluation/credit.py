@@ -153,7 +153,9 @@ def token_scores(
     if not (math.isfinite(beta) and beta > 0):
         raise TokenRatioError(f"beta must be positive and finite, not {beta}")
     if (state_term == "baseline") != (baseline is not None):
-        raise TokenRatioError("give a baseline with the state term 'baseline', and only then")
+        raise TokenRatioError(
+            "the state term 'baseline' needs a baseline; the others do not take one"
+        )
     base = language_model(model)
     adapters = None if ref_model is not None else _adapters(model)
     models = [model] if ref_model is None else [model, ref_model]

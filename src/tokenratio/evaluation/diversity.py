@@ -145,7 +145,7 @@ def _tokenised(samples: Sequence[Sequence[Text]], *, at_least: int) -> list[list
     for index, group in enumerate(samples):
         if len(group) < at_least:
             raise TokenRatioError(
-                f"prompt {index} has {len(group)} samples, at least {at_least} are needed: sample "
+                f"prompt {index} has {len(group)} samples; at least {at_least} are needed: sample "
                 "more responses per prompt"
             )
     split = Tokenizer13a()  # type: ignore[no-untyped-call]

@@ -51,7 +51,7 @@ class EndpointSettings:
     model: str = option("", "The model's name on the server.")
     api: Literal["chat", "completions"] = option(
         "chat",
-        "chat sends conversations, and a text as one user turn; completions sends text as it is.",
+        "chat sends conversations, with plain text as one user turn; completions sends plain text.",
     )
     api_key_env: str = option(
         "OPENAI_API_KEY", "Environment variable that holds the key; if it is unset, no key is sent."
@@ -69,8 +69,8 @@ class EndpointSettings:
     )
     backoff: float = option(
         1.0,
-        "Seconds before the first retry; doubles with each, less up to half of it at random. A "
-        "longer Retry-After is respected.",
+        "Seconds before the first retry; the wait doubles with each retry, less a random part of "
+        "up to half. A longer Retry-After is respected.",
     )
     max_backoff: float = option(60.0, "Longest wait between retries, in seconds.")
     max_failures: int = option(
@@ -166,7 +166,7 @@ class Endpoint:
             import openai  # noqa: F401
         except ImportError:
             raise TokenRatioError(
-                "asking an endpoint needs the openai package: pip install 'openai>=2'"
+                "endpoints need the openai package: pip install 'openai>=2'"
             ) from None
 
     def ask(self, requests: Sequence[Request]) -> Answers:

@@ -330,4 +330,6 @@ def _json(value: Any, path: str | Path, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except (TypeError, ValueError) as error:
-        raise TokenRatioError(f"{path} is not written: JSON cannot hold a value: {error}") from None
+        raise TokenRatioError(
+            f"{path} was not written: a value cannot be stored as JSON: {error}"
+        ) from None

@@ -136,7 +136,7 @@ class Journal(Generic[Key, R]):
             self.close()
             raise
         if torn:
-            report(f"{path}: the last line was cut off and is dropped")
+            report(f"{path}: the last line was cut off and has been dropped")
         if self.records:
             report(f"{path}: {self._progress()} are already {lines.done}")
 
@@ -160,7 +160,7 @@ class Journal(Generic[Key, R]):
                 f"{origin}: {_shown(key)} {problem}: delete the file, or choose another"
             )
         if key in self.records:
-            raise TokenRatioError(f"{origin}: a second line for {_shown(key)}")
+            raise TokenRatioError(f"{origin}: duplicate line for {_shown(key)}")
         self.records[key] = record
 
     @property

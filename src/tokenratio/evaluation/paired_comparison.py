@@ -282,8 +282,8 @@ def _differences(
     ]
     if len(paired) < 2:
         raise TokenRatioError(
-            f"{a.name} and {b.name} have {len(paired)} prompts in common of {len(prompts)}; a "
-            "comparison needs at least two, better a hundred. Do both use the same prompt ids?"
+            f"{a.name} and {b.name} share {len(paired)} of {len(prompts)} prompts; a comparison "
+            "needs at least two, preferably a hundred. Do both use the same prompt ids?"
         )
     rows = [[cells_a[prompt, seed] - cells_b[prompt, seed] for seed in seeds] for prompt in paired]
     return np.array(rows), len(prompts) - len(paired)

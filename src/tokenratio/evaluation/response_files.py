@@ -173,7 +173,7 @@ def _read_line(line: Mapping[str, Any], origin: str) -> AnsweredPrompt:
 def _read_sample(sample: Any, origin: str) -> Response:
     text = sample.get("text") if isinstance(sample, Mapping) else None
     if not isinstance(text, str):
-        raise TokenRatioError(f"{origin}: a sample without text")
+        raise TokenRatioError(f"{origin}: a sample has no text")
     ids = sample.get("token_ids")
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise TokenRatioError(f"{origin}: token_ids must be null or a list of integers")

@@ -137,7 +137,7 @@ def judge_all(
     with closing(journal):
         reread = _reread(judge, journal)
         if reread:
-            report(f"{path}: {len(reread)} kept answers without a full verdict were read this time")
+            report(f"{path}: {len(reread)} missing verdicts were read from stored answers")
         failed: list[tuple[ResponsePair, str]] = []
         with journal.resumable():
             for comparison, verdicts in _ask(judge, list(journal.missing.values())):

@@ -106,12 +106,12 @@ def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any])
     rows = " and ".join(f"{num} rows of the {side}" for side, num in held.items())
     if (len(held) == 1 and not is_tied) or len({*held.values()}) > 1:
         raise TokenRatioError(
-            f"the adapter {name} holds {rows}, {origin_of(model)} has {num_tokens} tokens: resize "
-            "the model as it was for the adapter's training, load the adapter onto it with peft, "
-            "and pass that object"
+            f"the adapter {name} holds {rows}, but {origin_of(model)} has {num_tokens} tokens: "
+            "resize the model as it was for the adapter's training, load the adapter onto it with "
+            "peft, and pass that object"
         )
     _log.warning(
-        "%s has %d tokens, the adapter %s %d: the model is resized",
+        "%s has %d tokens, the adapter %s has %d: resizing the model",
         *(origin_of(model), num_tokens, name, *sizes),
     )
     model.resize_token_embeddings(sizes.pop(), mean_resizing=False)
@@ -275,7 +275,7 @@ def _active_adapters(model: PreTrainedModel | PeftModel) -> list[str]:
     if not active or any(layer.disable_adapters for layer in layers):
         raise TokenRatioError("the model has an adapter that is switched off: enable or unload it")
     if others := sorted(set(inner.peft_config) - set(active)):
-        _log.warning("adapters that are not active are left out: %s", ", ".join(others))
+        _log.warning("inactive adapters are ignored: %s", ", ".join(others))
     return active
 
 

@@ -134,7 +134,8 @@ def make_reference(
         shared = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) in shared for parameter in ref_model.parameters()):
             raise TokenRatioError(
-                "ref_model shares its weights with the policy: leave it out to get the right one"
+                "ref_model shares its weights with the policy: leave it out to use the "
+                "starting policy"
             )
         vocabularies = [own_head(m).weight.shape[0] for m in (model, ref_model)]
         if vocabularies[0] != vocabularies[1]:
@@ -154,8 +155,8 @@ def check_fits(model: nn.Module, data: PreparedData) -> None:
     vocabulary = len(embedding_weight(base))
     if data.largest_id >= vocabulary:
         raise TokenRatioError(
-            f"the tokenizer gives id {data.largest_id}, the model has {vocabulary} embeddings: "
-            "use the model's own tokenizer, or call model.resize_token_embeddings"
+            f"the data has token id {data.largest_id}, but the model has only {vocabulary} "
+            "embeddings: use the model's own tokenizer, or call model.resize_token_embeddings"
         )
     positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and data.longest > positions:

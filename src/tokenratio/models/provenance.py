@@ -159,7 +159,7 @@ def chain_of(
     chain: list[SavedAdapter] = []
     while (adapter := saved_adapter(base, where)) is not None:
         if any(adapter.name == other.name for other in chain):
-            raise TokenRatioError(f"{adapter.name}: an adapter that is its own base")
+            raise TokenRatioError(f"{adapter.name}: the adapter names itself as its base")
         chain.insert(0, adapter)
         base, where = adapter.base, adapter.base_where
     return base, where, tuple(chain)

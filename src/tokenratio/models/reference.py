@@ -182,6 +182,6 @@ def check_start(
             "policy and reference differ before the first update: a token's log-ratio is "
             f"{worst:.3g} nats{' on average' if is_cached else ''}. The reference is not the "
             "starting policy: another checkpoint or dtype, or a new adapter that does not start "
-            "at zero (init_lora_weights false). If another reference is meant, set "
+            "at zero (init_lora_weights false). If another reference is intended, set "
             "check_reference to false"
         )

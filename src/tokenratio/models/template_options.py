@@ -29,17 +29,18 @@ class TemplateOptions:
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(
         None,
-        "Arguments of the chat template, such as '{enable_thinking: false}'; a row's own take "
-        "precedence. Default after training: those of the run.",
+        "Arguments of the chat template, such as '{enable_thinking: false}'; those of a row take "
+        "precedence. Default for a trained model: those of its run.",
     )
     tools: list[Any] | None = option(
         None,
-        "JSON schemas of tools, for rows without their own. Default after training: the run's.",
+        "JSON schemas of tools, for rows without any. Default for a trained model: those of its "
+        "run.",
     )
     template_date: str | None = option(
         None,
-        "The date that a chat template shows as today's. Default: that of the run or output being "
-        "resumed or read, otherwise today's.",
+        "The date that a chat template shows as today's. Default: the one recorded in the run or "
+        "output being resumed or read, otherwise today.",
     )
 
     def check_template_settings(self) -> None:

@@ -53,8 +53,8 @@ def score_rows(
         raise TokenRatioError("no samples to score")
     if empty := [index for index, row in enumerate(rows) if not row.prompt_ids]:
         raise TokenRatioError(
-            f"sample {empty[0]} has no prompt ids: its first token has no state; put the "
-            "tokenizer's BOS there"
+            f"sample {empty[0]} has no prompt ids: its first token has no state; start it with "
+            "the tokenizer's BOS"
         )
     device = next(models[0].parameters()).device
     collate = CompletionCollator(pad_token_id=0)  # padding is masked, so any id does

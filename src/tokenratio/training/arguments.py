@@ -154,8 +154,8 @@ def _choose_direction(args: TrainingArguments) -> None:
     args.greater_is_better = greater_is_better(metric)
     if args.greater_is_better is None:
         raise TokenRatioError(
-            f"metric_for_best_model {metric}: whether the greatest or the smallest value is the "
-            "best depends on the aim; set greater_is_better to true or false"
+            f"metric_for_best_model {metric}: neither direction is always better; set "
+            "greater_is_better to true or false"
         )
 
 

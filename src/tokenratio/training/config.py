@@ -78,7 +78,9 @@ class TokenRatioConfig(MethodSettings, PairConfig):
     )
     baseline_learning_rate: float = option(1e-3, "Learning rate of the state baseline's own AdamW.")
     center_baseline: bool = option(
-        False, "Centre log w per pair, as the released code does; biased (docs/method.md §10)."
+        False,
+        "Centre log w per pair, as the released code does; this biases the solution "
+        "(docs/method.md §10).",
     )
     baseline_clamp: float = option(10.0, "Bound on |log w| of tbpo_q, after centring.")
     share_prompt: str = option(

@@ -82,8 +82,8 @@ class MethodSettings:
         choices=METHOD_NAMES,
     )
     beta: float | None = _own(
-        "Strength of the tie to the reference, > 0 (docs/method.md §1); for sepo and simpo, the "
-        "scale of the reward",
+        "How strongly the policy is kept close to the reference, > 0 (docs/method.md §1); for sepo "
+        "and simpo, the scale of the reward",
         _POSITIVE,
     )
     generator: str | None = _own(
@@ -122,7 +122,7 @@ class MethodSettings:
     sft_weight: float = option(
         0.0,
         "Weight of the chosen response's cross-entropy per token (RPO's NLL anchor). "
-        "With it, token-level losses run whole responses.",
+        "With it, token-level losses also have to compute whole responses.",
     )
     token_scores: str | None = option(
         None, "Output folder of `tokenratio score-tokens`; tis_dpo, sepo and t_reg need it."

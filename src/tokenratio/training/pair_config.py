@@ -170,6 +170,9 @@ class PairConfig(DataSettings, TrainingArguments):
         TokenRatioError: a value outside its domain, or one that these trainers do not support.
     """
 
+    resume_from_checkpoint: str | None = option(
+        None, "Resume a run: true for the newest complete checkpoint, or a checkpoint's folder."
+    )
     num_train_epochs: float = option(1.0, "Passes over the training data.")
     logging_steps: float = option(1, "Steps between two logged lines.")
     logging_nan_inf_filter: bool = option(

@@ -134,8 +134,8 @@ def _require_known_kind(model: PreTrainedModel | PeftModel) -> None:
         config = model.active_peft_config
         if config.is_prompt_learning:
             raise TokenRatioError(
-                f"prompt learning ({config.peft_type.value}) is not supported: use LoRA, or "
-                "another added layer"
+                f"prompt learning ({config.peft_type.value}) is not supported: use LoRA or "
+                "another supported adapter"
             )
     if not isinstance(language_model(model), PreTrainedModel):
         answer_token_requests(language_model(model))  # raises what is wrong with it

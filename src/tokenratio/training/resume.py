@@ -99,7 +99,7 @@ def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> 
         return found
     path = Path(resume)
     if not path.is_dir():
-        raise TokenRatioError(f"no checkpoint folder {path}")
+        raise TokenRatioError(f"checkpoint folder {path} does not exist")
     missing = _what_is_missing(path)
     if missing is not None:
         raise TokenRatioError(f"{path} is not a complete checkpoint: {missing}")
@@ -163,7 +163,7 @@ def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             "checkpoint"
         )
     if now["data"]["train"]["digest"] != began["data"]["train"]["digest"]:
-        raise TokenRatioError(f"the training data, tokenizer or lengths are not those of {run}")
+        raise TokenRatioError(f"the training data, tokenizer or lengths differ from those of {run}")
     for name in _COMPARED_VERSIONS:
         was, is_now = (of.get(name) for of in (began.get("versions", {}), versions()))
         if None not in (was, is_now) and was != is_now:

@@ -226,7 +226,7 @@ def ingredients_of(positive: ContrastSide, negative: ContrastSide) -> dict[str, 
     """What is recorded of both sides; raises `TokenRatioError` if they are the same."""
     ingredients = {"positive": positive.identity(), "negative": negative.identity()}
     if ingredients["positive"] == ingredients["negative"]:
-        raise TokenRatioError("p+ and p- are the same: one model after one prompt")
+        raise TokenRatioError("p+ and p- are the same model with the same prompt")
     return ingredients
 
 
@@ -246,7 +246,8 @@ def compute_contrast(
     sizes = [own_head(side.model).weight.shape[0] for side in sides]
     if sizes[0] != sizes[1]:
         raise TokenRatioError(
-            f"the two models have {sizes[0]} and {sizes[1]} tokens: use two of one family"
+            f"the two models have {sizes[0]} and {sizes[1]} tokens in their vocabularies: "
+            "use two with the same tokenizer"
         )
     caches = []
     for side in sides:

@@ -23,7 +23,7 @@ class GoldSettings:
 
         world = self.world or context.world
         if world is None or (self.world is None and not is_world_source(world)):
-            raise TokenRatioError("judge gold needs world: the prompts are not a world's")
+            raise TokenRatioError("judge gold needs world, since the prompts do not come from one")
         return GoldJudge.of_world(world)
 
 

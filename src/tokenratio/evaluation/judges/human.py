@@ -95,7 +95,7 @@ class HumanJudge:
             if not isinstance(item, str):
                 raise TokenRatioError(f"{origin}: no item: this is not a sheet for judges")
             if item in self._verdicts:
-                raise TokenRatioError(f"{origin}: a second line for item {item}: remove one")
+                raise TokenRatioError(f"{origin}: duplicate line for item {item}: remove one")
             text = None if verdict is None else str(verdict).strip().lower()
             if text and text not in _VERDICTS:
                 raise TokenRatioError(

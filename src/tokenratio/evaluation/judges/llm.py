@@ -28,12 +28,12 @@ class LLMSettings(EndpointSettings, Budget):
     temperature: float | None = option(0.0, "Sampling temperature; null leaves it to the server.")
     max_tokens: int | None = option(
         None,
-        "Most tokens in an answer, reasoning included. Default: the template's; judges that "
-        "reason need more.",
+        "Maximum number of tokens in an answer, including reasoning. Default: the template's; "
+        "judges that reason need more.",
     )
     cache: str | None = option(
         None,
-        "Database of answers, which any number of runs can share. Default: verdicts.sqlite in the "
+        "Database of answers, which several runs can share. Default: verdicts.sqlite in the "
         "output folder of evaluate, ~/.cache/tokenratio/verdicts.sqlite for judge.",
     )
 
