@@ -40,8 +40,8 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
     return Estimate(mean, math.sqrt(squares * groups / (groups - 1) / num**2), num)
 
 
-def wilson_interval(share: float, num: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share of independent draws; within [0, 1] and never empty.
+def wilson_interval(share: float, num: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share of independent draws; within [0, 1] and never empty.
 
     Args:
         share: observed, in [0, 1]; a tie may count half.
@@ -51,7 +51,7 @@ def wilson_interval(share: float, num: int, *, level: float = 0.95) -> tuple[flo
     >>> round(low, 3), round(high, 3)
     (0.507, 0.744)
     """
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf(0.975)
     scale = 1 + z**2 / num
     center = (share + z**2 / (2 * num)) / scale
     reach = z / scale * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))

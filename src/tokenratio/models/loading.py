@@ -69,9 +69,9 @@ def load_merged(
     return merge_adapters(load_model(name, init_kwargs))
 
 
-def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
+def load_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model by hub name or folder; of an adapter, its base's."""
-    base, where, _ = chain_of(name, init_kwargs)
+    base, where, _ = chain_of(name)
     with reported_as(f"cannot load the configuration of {base!r}"):
         return AutoConfig.from_pretrained(base, **where)
 
