@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from tokenratio.cli.command import describe, read_flags, read_yaml
+from tokenratio.cli.command import describe_flags, read_flags, read_yaml
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import build, convert, fields_of
 
@@ -126,6 +126,6 @@ def test_yaml_is_safe_and_a_mapping(tmp_path):
 
 
 def test_help_lists_every_setting():
-    text = describe(FIELDS, {})
+    text = describe_flags(FIELDS, {})
     assert "--fast [False]\n      Go fast." in text
     assert all(f"--{name}" in text for name in FIELDS)

@@ -24,7 +24,7 @@ from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.verdict_files import (
     Judgement,
-    describe,
+    describe_judgements,
     judge_all,
     pair_up,
     read_judgements,
@@ -106,7 +106,7 @@ def test_both_orders_are_asked_averaged_and_compared(tmp_path):
     assert said == [
         "6 comparisons, 2 without a full verdict (mumbles: 3); the position decided 2 of 4"
     ]
-    assert describe(judgements) == said[0]
+    assert describe_judgements(judgements) == said[0]
     assert read_judgements(path) == judgements
     first, line = comparisons[0], json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     lengths = [len(first.response_a.text), len(first.response_b.text)]

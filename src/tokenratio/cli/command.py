@@ -46,7 +46,7 @@ class Command:
         """Print help, or read the command line and do the work; returns the exit code."""
         fields = self.fields() if self.options is None else fields_of(self.options)
         if "--help" in argv or "-h" in argv:
-            print(f"{self.usage}\n{describe(fields, {} if 'all' in argv else self.headings)}")
+            print(f"{self.usage}\n{describe_flags(fields, {} if 'all' in argv else self.headings)}")
             return 0
         name = self.usage.split(maxsplit=3)[2]
         positional, flags = read_flags(argv, fields)
@@ -121,7 +121,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def describe(fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]]) -> str:
+def describe_flags(fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]]) -> str:
     """The settings with their defaults and help, as `--help` lists them.
 
     Args:

@@ -98,7 +98,7 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     from tokenratio.evaluation.judges.protocol import JudgeContext, digest_of
     from tokenratio.evaluation.response_files import date_of_responses, read_responses
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
-    from tokenratio.evaluation.win_report import describe, summarize
+    from tokenratio.evaluation.win_report import describe_summary, summarize
     from tokenratio.run_folder import replace_text
 
     quiet_libraries()
@@ -142,7 +142,7 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
         path.with_suffix(".summary.json"),
         json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )
-    print(describe(summary))
+    print(describe_summary(summary))
 
 
 def _describe_judge(kind: str) -> str:

@@ -80,7 +80,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     from tokenratio.training.token_contrast import (
         TokenContrast,
         compute_contrast,
-        ingredients_of,
+        contrast_ingredients,
         summary,
     )
 
@@ -124,7 +124,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
         columns=options.columns,
     )
     if before is not None:
-        before.require_same(ingredients_of(*sides))
+        before.require_same(contrast_ingredients(*sides))
     with user_mistakes(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     settings = CacheSettings(

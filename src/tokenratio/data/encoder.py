@@ -14,7 +14,7 @@ from tokenratio.data.chat import RenderedExample, render
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, assemble, tokenise
 from tokenratio.data.formats import AnyExample
-from tokenratio.data.omissions import describe, left_out
+from tokenratio.data.omissions import describe_omissions, left_out
 from tokenratio.data.template import TemplateSettings, TurnEnd
 from tokenratio.errors import TokenRatioError
 
@@ -84,7 +84,7 @@ def _explained(
         return error
     return RowDefectError(
         error.kind,
-        f"the template leaves out what tells them apart: {describe(of_responses)}; set "
+        f"the template leaves out what tells them apart: {describe_omissions(of_responses)}; set "
         "chat_template to one that renders it, or give the rows as text",
     )
 

@@ -53,7 +53,7 @@ def left_out(
     return {side: text for side, text in missing.items() if text}
 
 
-def describe(missing: Mapping[str, str]) -> str:
+def describe_omissions(missing: Mapping[str, str]) -> str:
     """What is left out, in words: `58 characters of chosen: '<think> The user …'`."""
     return "; ".join(
         f"{len(text):,} characters of {side}: {quoted(text[:_SHOWN], _SHOWN)}"

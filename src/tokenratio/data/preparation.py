@@ -20,7 +20,7 @@ from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, spec
 from tokenratio.data.files import SourceRow
 from tokenratio.data.formats import AnyExample, CompletionExample, PreferenceExample
 from tokenratio.data.length_grouping import row_lengths
-from tokenratio.data.omissions import describe
+from tokenratio.data.omissions import describe_omissions
 from tokenratio.data.parts import SourcePart, source_digest
 from tokenratio.data.prepared_cache import ingredients_of, kept_on_disk
 from tokenratio.data.selection import Selection, select_rows
@@ -270,7 +270,7 @@ def _encoding_warnings(
             detail = f"the response goes on after {ends[int(found)]!r}"
             inner_ends.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
         if row.left_out:
-            detail = describe(row.left_out)
+            detail = describe_omissions(row.left_out)
             omissions.append(Defect(example.origin, WarningKind.TEMPLATE_OMISSION, detail))
     return [*inner_ends, *omissions]
 

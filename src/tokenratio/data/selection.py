@@ -48,7 +48,7 @@ class Selection:
             )
 
     def holds_out(self, prompt: str) -> bool:
-        """Whether a prompt, as returned by `prompt_text`, is held out."""
+        """Whether a prompt, as returned by `example_prompt`, is held out."""
         if self.held_out_share is None:
             return False
         key = _hash(self.seed, "held out", prompt.encode("utf-8", "replace"))
@@ -138,7 +138,7 @@ def select_rows(
     )
 
 
-def prompt_text(example: AnyExample) -> str:
+def example_prompt(example: AnyExample) -> str:
     """The words by which prompts are compared, without system messages; the text if no prompt."""
     prompt = example.prompt
     if not isinstance(prompt, str):
@@ -169,7 +169,7 @@ def _one_side(
         held_out.append(False)
         if num:
             try:
-                prompt = prompt_text(parser.parse(row))
+                prompt = example_prompt(parser.parse(row))
             except RowDefectError:
                 continue
             held_out[-1] = prompts.setdefault(prompt, selection.holds_out(prompt))

@@ -154,7 +154,7 @@ def judge_all(
                     f"{comparison.sample}: {reason}"
                 )
         judgements = journal.finish(reread)
-    report(describe(judgements, order_matters=judge.order_matters))
+    report(describe_judgements(judgements, order_matters=judge.order_matters))
     return judgements
 
 
@@ -167,7 +167,7 @@ def read_judgements(path: str | Path) -> list[Judgement]:
     return _LINES.read_file(path)
 
 
-def describe(judgements: Sequence[Judgement], *, order_matters: bool = True) -> str:
+def describe_judgements(judgements: Sequence[Judgement], *, order_matters: bool = True) -> str:
     """A line on missing verdicts, the reasons for them, and flips.
 
     Args:

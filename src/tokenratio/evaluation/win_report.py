@@ -108,7 +108,7 @@ def summarize(
     return shown
 
 
-def describe(summary: Mapping[str, Any]) -> str:
+def describe_summary(summary: Mapping[str, Any]) -> str:
     """The figures in a few lines; shares in percent, ± one standard error."""
     rate, controlled = summary["win_rate"], summary["length_controlled"]
     unparsed, length = summary["unparsed"], summary["mean_length"]

@@ -222,7 +222,7 @@ class ContrastSide:
         return {"sha256": model_digest(self.model), "prompt": self.prompt}
 
 
-def ingredients_of(positive: ContrastSide, negative: ContrastSide) -> dict[str, Any]:
+def contrast_ingredients(positive: ContrastSide, negative: ContrastSide) -> dict[str, Any]:
     """What is recorded of both sides; raises `TokenRatioError` if they are the same."""
     ingredients = {"positive": positive.identity(), "negative": negative.identity()}
     if ingredients["positive"] == ingredients["negative"]:
@@ -242,7 +242,7 @@ def compute_contrast(
         TokenRatioError: a model cannot read the rows, has another vocabulary, or gives a
             log-probability that is not finite; or see `reference_cache`.
     """
-    sides, ingredients = (positive, negative), ingredients_of(positive, negative)
+    sides, ingredients = (positive, negative), contrast_ingredients(positive, negative)
     sizes = [own_head(side.model).weight.shape[0] for side in sides]
     if sizes[0] != sizes[1]:
         raise TokenRatioError(
