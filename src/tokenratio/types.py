@@ -96,7 +96,7 @@ class StepBatch:
             padding; None in the other layout.
         position_ids: goes with `branch`: both responses count on from the prompt.
         ref_log_probs: log π_ref of each label in nats, where it was computed beforehand.
-        ref_hidden: the reference's hidden state that predicts each label, likewise.
+        ref_hidden: the reference's hidden state that predicts each label, if computed beforehand.
     """
 
     input_ids: Int[Tensor, "rows length"]
@@ -153,7 +153,8 @@ class ResponseStatistics:
         mask: True while the response has a token.
         ref_log_probs: log π_ref(y_t | s_t); None for a loss without a reference.
         kl: KL(π_ref(.|s_t) ‖ π(.|s_t)); None unless the loss needs it.
-        contrast: log p₊(y_t) − log p₋(y_t) of two contrasting models or prompts; likewise.
+        contrast: log p₊(y_t) − log p₋(y_t) of two contrasting models or prompts; None unless the
+            loss needs it.
     """
 
     log_probs: Float[Tensor, "pairs steps"]
@@ -180,9 +181,8 @@ class StepStatistics:
     """The two tokens of each step, in nats: what a loss reads that is local to its step.
 
     Attributes:
-        chosen_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t); `rejected_log_ratio` likewise.
-        chosen_kl: KL(π_ref(.|s_t) ‖ π(.|s_t)) at the chosen token's state, where it is needed;
-            `rejected_kl` likewise.
+        chosen_log_ratio, rejected_log_ratio: ρ_t = log π(y_t|s_t) − log π_ref(y_t|s_t).
+        chosen_kl, rejected_kl: KL(π_ref(.|s_t) ‖ π(.|s_t)) at each token's state, where needed.
         log_state_weight: log w_t before β, where a learned baseline gives it.
     """
 

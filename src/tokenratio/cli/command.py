@@ -145,5 +145,6 @@ def describe_flags(fields: Mapping[str, Field], headings: Mapping[str, Sequence[
 def _line(name: str, field: Field) -> str:
     default = f" [{field.default}]" if field.default not in ("", "None") else ""
     indent = " " * 6
-    text = textwrap.fill(field.help, 100, initial_indent=indent, subsequent_indent=indent)
+    help_text = field.help.replace("%%", "%")  # transformers' texts are escaped for argparse
+    text = textwrap.fill(help_text, 100, initial_indent=indent, subsequent_indent=indent)
     return f"  --{name}{default}" + (f"\n{text}" if field.help else "")

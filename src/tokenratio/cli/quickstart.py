@@ -33,7 +33,7 @@ _MARK = "quickstart.json"
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """Settings of `quickstart`; with the defaults it takes a few minutes on two cores."""
+    """Settings of `quickstart`; with the defaults it takes about half a minute on two cores."""
 
     output_dir: str = option("runs/quickstart", "Output folder; an existing one is replaced.")
     seed: int = option(0, "Seed of the whole run.")

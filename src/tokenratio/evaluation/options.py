@@ -64,7 +64,7 @@ class EvaluateOptions(TemplateOptions):
     judges: dict[str, Any] | None = option(
         None,
         f"Judges by name ({', '.join(JUDGES)}), each with its settings; see docs/evaluation.md. "
-        "Default: gold if the prompts are a world's.",
+        "Default: gold if the prompts come from a world.",
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Preference losses as pure functions, and the table of methods.
 
-Most methods are points of one space, generator × state weight × aggregation (`RatioMatching`); the
-others are functions of their own. `docs/methods.md` is made from the table.
+Most methods are a choice of generator, state weight and aggregation (`RatioMatching`); the others
+have functions of their own. `docs/methods.md` is made from the table.
 """
 
 from dataclasses import replace
@@ -168,7 +168,7 @@ METHODS = LOSSES | {"sft": PairLoss(sft_of_pair, "cross-entropy", "response", {}
 
 
 def tbpo_variant(state_weight: StateWeight, aggregation: Aggregation) -> RatioMatching:
-    """The point of the space that `loss: tbpo` reaches with these two settings."""
+    """The method that `loss: tbpo` runs with these two settings."""
     tbpo = LOSSES["tbpo"]
     assert isinstance(tbpo, RatioMatching)
     equation = bpo_loss if aggregation == "sequence" else tbpo_loss

@@ -60,7 +60,7 @@ class Method(ABC):
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether a state baseline is trained along."""
+        """Whether a state baseline is trained as well."""
         return "baseline" in self.needs
 
     @property

@@ -1,4 +1,4 @@
-"""TBPO and its relatives: the points of one space, generator × state weight × aggregation."""
+"""TBPO and its relatives: each is a choice of generator, state weight and aggregation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ def tbpo_loss(
     by weighting each step with 1/T.
 
     Args:
-        chosen_log_ratio: ρ_t in nats, of any number of steps; `rejected_log_ratio` likewise.
+        chosen_log_ratio, rejected_log_ratio: ρ_t in nats, of any number of steps.
         log_state_weight: log w_t before β; 0 is the uncorrected ablation.
         beta: strength of the tie to the reference, > 0.
         generator: the divergence; its `loss` is applied pointwise.
@@ -107,10 +107,10 @@ def bpo_loss(
     (arXiv 2404.11999, eq. 16).
 
     Args:
-        chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
+        chosen_log_ratio, rejected_log_ratio: ρ_t in nats, 0 past the response's end.
         log_state_weight: log w_t before β, 0 where neither response has a token.
         beta: strength of the tie to the reference, > 0.
-        label_smoothing: ε, see `ratio_matching_loss`; `is_robust` likewise.
+        label_smoothing, is_robust: see `ratio_matching_loss`.
     """
     log_ratio = pair_log_ratio(chosen_log_ratio, rejected_log_ratio, log_state_weight, beta=beta)
     return ratio_matching_loss(
@@ -132,7 +132,7 @@ def dpo_loss(
     r"""DPO: −log σ(β (Σρ^w − Σρ^l)) (arXiv 2305.18290, eq. 7; docs/method.md §6).
 
     Args:
-        chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
+        chosen_log_ratio, rejected_log_ratio: ρ_t in nats, 0 past the response's end.
         beta: strength of the tie to the reference, > 0.
         label_smoothing: ε of cDPO's mixture or, if `is_robust`, of rDPO's correction; see
             `ratio_matching_loss`.
@@ -149,7 +149,7 @@ def dpo_loss(
 
 @dataclass(frozen=True)
 class RatioMatching(Method):
-    """A point of the space: log R_t = β (ρ_t^l − ρ_t^w + log w_t), under a generator.
+    """A method of this family: log R_t = β (ρ_t^l − ρ_t^w + log w_t), under a generator.
 
     Attributes:
         equation: the loss as a function of both responses' log-ratios and, unless `state_weight`
@@ -178,8 +178,8 @@ class RatioMatching(Method):
 
     @cached_property
     def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        beside: dict[str, set[Need]] = {"kl": {"kl_ref_policy"}, "baseline": {"baseline"}}
-        return REFERENCE | beside.get(self.state_weight, set())
+        extra: dict[str, set[Need]] = {"kl": {"kl_ref_policy"}, "baseline": {"baseline"}}
+        return REFERENCE | extra.get(self.state_weight, set())
 
     @property
     def is_local(self) -> bool:

@@ -67,7 +67,7 @@ def simpo_loss(
     r"""SimPO: −log σ(β (p^w − p^l) − γ), p the mean log-probability (arXiv 2405.14734, eq. 6).
 
     Args:
-        chosen_log_prob: Σ_t log π(y_t|s_t) / |y|, in nats per token; `rejected_log_prob` likewise.
+        chosen_log_prob, rejected_log_prob: Σ_t log π(y_t|s_t) / |y|, in nats per token.
         beta: scale of the reward, > 0.
         gamma: the target margin, ≥ 0, in units of the reward.
         label_smoothing: ε in [0, 1/2): the mixture with the loss at the negated argument, as TRL's.

@@ -59,8 +59,8 @@ def tis_dpo_loss(
     that it changes little.
 
     Args:
-        chosen_log_ratio: ρ_t in nats, 0 past the response's end; `rejected_log_ratio` likewise.
-        chosen_weight: w_t ≥ 0; all 1 is DPO. `rejected_weight` likewise.
+        chosen_log_ratio, rejected_log_ratio: ρ_t in nats, 0 past the response's end.
+        chosen_weight, rejected_weight: w_t ≥ 0; all 1 is DPO.
     """
     chosen = (chosen_weight * chosen_log_ratio).sum(-1)
     rejected = (rejected_weight * rejected_log_ratio).sum(-1)
@@ -118,7 +118,7 @@ def sepo_loss(
     it is SimPO without a margin.
 
     Args:
-        chosen_log_probs: log π(y_t|s_t) in nats; `rejected_log_probs` likewise.
+        chosen_log_probs, rejected_log_probs: log π(y_t|s_t) in nats.
         chosen_selected: from `sepo_selection`; at least one token a response.
         beta: the paper's γ, > 0, searched between 2.1 and 2.5; its released code uses 1.
     """

@@ -76,7 +76,7 @@ class Reference:
 
     @property
     def models(self) -> list[PreTrainedModel]:
-        """The model of its own, if there is one."""
+        """The reference's own model, if it has one."""
         return [] if self.model is None else [language_model(self.model)]
 
     @property

@@ -32,7 +32,7 @@ class Population:
         beta: β of docs/method.md §2; the labels do not depend on it.
         labels: the scheme.
         score: what scheme `"a"` compares: `"advantage"` for TBPO-A, `"value"` for TBPO-Q.
-        center_baseline: as in the released TBPO-Q (docs/method.md §4); `baseline_clamp` likewise.
+        center_baseline, baseline_clamp: as in the released TBPO-Q (docs/method.md §4).
     """
 
     def __init__(

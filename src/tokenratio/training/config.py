@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PolicyObjective(Objective):
-    """What a policy's training makes of its rows."""
+    """The objective of a policy's training."""
 
     def collators(
         self, pad_token_id: int, models: list[Any], cache: ReferenceCache | None = None
@@ -146,7 +146,7 @@ class TokenRatioConfig(MethodSettings, PairConfig):
 
     @property
     def objective(self) -> PolicyObjective:
-        """What the loss makes of its rows: of pairs, or for `sft` of completions."""
+        """The objective: of preference pairs, or for `sft` of completions."""
         from tokenratio.training.preference import PreferenceObjective
         from tokenratio.training.sft import SftObjective
 

@@ -69,7 +69,7 @@ class Forward:
         with_kl: bool = False,
         objective: StepObjective | None = None,
     ) -> dict[str, Tensor]:
-        """The policy's answer to a `TokenRequest` about the batch, reference included.
+        """The policy's results for a `TokenRequest` on the batch, with the reference's states.
 
         The first update is refused if policy and reference differ before it.
         """

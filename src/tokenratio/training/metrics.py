@@ -31,7 +31,7 @@ GREATER_IS_BETTER: dict[str, bool | None] = {
 
 
 def greater_is_better(metric: str) -> bool | None:
-    """Whether the greatest value of a metric is its best; None if that depends on the aim.
+    """Whether higher is better for a metric; None if neither direction always is.
 
     Args:
         metric: its name, with or without `eval_` and the name of a held-out set in front.

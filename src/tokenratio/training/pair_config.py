@@ -1,4 +1,4 @@
-"""Settings shared by every trainer, and what a kind of training makes of its rows."""
+"""Settings shared by every trainer, and the interface of an objective."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ class DataSettings(TemplateOptions):
 
 
 class Objective:
-    """What a kind of training makes of its rows: preference pairs, unless a subclass differs.
+    """The objective of a kind of training: of preference pairs, unless a subclass differs.
 
     Attributes:
         rows_per_example: rows of text the model runs for each example.
@@ -210,7 +210,7 @@ class PairConfig(DataSettings, TrainingArguments):
 
     @property
     def objective(self) -> Objective:
-        """What the run makes of its rows."""
+        """The run's objective."""
         raise NotImplementedError
 
     @property

@@ -54,7 +54,7 @@ class RewardConfig(PairConfig):
 
     @property
     def objective(self) -> Objective:
-        """What a reward model makes of its pairs."""
+        """The reward model's objective."""
         return RewardObjective()
 
 
