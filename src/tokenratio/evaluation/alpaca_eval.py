@@ -44,12 +44,10 @@ def alpaca_eval_leaderboard(
         extra_rows_csv: columns `preference` (in [0, 1]), `std_delta_len`,
             `instruction_difficulty`. Without it the results differ from the published ones by up
             to 3 points.
-
     Returns:
         Best first: `model`; `win_rate`, its `standard_error` (nan for one judgement) and
         `length_controlled_win_rate`, in percent. Models that cannot be fitted come last, by raw
         win rate, with None and a `reason`.
-
     Raises:
         TokenRatioError: a file cannot be read, a value is missing or out of range, or no model can
             be fitted.

@@ -29,8 +29,6 @@ def kl_policy_ref(
         batch_size: rows in one forward pass.
         chunk_size: tokens whose logits of both models are held at once, in float32 or wider;
             chosen from the vocabulary's size if None.
-    Raises:
-        TokenRatioError: see `score_rows`.
     """
 
     def kl(batch: CompletionBatch) -> list[float]:

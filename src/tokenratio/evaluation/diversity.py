@@ -104,8 +104,6 @@ def predictive_entropy(
         batch_size: rows in one forward pass.
         chunk_size: tokens whose logits are held at once, in float32 or wider; chosen from the
             vocabulary's size if None.
-    Raises:
-        TokenRatioError: see `score_rows`.
     """
     rows = [sample for group in samples for sample in group]
 

@@ -143,7 +143,6 @@ class Endpoint:
         count_tokens: of a text, for estimates; None assumes four characters per token.
         report: receives the estimate before the first request and the totals after the last.
         progress: draw a bar, in requests, with token rates.
-
     Raises:
         TokenRatioError: the `openai` package is missing.
     """

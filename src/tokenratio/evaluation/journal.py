@@ -91,7 +91,6 @@ class Journal(Generic[Key, R]):
         items: by key.
         records: those in the file, by key.
         digest: of the settings.
-
     Raises:
         TokenRatioError: another process is writing the file, it was made with other settings or
             from other items, a line is damaged, or tokenratio did not write it. The file is then

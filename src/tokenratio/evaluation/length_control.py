@@ -75,7 +75,6 @@ def length_controlled_win_rate(
             verdict.
         lengths_a, lengths_b: of the responses, in the same unit.
         prompts: of each comparison; all differ if None.
-
     Raises:
         TokenRatioError: a value is not a probability or not a length, there is no verdict, or A's
             responses all differ from B's by the same length.

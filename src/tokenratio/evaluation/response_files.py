@@ -63,7 +63,6 @@ def write_responses(
         settings: everything that decides what the responses are: model, prompts, sampling. JSON.
         overwrite: drop the file's present content.
         report: receives lines on what was kept and dropped.
-
     Raises:
         TokenRatioError: the file was made with other settings or from other prompts, another
             process is writing it, or the backend failed; what it gave before is in the file.

@@ -121,10 +121,8 @@ def judge_all(
         settings: what else distinguishes the verdicts, such as the names of both sides. JSON.
         overwrite: drop the file's present content.
         report: receives lines on what was kept and dropped, and on missing verdicts.
-
     Returns:
         The judgements in the order of the comparisons, which is then the file's.
-
     Raises:
         TokenRatioError: the file was made from other comparisons or by another judge, another
             process is writing it, or the judge failed; its verdicts until then are in the file.

@@ -97,7 +97,6 @@ def win_rate(
         prob_a_second: the same, A's response shown second.
         prompts: of each comparison; a prompt's comparisons count as one draw. All differ if None.
         seed: fixes the interval.
-
     Raises:
         TokenRatioError: a value is not a probability, or no comparison has both verdicts.
     """

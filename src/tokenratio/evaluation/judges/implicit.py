@@ -42,7 +42,6 @@ class ImplicitRewardJudge:
         max_length: tokens of prompt and response; responses are cut on the right, as in training.
         max_prompt_length: tokens of the prompt, cut on the left, as in training.
         template: the arguments that the chat template had in training.
-
     Raises:
         TokenRatioError: no reference, or a model whose log-probabilities would be wrong.
     """

@@ -67,7 +67,6 @@ class LLMJudge:
         cache: answers of this and other runs.
         temperature: None leaves it to the server, for models that do not support it.
         max_tokens: most tokens in an answer; None for the template's.
-
     Raises:
         TokenRatioError: an unknown template, or the endpoint's api is not "chat".
     """

@@ -40,7 +40,6 @@ class RewardModelJudge:
         as_chat: False ignores the chat template.
         template: arguments of the chat template; a prompt's own values take precedence.
         as_trained: whether `train-reward` made the model.
-
     Raises:
         TokenRatioError: the model does not have one label.
     """
