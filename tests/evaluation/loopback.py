@@ -167,7 +167,7 @@ def first_times(fault, num):
     return lambda question, times: fault if times < num else None
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=120.0):
     """Wait for another thread or process."""
     end = time.monotonic() + seconds
     while not condition():
