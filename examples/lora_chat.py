@@ -69,7 +69,7 @@ def main(pairs: str, output: str = "runs/lora_chat") -> dict[str, float]:
     sft.train()
     sft.save_model()
 
-    # From its folder, whose name the adapter remembers as that of its base.
+    # Load it from its folder, which the adapter then names as its base.
     trainer = TokenRatioTrainer(
         sft.args.output_dir,
         args=TokenRatioConfig(

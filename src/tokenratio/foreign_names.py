@@ -41,7 +41,7 @@ _TABLE = {
     "prompt_template prompt_format input_template conversation_template",
     "conversations are always rendered with the chat template": "apply_chat_template",
     "chat_template_kwargs.enable_thinking": "enable_thinking",
-    "put the system prompt into the rows, as first message or as a column system": ""
+    "put the system prompt into the rows, as the first message or in a column named system": ""
     "default_system system",
     # The adapter.
     "peft": "use_peft use_lora adapter finetuning_type peft_config lora_config lora train_type "

@@ -549,7 +549,7 @@ def test_policies_that_share_no_vocabulary(runs_folder, capsys):
     argv = ["tiny", "--reference", "base", "--prompts", "pairs.jsonl", "--pairs", "pairs.jsonl"]
     evaluate(capsys, *argv, *QUICK)
     found = measures("tiny")
-    assert "there is no KL and no implicit reward" in found.notes[0]
+    assert "KL and implicit reward are not measured" in found.notes[0]
     assert found.named("kl_policy_ref") is None
     assert found.named("pairs/accuracy") is None
     assert found.named("diversity/entropy").num > 0
@@ -568,7 +568,7 @@ def test_pairs_by_subset_and_those_that_cannot_be_used(capsys):
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["tiny", "--reference", "base", "--pairs", "pairs.jsonl", "--max_length", "3"]
     shown = evaluate(capsys, *argv, "--subset_column", "kind")
-    assert "tiny: of 6 pairs 1 cannot be used, 5 sides are cut at max_length 3" in shown
+    assert "tiny: 1 of 6 pairs cannot be used; 5 sides are cut at max_length 3" in shown
     found = measures("tiny")
     assert [found.named(f"pairs/accuracy, {kind}").num for kind in "ab"] == [3, 2]
     assert found.named("pairs/accuracy, c") is None
@@ -583,7 +583,7 @@ def test_credit_needs_the_worlds_tokenizer_and_says_so(capsys):
     for name in ("base", "tiny"):
         tiny_tokenizer().save_pretrained(name)
     evaluate(capsys, "tiny", "--reference", "base", "--pairs", PAIRS)
-    assert "its credit is not measured: " in measures("tiny").notes[-1]
+    assert "credit is not measured: " in measures("tiny").notes[-1]
     assert measures("tiny").named("pairs/accuracy") is not None
 
 

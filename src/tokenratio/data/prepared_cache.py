@@ -161,9 +161,9 @@ def _find_flaw(folder: Path, document: Mapping[str, Any] | None = None) -> str |
         if document["key"] != folder.name:
             return "it is another entry's folder, renamed"
         if document["account"] != _digest(document["content"]):
-            return f"{_ACCOUNT} is not as it was written"
+            return f"{_ACCOUNT} has changed since it was written"
         if document["rows"] != file_digest(folder / _ROWS):
-            return f"{_ROWS} is not as it was written"
+            return f"{_ROWS} has changed since it was written"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None

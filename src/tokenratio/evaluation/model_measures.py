@@ -67,8 +67,8 @@ def measure_model(
         sizes = [own_head(each).weight.shape[0] for each in (policy.model, policy.ref_model)]
         if sizes[0] != sizes[1]:
             notes.append(
-                f"it has {sizes[0]} tokens, the reference {sizes[1]}: there is no KL and no "
-                "implicit reward"
+                f"its vocabulary has {sizes[0]} tokens, the reference's {sizes[1]}: KL and "
+                "implicit reward are not measured"
             )
             policy = replace(policy, ref_model=None)
     if generations:
@@ -84,7 +84,7 @@ def measure_model(
         cut = sum(truncation.rows for truncation in data.report.truncated.values())
         if read > kept or cut:
             notes.append(
-                f"of {read} pairs {read - kept} cannot be used, {cut} sides are cut at "
+                f"{read - kept} of {read} pairs cannot be used; {cut} sides are cut at "
                 f"max_length {options.max_length}"
             )
         beta = options.beta or subject.config.get("beta") or 0.1
@@ -97,7 +97,7 @@ def measure_model(
             try:
                 measures += measure_credit(policy, data, world=world, beta=beta, baseline=baseline)
             except TokenRatioError as error:
-                notes.append(f"its credit is not measured: {error}")
+                notes.append(f"credit is not measured: {error}")
     if options.suite is not None:
         measures += _measure_suite(subject, policy, options.suite, Path(options.output_dir))
     return measures, notes

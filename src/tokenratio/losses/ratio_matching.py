@@ -191,7 +191,7 @@ class RatioMatching(Method):
         """log w_t before β, where there is a state weight.
 
         Raises:
-            ValueError: the statistics lack what it is made of.
+            ValueError: the statistics lack what it is computed from.
         """
         if self.state_weight == "baseline":
             if steps.log_state_weight is None:

@@ -167,7 +167,7 @@ def find_flaw(folder: Path) -> str | None:
         if note["key"] != folder.name:
             return "it is another entry's folder, renamed"
         if note["sha256"] != entries.file_digest(folder / _VALUES):
-            return f"{_VALUES} is not as it was written"
+            return f"{_VALUES} has changed since it was written"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None

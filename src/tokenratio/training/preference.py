@@ -68,7 +68,7 @@ class PreferenceObjective(PolicyObjective):
             return replace(steps, share_prompt=share, hidden_size=hidden_size), whole
         if self.args.share_prompt == "always":
             raise TokenRatioError(f"share_prompt: always, but {reason}")
-        _log.warning("the prompt of a pair is computed once for each response: %s", reason)
+        _log.warning("a pair's prompt is computed twice, once for each response: %s", reason)
         return steps, whole
 
     def losses(

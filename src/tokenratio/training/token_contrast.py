@@ -59,7 +59,7 @@ class TokenContrast:
             note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
             raw = (folder / _VALUES).read_bytes()
             if note["format"] != _FORMAT or note["sha256"] != hashlib.sha256(raw).hexdigest():
-                raise ValueError(f"{_VALUES} is not as it was written")
+                raise ValueError(f"{_VALUES} has changed since it was written")
             arrays = load_file(folder / _VALUES)
             keys = [bytes(key) for key in arrays["keys"]]
             sides = [
