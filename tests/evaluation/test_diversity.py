@@ -134,8 +134,8 @@ def test_more_alike_is_less_diverse():
 @pytest.mark.parametrize(
     ("measure", "samples", "message"),
     [
-        (self_bleu, [["a", "b"], ["a"]], "prompt 1 has 1 samples, at least 2"),
-        (vendi_score, [[]], "prompt 0 has 0 samples, at least 1"),
+        (self_bleu, [["a", "b"], ["a"]], "prompt 1 has 1 samples; at least 2"),
+        (vendi_score, [[]], "prompt 0 has 0 samples; at least 1"),
         (vendi_score, [], "no prompts"),
     ],
 )

@@ -175,7 +175,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         ("[1]", "g.jsonl:2: not a JSON object"),
         ('{"text": "x"}', "g.jsonl:2: no id and prompt"),
         ('{"id": "a", "prompt": "b", "samples": []}', "g.jsonl:2: no samples"),
-        ('{"id": "a", "prompt": "b", "samples": [{"text": 1}]}', "g.jsonl:2: a sample without"),
+        ('{"id": "a", "prompt": "b", "samples": [{"text": 1}]}', "g.jsonl:2: a sample has no text"),
         (
             '{"id": "a", "prompt": "b", "samples": [{"text": "", "token_ids": [1.5]}]}',
             "g.jsonl:2: token_ids",
