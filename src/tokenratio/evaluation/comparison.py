@@ -63,13 +63,13 @@ def compare(
     Args:
         policies: two or more, each a `PolicyMeasures` or a folder that `evaluate` wrote; in a
             mapping from names, each may also be a list: the training seeds of one method.
-        measures: their names; if None, all that every policy has and that have a better direction.
-        require: one more measure, which must have a better direction.
+        measures: names; None for all that every policy has and for which higher or lower is better.
+        require: a further measure, for which higher or lower must be better.
         all_pairs: compare every two policies.
         num_resamples, seed: of the bootstrap and of the sign-flip test.
         report: receives a note on each setting in which the evaluations differ.
     Returns:
-        For each measure, the comparisons of all pairs; `line()` puts one in words.
+        For each measure, the comparisons of all pairs; `line()` describes one.
     Raises:
         TokenRatioError: fewer than two policies, or two with the same name; a measure that not all
             have; evaluations on different prompts or with different seeds.

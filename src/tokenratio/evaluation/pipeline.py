@@ -40,7 +40,7 @@ def evaluate(
     Args:
         policies: folders of runs, other models, or files of generations; each may be
             `NAME=` one of these.
-        report: receives, line by line, what was reused and what a reader must know.
+        report: receives, line by line, what was reused and any notes.
         progress: draw progress bars.
     Raises:
         TokenRatioError: a setting, model, file or judge cannot be used.

@@ -62,9 +62,9 @@ def tbpo_loss(
     Args:
         chosen_log_ratio, rejected_log_ratio: ρ_t in nats, of any number of steps.
         log_state_weight: log w_t before β; 0 is the uncorrected ablation.
-        beta: strength of the tie to the reference, > 0.
+        beta: > 0; the larger, the closer the policy stays to the reference.
         generator: the divergence; its `loss` is applied pointwise.
-        label_smoothing: ε, see `ratio_matching_loss`.
+        label_smoothing: ε; see `ratio_matching_loss`.
     """
     return ratio_matching_loss(
         pair_log_ratio(chosen_log_ratio, rejected_log_ratio, log_state_weight, beta=beta),
@@ -109,7 +109,7 @@ def bpo_loss(
     Args:
         chosen_log_ratio, rejected_log_ratio: ρ_t in nats, 0 past the response's end.
         log_state_weight: log w_t before β, 0 where neither response has a token.
-        beta: strength of the tie to the reference, > 0.
+        beta: > 0; the larger, the closer the policy stays to the reference.
         label_smoothing, is_robust: see `ratio_matching_loss`.
     """
     log_ratio = pair_log_ratio(chosen_log_ratio, rejected_log_ratio, log_state_weight, beta=beta)
@@ -133,7 +133,7 @@ def dpo_loss(
 
     Args:
         chosen_log_ratio, rejected_log_ratio: ρ_t in nats, 0 past the response's end.
-        beta: strength of the tie to the reference, > 0.
+        beta: > 0; the larger, the closer the policy stays to the reference.
         label_smoothing: ε of cDPO's mixture or, if `is_robust`, of rDPO's correction; see
             `ratio_matching_loss`.
     """

@@ -71,7 +71,7 @@ def bradley_terry_loss(
 
 @explain_arguments(RewardConfig)
 class RewardTrainer(PairTrainer):
-    """Trains a reward model on preference pairs: the mean over a step's pairs of the loss.
+    """Trains a reward model on preference pairs, with the loss averaged over a step's pairs.
 
     Args:
         model: a sequence classifier with one output; its dropout is switched off.
@@ -80,7 +80,7 @@ class RewardTrainer(PairTrainer):
         eval_dataset: as train_dataset, or a dict of several by name.
         processing_class: the tokenizer; see `with_padding` for what is saved with the model.
     Raises:
-        TokenRatioError: data, settings or a model that do not fit.
+        TokenRatioError: data, settings or a model that cannot be used.
     """
 
     args: RewardConfig

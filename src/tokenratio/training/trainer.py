@@ -66,7 +66,7 @@ class TokenRatioTrainer(PairTrainer):
             settings (LoRA, if it has no `peft_type`).
         callbacks: as in transformers.
     Raises:
-        TokenRatioError: data, settings or a model that do not fit.
+        TokenRatioError: data, settings or a model that cannot be used.
     """
 
     args: TokenRatioConfig

@@ -31,8 +31,8 @@ class GoldJudge:
     """The response with the higher reward is better, whatever the margin; equal rewards tie.
 
     Args:
-        reward_fn: of a response's text.
-        name: of the reward, for digests.
+        reward_fn: returns the reward of a response's text.
+        name: the reward's name, for digests.
     """
 
     order_matters = False

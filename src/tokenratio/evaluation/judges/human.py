@@ -77,7 +77,7 @@ class HumanJudge:
 
     Args:
         path: the sheet; its lines may be in any order.
-        seed: the one it was written with.
+        seed: the seed that the sheet was written with.
     Raises:
         TokenRatioError: a verdict is not "1", "2", "tie" or null, or a line's item is missing or
             repeated.

@@ -66,7 +66,7 @@ class LLMJudge:
         template: a name in `TEMPLATES`, or a template of your own.
         cache: answers of this and other runs.
         temperature: None leaves it to the server, for models that do not support it.
-        max_tokens: most tokens in an answer; None for the template's.
+        max_tokens: maximum number of tokens in an answer; None for the template's.
     Raises:
         TokenRatioError: an unknown template, or the endpoint's api is not "chat".
     """
