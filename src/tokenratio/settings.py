@@ -63,8 +63,6 @@ def check_known(
         names: the given names; or a mapping to their values, which can help the suggestion.
         what: what the names are, for the message.
         listed: where to find all known names, if there are many.
-    Raises:
-        TokenRatioError: the first unknown name.
     """
     known = list(known)
     for name in names:

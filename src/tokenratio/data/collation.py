@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id to pad with: the pad token, else EOS (padding is masked, so any id does).
 
-    The tokenizer is not changed, because a pad token set here would be saved with it.
-
-    Raises:
-        TokenRatioError: it has neither.
+    The tokenizer is not changed, because a pad token set here would be saved with it. One that has
+    neither is refused.
     """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:

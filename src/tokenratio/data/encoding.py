@@ -89,11 +89,7 @@ class EncodedExample:
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> SpecialTokens:
-    """Find out what the tokenizer adds by using it; its settings do not tell.
-
-    Raises:
-        TokenRatioError: it has no EOS token.
-    """
+    """What the tokenizer adds, found by using it; its settings do not tell. It must have an EOS."""
     if tokenizer.eos_token_id is None:
         raise TokenRatioError("The tokenizer has no EOS token; set tokenizer.eos_token.")
     prefix = _own_prefix(tokenizer)

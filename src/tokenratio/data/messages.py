@@ -54,10 +54,7 @@ def text_or_messages(value: object, name: str) -> Text:
 def earlier_turns(value: object, name: str) -> list[Message]:
     """The turns of a `history` column; empty for null and for an empty text.
 
-    Supported: `[[question, answer], ...]`, messages, and either as JSON text.
-
-    Raises:
-        RowDefectError: the value is something else.
+    Supported: `[[question, answer], ...]`, messages, and either as JSON text; others are refused.
     """
     value = structured(value)
     if value is None or value == "":
@@ -141,11 +138,7 @@ def is_broken_messages(text: str) -> bool:
 
 
 def with_context(turns: list[Message], system: str | None, history: list[Message]) -> list[Message]:
-    """A conversation preceded by the system prompt and earlier turns from other columns.
-
-    Raises:
-        RowDefectError: the conversation has another system turn.
-    """
+    """A conversation after a system prompt and earlier turns; refuses two system prompts."""
     own = turns[0] if turns and turns[0]["role"] in ("system", "developer") else None
     rest = turns if own is None else turns[1:]
     if history and rest[: len(history)] != history:

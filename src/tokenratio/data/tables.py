@@ -25,12 +25,7 @@ def read_table(path: str | Path) -> list[SourceRow]:
 def number_of(
     row: SourceRow, column: str, least: float = -math.inf, most: float = math.inf
 ) -> float:
-    """The finite number in a row's cell.
-
-    Raises:
-        TokenRatioError: the row cannot be read, lacks the column, or the cell is not a number from
-            `least` to `most`.
-    """
+    """The finite number in a row's cell, from `least` to `most`; anything else is refused."""
     if row.problem is not None:
         raise TokenRatioError(f"{row.origin}: {row.problem}.")
     if column not in row.fields:

@@ -104,8 +104,6 @@ def with_chat_template(
 
     Args:
         chat_template: a file, or the template itself.
-    Raises:
-        TokenRatioError: the file cannot be read.
     """
     if chat_template is None:
         return tokenizer

@@ -52,11 +52,7 @@ def parse_rows(
 
 
 def check_example(example: AnyExample) -> None:
-    """Refuse rows that cannot be used with any tokenizer.
-
-    Raises:
-        RowDefectError: a blank response, a pair of identical ones, or text that is not Unicode.
-    """
+    """Refuse blank responses, pairs of identical ones, and text that is not Unicode."""
     for side, response in example.responses.items():
         calls = not isinstance(response, str) and any(turn.get("tool_calls") for turn in response)
         text = plain_text(response)

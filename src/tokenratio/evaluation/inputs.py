@@ -179,8 +179,6 @@ class PromptSet:
     Attributes:
         prompts: `(id, prompt)`, each prompt once; empty if the options name none.
         world: the synthetic world that they come from, if any.
-    Raises:
-        TokenRatioError: the source cannot be read.
     """
 
     def __init__(self, options: EvaluateOptions, report: Callable[[str], None]) -> None:

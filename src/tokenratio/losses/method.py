@@ -78,12 +78,9 @@ class Method(ABC):
         return f"{models}{kl}; {tokens}, {passes}"
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: those given, defaults for the rest.
+        """All settings: those given, defaults for the rest; `TypeError` for those it does not have.
 
         A generator is ignored where the method fixes its own, so that one call fits all methods.
-
-        Raises:
-            TypeError: a setting that the method does not have.
         """
         unknown = given.keys() - self.settings.keys() - {"generator"}
         if unknown:

@@ -188,11 +188,7 @@ class RatioMatching(Method):
     def log_state_weight(
         self, steps: StepStatistics, *, tdpo_alpha: float | None = None
     ) -> Float[Tensor, "*steps"]:
-        """log w_t before β, where there is a state weight.
-
-        Raises:
-            ValueError: the statistics lack what it is computed from.
-        """
+        """log w_t before β; `ValueError` if the statistics lack what it is computed from."""
         if self.state_weight == "baseline":
             if steps.log_state_weight is None:
                 raise ValueError("this loss needs a learned baseline's state weight")

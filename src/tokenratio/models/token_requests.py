@@ -215,9 +215,6 @@ def check_statistics(model: nn.Module, input_ids: Int[Tensor, "1 length"]) -> No
 
     Architectures differ in what they do after the last hidden state (soft-caps, logit scales). An
     unknown one is refused, because it would be trained wrongly.
-
-    Raises:
-        TokenRatioError: they differ by more than rounding.
     """
     mask = torch.ones_like(input_ids)
     states = mask.bool()

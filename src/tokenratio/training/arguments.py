@@ -67,8 +67,6 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
 
     Args:
         theirs: `TrainingArguments.__post_init__` of `args`.
-    Raises:
-        TokenRatioError: a setting that is not supported, or a value that it cannot have.
     """
     for name, (allowed, why) in _ONLY.items():
         value = getattr(args, name)

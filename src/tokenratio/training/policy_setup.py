@@ -86,9 +86,6 @@ def set_up_policy(
 
     An adapter of the model is part of both: merged into the base if a new one is added, otherwise
     trained further against a frozen copy of itself.
-
-    Raises:
-        TokenRatioError: a model or an adapter that does not fit, or would be trained wrongly.
     """
     if isinstance(model, str | Path):
         model = load_model(model, args.init_kwargs)
