@@ -7,7 +7,7 @@ size from which it maps memory of its own for each tensor up to 32 MiB, as tenso
 is smaller then stays resident after its release, in an amount that depends on history. With a fixed
 threshold every tensor of 128 KiB or more is given back when it is freed, and the mark is that of
 live tensors. Times are taken after the memory, with glibc's settled defaults (see `settle_malloc`),
-because mapping each tensor anew costs page faults. All cases alike.
+because mapping each tensor separately costs page faults. This applies to all cases.
 """
 
 import ctypes
@@ -171,7 +171,7 @@ def _start_memory(cuda: bool) -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     return _status("VmRSS")
 
 

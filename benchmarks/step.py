@@ -47,7 +47,7 @@ def main() -> int:
         "--results",
         type=Path,
         default=RESULTS,
-        help="the CSV to append to; another than the default has its page and plot beside it",
+        help="the CSV to append to; page and plot of any but the default are written next to it",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

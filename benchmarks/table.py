@@ -21,7 +21,7 @@ _HEAD_PRODUCTS, _FROZEN_HEAD_PRODUCTS = 4, 3
 
 
 def page_of(results: Path) -> Path:
-    """The documentation for the committed results; a copy beside them for a trial's."""
+    """The page that documents the results; for a trial's results, a copy next to them."""
     if results == RESULTS:
         return PAGE
     page = results.with_suffix(".md")

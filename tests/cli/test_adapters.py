@@ -88,7 +88,7 @@ def test_an_sft_stage_with_an_adapter_is_where_the_run_starts(main_peft, recipe,
 
 
 def test_an_adapter_for_an_sft_stage_on_a_new_model(recipe, tmp_path):
-    """The model built from a configuration is nowhere on disk but beside its adapter."""
+    """The model built from a configuration is on disk only next to its adapter."""
     document = yaml.safe_load(recipe.read_text())
     del document["model"]
     config = tiny_model().config

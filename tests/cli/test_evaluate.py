@@ -296,7 +296,7 @@ def test_without_a_run_the_reference_is_told(runs_folder, capsys):
     assert measures("free").named("kl_policy_ref").mean > 0
     shown = evaluate(capsys, "same=base", *argv)
     assert set(values(measures("same"), "kl_policy_ref")) == {0}
-    assert "frontier" not in shown  # of one policy beside the reference
+    assert "frontier" not in shown  # of a single policy besides the reference
 
 
 def test_other_sampling_has_no_kl(runs_folder, capsys):

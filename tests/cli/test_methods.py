@@ -198,7 +198,7 @@ def folders(root):
 
 @pytest.mark.slow
 def test_scores_are_used_again_only_for_the_same_run(scored, capsys):
-    """Adapter, held-out rows and a named model count, by content; damage is mended."""
+    """Adapter, held-out rows and a named model count, by content; damage is repaired."""
     assert train_sepo(scored) == 0
     assert train_sepo(scored, "--logging_steps", "2", "--eval_strategy", "epoch") == 0
     assert "using it" in capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_a_response_of_several_turns_ends_once_and_is_warned_of():
         "blue<end_of_turn>\n<start_of_turn>assistant\nor grey<end_of_turn>"
     )
     (inside,) = (w for w in prepared.report.warnings if w.kind is WarningKind.EOS_INSIDE_RESPONSE)
-    assert inside.detail == "the response goes on after '<end_of_turn>'"
+    assert inside.detail == "the response continues after '<end_of_turn>'"
 
 
 def test_the_report_says_which_end_counts():

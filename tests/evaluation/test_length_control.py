@@ -86,7 +86,7 @@ def test_intervals_hold_the_truth(num_prompts, samples, prompt_sd):
 
 @pytest.mark.slow
 def test_standard_error_against_a_bootstrap():
-    """Prompts drawn anew, everything fitted anew."""
+    """Prompts redrawn, everything refitted."""
     rng = np.random.default_rng(3)
     prob, lengths_a, lengths_b, prompts = judged(
         rng, 80, samples=3, quality=0.4, length=1.5, prompt_sd=1.0

@@ -43,7 +43,7 @@ TASK = {
 
 @pytest.fixture
 def task_file(tmp_path, monkeypatch):
-    """The task beside its data; what the libraries cache stays in the test's folder."""
+    """The task next to its data; what the libraries cache stays in the test's folder."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -91,7 +91,7 @@ def test_one_seed_one_result_and_the_global_state_untouched(make_policy, tokeniz
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_neither_batch_nor_order_changes_samples(make_policy, tokenizer, world, dtype, top_p):
-    """Each prompt's samples are its own, whatever it is padded with and whoever is beside it."""
+    """Each prompt's samples are its own, whatever its padding and the other rows of its batch."""
     model = make_policy(0).to(dtype)
     prompts = [*PROMPTS, *world.prompts(10, seed=0)]
     keys = [str(index) for index in range(len(prompts))]
@@ -179,7 +179,7 @@ def chi_square(counts, probs):
 
 
 def test_steps_of_a_row_are_draws_from_softmax_and_independent():
-    """χ² of single tokens and of pairs of successive ones; 5σ bounds. The block is drawn anew."""
+    """χ² of single tokens and of pairs of successive ones; 5σ bounds. The block is redrawn."""
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, 0.5, 0.0, -2.0]])
     probs = logits[0].softmax(-1)
     size, num_rows, num_steps = len(probs), 12, 3000  # 8192 // 7 steps to a block

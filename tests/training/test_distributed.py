@@ -75,7 +75,7 @@ def test_two_processes_are_one(name, one, two):
 
 
 def test_two_processes_resume_within_an_epoch(two):
-    """The order of the rows goes on too, which accelerate alone would begin anew as epoch 0's."""
+    """The order of the rows continues too; accelerate alone would restart it as epoch 0's."""
     whole, _, _ = results(two / "whole", processes=2)
     resumed, _, _ = results(two / "resume", processes=2)
     assert largest_difference(whole, resumed) == 0

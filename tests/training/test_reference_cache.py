@@ -229,7 +229,7 @@ def test_nothing_stale_is_read(tmp_path):
     data = conversations(TEMPLATE, max_length=8)
     model = reference()
     assert forwards(model, lambda: cached(tmp_path, model, data)) == 2
-    again = reference()  # the same, built anew
+    again = reference()  # the same, rebuilt
     same = conversations(TEMPLATE, max_length=8)
     assert forwards(again, lambda: cached(tmp_path, again, same)) == 0
     changed = {

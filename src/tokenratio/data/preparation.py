@@ -267,7 +267,7 @@ def _encoding_warnings(
         inside = (id for response in row.response_ids for id in response[:-1] if int(id) in ends)
         found = next(inside, None)
         if found is not None:
-            detail = f"the response goes on after {ends[int(found)]!r}"
+            detail = f"the response continues after {ends[int(found)]!r}"
             inner_ends.append(Defect(example.origin, WarningKind.EOS_INSIDE_RESPONSE, detail))
         if row.left_out:
             detail = describe_omissions(row.left_out)

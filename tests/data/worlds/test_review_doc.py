@@ -1,4 +1,4 @@
-"""The tables of docs/review-world.md are the code's; run as a script, this writes them anew."""
+"""The tables of docs/review-world.md are the code's; run as a script, this rewrites them."""
 
 import re
 import statistics
@@ -86,7 +86,7 @@ def _numbers(doc):
 
 
 def render(doc):
-    """The page with every table made anew."""
+    """The page with every table regenerated."""
     for name in re.findall(r"<!-- table: (\w+) -->", doc):
         block = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         table = globals()[f"_{name}"](doc)

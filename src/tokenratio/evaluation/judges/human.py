@@ -22,7 +22,7 @@ class HumanSettings:
     required: ClassVar[tuple[str, ...]] = ()
 
     sheet: str | None = option(
-        None, "The file to fill in. Default: sheet.jsonl beside the judgements."
+        None, "The file to fill in. Default: sheet.jsonl next to the judgements."
     )
     seed: int = option(0, "Seed of the order on the sheet.")
 
