@@ -201,6 +201,14 @@ OURS = ("run.json", "metrics.jsonl", "generations.jsonl", "judgements-gold.jsonl
 OTHERS = ("README.md", "state_baseline.safetensors", "generations.settings.json", "table.md")
 
 
+def test_a_star_import_gives_the_public_names():
+    import tokenratio
+
+    given: dict[str, Any] = {}
+    exec("from tokenratio import *", given)
+    assert sorted(given.keys() - {"__builtins__"}) == dir(tokenratio)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["names", "settings", "methods", "metrics", "commands", "files"])
 def test_the_public_surface_is_as_pinned(part):

@@ -67,6 +67,7 @@ _PUBLIC = {
     "training.trainer": "TokenRatioTrainer",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> _Any:
@@ -76,4 +77,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, "__version__"])
+    return __all__

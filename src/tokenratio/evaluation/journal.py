@@ -190,8 +190,8 @@ class Journal(Generic[Key, R]):
             yield
         except TokenRatioError as error:
             raise TokenRatioError(
-                f"{error}\n{self.path} has {self._progress()} {self._lines.done}: run the same "
-                "command again to resume"
+                f"{str(error).removesuffix('.')}. {self.path} has {self._progress()} "
+                f"{self._lines.done}: run the same command again to resume"
             ) from error
 
     def finish(self, changed: Mapping[Key, R] | None = None) -> list[R]:
