@@ -111,7 +111,7 @@ def test_a_file_cut_off_at_any_byte_is_gone_on_with(tmp_path):
 
 def test_a_backend_that_gives_up_loses_nothing(tmp_path):
     path = tmp_path / "g.jsonl"
-    with pytest.raises(TokenRatioError, match=r"is tired\n.*has 4 of 6 prompts answered"):
+    with pytest.raises(TokenRatioError, match=r"is tired\. .*has 4 of 6 prompts answered"):
         write(path, Backend(stop_after=4))
     again, backend, _ = write(path)
     assert backend.asked == ["p:1", "p:0"]

@@ -186,7 +186,7 @@ def test_a_file_cut_off_is_gone_on_with(tmp_path):
 
 def test_a_judge_that_gives_up_or_cannot_be_asked_loses_nothing(tmp_path):
     path, comparisons = tmp_path / "j.jsonl", comparisons_of(5)
-    with pytest.raises(TokenRatioError, match=r"is tired\n.*has 2 of 5 comparisons judged"):
+    with pytest.raises(TokenRatioError, match=r"is tired\. .*has 2 of 5 comparisons judged"):
         judged(path, Scripted({}, comparisons, stop_after=5), comparisons)
     busy = {("c:3", False): Verdict(None, "busy", is_final=False)}
     with pytest.raises(
