@@ -347,7 +347,7 @@ def test_the_budget_stops_in_words_and_keeps_everything(tmp_path):
     comparisons, path, said = comparisons_of(10), tmp_path / "j.jsonl", []
     with Loopback(longer) as server:
         judge = llm(server.url, tmp_path / "v", budget=Budget(max_requests=7), report=said.append)
-        with pytest.raises(TokenRatioError, match=r"max_requests: 7 .*\n.* of 10 comparisons"):
+        with pytest.raises(TokenRatioError, match=r"max_requests: 7 .*\. .* of 10 comparisons"):
             judged(path, judge, comparisons)
         assert "20 requests to tiny" in said[0]
         assert server.asked.total() == 7
