@@ -1,8 +1,10 @@
 """A server on loopback that speaks the OpenAI protocol, streaming off, and fails on demand."""
 
 import json
+import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -173,3 +175,15 @@ def wait_until(condition, seconds=120.0):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+def run_and_kill(command, server, *, answers):
+    """Run a command that asks the server, kill it after that many answers; how many it got."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: server.answered.total() >= answers)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: server.at_once == 0)
+    return server.answered.total()

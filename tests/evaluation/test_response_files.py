@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from evaluation.loopback import KEY, Loopback, first_times, wait_until
+from evaluation.loopback import KEY, Loopback, first_times, run_and_kill
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
@@ -312,14 +311,7 @@ def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
     path = tmp_path / "g.jsonl"
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
     with Loopback(delay=0.01) as server:
-        process = subprocess.Popen([*command, server.url, str(path)], stdout=subprocess.PIPE)
-        try:
-            wait_until(lambda: server.answered.total() >= 20)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        wait_until(lambda: server.at_once == 0)
-        answered = server.answered.total()
+        answered = run_and_kill([*command, server.url, str(path)], server, answers=20)
         lines, _ = parse_lines(path.read_bytes(), path)
         assert 20 <= answered < 60
         assert answered - 4 <= len(lines) <= answered

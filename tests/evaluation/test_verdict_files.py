@@ -2,15 +2,13 @@
 
 import json
 import math
-import signal
-import subprocess
 import sys
 import textwrap
 from contextlib import closing
 
 import pytest
 
-from evaluation.loopback import KEY, Loopback, wait_until
+from evaluation.loopback import KEY, Loopback, run_and_kill
 from evaluation.response_pairs import pair_of
 from tiny import word_pairs
 from tokenratio.errors import TokenRatioError
@@ -386,15 +384,8 @@ def test_killed_in_the_middle_and_resumed_nothing_is_paid_twice(tmp_path):
     command = [sys.executable, "-c", code]
     comparisons = comparisons_of(40)
     with Loopback(longer, delay=0.01) as server:
-        arguments = [server.url, str(cache), str(path)]
-        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: server.answered.total() >= 30, seconds=60)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        wait_until(lambda: server.at_once == 0)
-        answered = server.answered.total()
+        asking = [*command, server.url, str(cache), str(path)]
+        answered = run_and_kill(asking, server, answers=30)
         lines, _ = parse_lines(path.read_bytes(), path)
         assert 30 <= answered < 80
         with closing(VerdictCache(cache)) as kept:
