@@ -23,6 +23,18 @@ _QWEN3 = (
     "{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
 )
+# Writes the day and, unless it thinks, an empty block before every answer.
+_SMOLLM3 = (
+    "{%- set think = enable_thinking is not defined or enable_thinking %}"
+    "{{- '<|im_start|>system\n## Metadata\n\nToday Date: ' + strftime_now('%d %B %Y') + "
+    "'\nReasoning Mode: ' + ('/think' if think else '/no_think') + '\n<|im_end|>\n' }}"
+    "{%- set block = '' if think else '<think>\n\n</think>\n' %}"
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}"
+    "{{- '<|im_start|>assistant\n' + block + m.content.lstrip('\n') + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' + block }}"
+    "{%- endif %}"
+)
 _HERMES = (
     "{%- if tools %}{{- '<|im_start|>system\nTools:' }}{%- for t in tools %}"
     "{{- '\n' + (t | tojson) }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}"
@@ -67,6 +79,7 @@ FAMILIES = {
         "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}",
     ),
     "qwen3": ("<|im_end|>", ["<|im_start|>"], _QWEN3),
+    "smollm3": ("<|im_end|>", ["<|im_start|>"], _SMOLLM3),
     "hermes": ("<|im_end|>", ["<|im_start|>"], _HERMES),
     # R1's manner: what stands before </think> is cut off
     "strips": ("<|end|>", ["<|User|>", "<|Assistant|>"], _STRIPS),

@@ -15,6 +15,8 @@ FAMILIES = {
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    # the second layer without positions; every fourth in the real one
+    "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2},
     "mistral": {"model_type": "mistral", "sliding_window": 4},
     "gpt2": {"model_type": "gpt2"},
     "gpt_neox": {"model_type": "gpt_neox"},

@@ -113,6 +113,18 @@ def test_overwrite_leaves_nothing_of_the_old_run_and_everything_else(recipe, tmp
     assert (run / "checkpoint-notes.txt").is_file()
 
 
+def test_a_dry_run_reads_the_configuration_where_the_model_is(recipe, tmp_path, capsys):
+    """Its `model_init_kwargs` name a subfolder; a revision takes the same way."""
+    tiny_model().save_pretrained(tmp_path / "models" / "sft")
+    tiny_tokenizer().save_pretrained(tmp_path / "models" / "sft")
+    where = ["--model", str(tmp_path / "models"), "--model_init_kwargs", "{subfolder: sft}"]
+    document = {"train_dataset": str(tmp_path / "pairs.jsonl"), **QUICK}
+    recipe.write_text(yaml.safe_dump(document))
+    assert main(["train", str(recipe), *where, "--dry-run"]) == 0
+    size = sum(parameter.numel() for parameter in tiny_model().parameters())
+    assert f"{size:,} parameters" in capsys.readouterr().out
+
+
 def test_models_that_are_not_ours_are_never_written_over(recipe, tmp_path, capsys):
     model = tmp_path / "model"
     tiny_model().save_pretrained(model)

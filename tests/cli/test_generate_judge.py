@@ -414,15 +414,20 @@ def test_implicit_and_reward_model(sides, policy, capsys):
 
 def test_a_sheet_for_people_there_and_back(sides, capsys):
     argv = judge("human", "--sheet", "sheet.jsonl")
-    assert "sheet.jsonl" in run(capsys, *argv)
+    what_to_do = 'set each verdict to "1", "2" or "tie", then run the same command again'
+    assert f"sheet.jsonl: written; {what_to_do}" in run(capsys, *argv)
+    said = f"sheet.jsonl: no verdict is filled in yet; {what_to_do}"
+    assert run(capsys, *argv).strip().endswith(said)
     assert not Path("judgements.jsonl").exists()
-    assert "none of 6 comparisons has a verdict" in run(capsys, *argv, code=2)
     lines = [json.loads(line) for line in Path("sheet.jsonl").read_text().splitlines()]
     ours = {row["chosen"] for row in sides}
-    for line, hand in zip(lines, ["ours"] * 3 + ["tie", "theirs", None], strict=True):
-        first = line["response_1"] in ours
-        line["verdict"] = {"ours": "12"[not first], "theirs": "12"[first]}.get(hand, hand)
-    Path("sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for num in (2, 6):  # some of it, then the rest
+        hands = ["ours"] * 3 + ["tie", "theirs", None]
+        for line, hand in zip(lines[:num], hands[:num], strict=True):
+            first = line["response_1"] in ours
+            line["verdict"] = {"ours": "12"[not first], "theirs": "12"[first]}.get(hand, hand)
+        Path("sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        run(capsys, *argv, code=0 if num == 2 else 2)
     assert "other settings (verdicts" in run(capsys, *argv, code=2)
     printed = run(capsys, *argv, "--overwrite")
     rate = summary()["win_rate"]

@@ -21,6 +21,7 @@ WINDOWED = {
     "mistral": {"sliding_window": 4},
     "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     "qwen3": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "smollm3": {"use_sliding_window": True, "sliding_window": 3},
     "gemma2": {"sliding_window": 3},
     "gemma3": {"sliding_window": 3, "sliding_window_pattern": 2},
 }

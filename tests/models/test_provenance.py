@@ -96,6 +96,12 @@ def test_a_run_is_loaded_from_anywhere(name, as_object, project, tmp_path, monke
     torch.testing.assert_close(sample_log_probs(load_model(tmp_path / "moved" / "run")), expected)
 
 
+def test_the_configuration_is_read_from_where_the_model_is(project):
+    tiny_model("qwen3").save_pretrained("models")
+    assert load_config("models").model_type == "qwen3"
+    assert load_config("models", {"subfolder": "sft", "dtype": "bfloat16"}).model_type == "llama"
+
+
 def test_a_run_that_holds_its_base_can_be_moved(project, tmp_path):
     train(project, "models/sft", "first")
     expected = train(project, "first", "second")

@@ -29,8 +29,17 @@ def test_weights_reference_gradients_and_optimizer(tmp_path):
     lora = estimate(tmp_path, trainable=100, reference_copy=False)
     assert "reference weights" not in lora.parts
     assert lora.parts["gradients"] == 400
+    assert lora.parts["policy weights"] == 4 * size + 400
     assert "reference weights" not in estimate(tmp_path, loss="sft").parts
     assert full.total == sum(full.parts.values())
+
+
+def test_frozen_weights_count_in_the_precision_they_are_loaded_in(tmp_path):
+    size = sum(parameter.numel() for parameter in tiny_model().parameters())
+    for dtype, width in (("bfloat16", 2), ("float32", 4), ("auto", 4)):
+        coarse = estimate(tmp_path, trainable=100, model_init_kwargs={"dtype": dtype})
+        assert coarse.parts["policy weights"] == width * size + 400
+        assert coarse.parts["reference weights"] == width * size
 
 
 def test_the_chunk_is_the_engines(tmp_path):
@@ -52,4 +61,5 @@ def test_a_cached_reference_stays_on_the_cpu(tmp_path):
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(tmp_path):
     short = estimate(tmp_path).parts["activations"]
     assert estimate(tmp_path, tokens=64).parts["activations"] == 2 * short
-    assert estimate(tmp_path, activation_checkpointing=True).parts["activations"] < short
+    kept = estimate(tmp_path, activation_checkpointing=True).parts["activations"]
+    assert kept < short  # one layer whole, and the input of each

@@ -66,6 +66,30 @@ def make_trainer(policy, tmp_path):
     return make
 
 
+def test_a_model_and_its_tokenizer_by_name(policy, tmp_path):
+    """As `TokenRatioTrainer`: the tokenizer is by default the one saved with the model."""
+    args, pairs = settings(tmp_path / "run", max_steps=1), word_pairs(4)
+    loaded = load_reward_model(policy, seed=args.seed)
+    weights = []
+    for given in (
+        {"model": policy},
+        {"model": str(policy), "processing_class": str(policy)},
+        {"model": loaded},
+        {"model": loaded, "processing_class": tiny_tokenizer()},
+    ):
+        trainer = RewardTrainer(args=args, train_dataset=pairs, **given)
+        assert trainer.processing_class.get_vocab() == tiny_tokenizer().get_vocab()
+        weights.append(trainer.model.score.weight)
+    for weight in weights[1:]:
+        torch.testing.assert_close(weight, weights[0])
+
+
+def test_a_model_without_a_tokenizer_needs_one(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "bare")
+    with pytest.raises(TokenRatioError, match=r"cannot load a tokenizer for .*bare"):
+        RewardTrainer(tmp_path / "bare", settings(tmp_path / "run"), word_pairs(4))
+
+
 def test_loss_by_hand():
     chosen, rejected = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([0.5, 1.0, 0.0])
     expected = [math.log1p(math.exp(-1.5)), math.log1p(math.exp(2.0)), math.log(2)]

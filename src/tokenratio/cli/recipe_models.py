@@ -53,7 +53,7 @@ def tokenizer_of(recipe: Recipe, args: Any) -> PreTrainedTokenizerBase:
     return with_chat_template(tokenizer, args.chat_template)
 
 
-def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> PretrainedConfig:
     """The configuration of the starting policy."""
     if recipe.model_config is not None:
         model_type = str(recipe.model_config["model_type"])
@@ -63,7 +63,7 @@ def config_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
             raise TokenRatioError(f"unknown model_type {model_type!r} in model_config{hint}")
     with user_mistakes("cannot build the model's configuration"):
         if recipe.model is not None:
-            return load_config(recipe.model)
+            return load_config(recipe.model, args.model_init_kwargs)
         settings = dict(recipe.model_config or {})
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(tokenizer, name))
@@ -75,7 +75,7 @@ def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
     """The starting policy: loaded, or built from its configuration with the stage's seed."""
     if recipe.model is not None:
         return load_model(recipe.model, stage.args.model_init_kwargs)
-    config = config_of(recipe, tokenizer)
+    config = config_of(recipe, tokenizer, stage.args)
     set_seed(stage.args.seed)
     with user_mistakes("cannot build the model"):
         return AutoModelForCausalLM.from_config(config)
@@ -97,7 +97,7 @@ def reward_model_of(
     """The reward model to start from: loaded, or built from its configuration."""
     if recipe.model is not None:
         return load_reward_model(recipe.model, seed=args.seed, init_kwargs=args.model_init_kwargs)
-    config = config_of(recipe, tokenizer)
+    config = config_of(recipe, tokenizer, args)
     with user_mistakes("cannot build the model"):
         return build_reward_model(config, seed=args.seed)
 

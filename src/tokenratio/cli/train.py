@@ -51,7 +51,7 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     recipe = resolved.recipe
     _check_stages(resolved, dry=True)
     tokenizer = tokenizer_of(recipe, resolved.main.args)
-    config = config_of(recipe, tokenizer)
+    config = config_of(recipe, tokenizer, resolved.main.args)
     named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
     if resolved.contrast is not None:

@@ -286,7 +286,8 @@ class Endpoint:
                 self.ledger.settle(demand, answer, maybe_paid=maybe_paid)
             if pause > _LONGEST_PAUSE:
                 raise _FailedError(f"{reason}; the server asks to wait for {pause:.0f} s")
-        raise _FailedError(f"{reason}; tried {self.settings.max_retries + 1} times")
+        num = self.settings.max_retries + 1
+        raise _FailedError(f"{reason}; tried {'once' if num == 1 else f'{num} times'}")
 
     async def _send(self, client: "AsyncOpenAI", request: Request, have: int) -> str:
         arguments = arguments_of(request, self.settings, have)

@@ -69,9 +69,12 @@ def load_merged(
     return merge_adapters(load_model(name, init_kwargs))
 
 
-def load_config(name: str | Path) -> PretrainedConfig:
-    """The configuration of a model by hub name or folder; of an adapter, its base's."""
-    base, where, _ = chain_of(name)
+def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
+    """The configuration of a model by hub name or folder; of an adapter, its base's.
+
+    It is read from the revision that `init_kwargs` name.
+    """
+    base, where, _ = chain_of(name, init_kwargs)
     with reported_as(f"cannot load the configuration of {base!r}"):
         return AutoConfig.from_pretrained(base, **where)
 

@@ -21,7 +21,7 @@ from tokenratio.types import CompletionBatch, StepBatch
 # single mask, but then its windowed layers silently see everything.
 _ONE_MASK = ("llama", "gpt2", "gpt_neox", "phi")
 _ONE_WINDOWED_MASK = ("mistral",)
-_MASK_PER_LAYER_TYPE = ("qwen2", "qwen3", "gemma2", "gemma3_text")
+_MASK_PER_LAYER_TYPE = ("qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text")
 SHAREABLE = (*_ONE_MASK, *_ONE_WINDOWED_MASK, *_MASK_PER_LAYER_TYPE)
 
 # "dynamic" and "longrope" choose new frequencies from the longest sequence of every batch.

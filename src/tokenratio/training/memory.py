@@ -12,6 +12,7 @@ from tokenratio.training.config import TokenRatioConfig
 # Floats a transformer layer keeps for its backward pass, per token and unit of hidden size: norms,
 # projections and activations of attention and MLP (about 4·h of it in the MLP).
 _ACTIVATIONS_PER_LAYER = 24
+_CHECKPOINT_PER_LAYER = 2  # if the rest is computed again, one layer at a time
 _OPTIMIZER_STATES = {"rmsprop": 1, "sgd": 0, "adafactor": 0}
 
 
@@ -64,22 +65,32 @@ def estimate_memory(
     rows = args.per_device_train_batch_size * args.objective.rows_per_example
     tokens = rows * tokens_per_row
     layers, hidden, vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
-    kept = 2 if args.gradient_checkpointing else _ACTIVATIONS_PER_LAYER
+    kept = layers * _ACTIVATIONS_PER_LAYER
+    if args.activation_checkpointing:
+        kept = layers * _CHECKPOINT_PER_LAYER + _ACTIVATIONS_PER_LAYER
     activation_bytes = 2 if args.bf16 or args.fp16 else 4
     has_reference = args.method.has_reference and reference_copy and not args.keeps_log_probs
     chunk = vocabulary * min(default_chunk_size(vocabulary, args.device.type), tokens)
     full_head = trainable_parameters is None
+    weights = _dtype_of(config, args).itemsize * parameters  # the adapter's are float32
     optimizer = OptimizerNames(args.optim).value
     parts = {
-        "policy weights": 4 * parameters,
-        "reference weights": 4 * parameters * has_reference,
+        "policy weights": weights + (0 if full_head else 4 * trainable),
+        "reference weights": weights * has_reference,
         "gradients": 4 * trainable,
         f"optimizer state ({optimizer})": 4 * trainable * _OPTIMIZER_STATES.get(optimizer, 2),
-        "activations": activation_bytes * tokens * layers * hidden * kept,
+        "activations": activation_bytes * tokens * hidden * kept,
         "logits of one chunk, both models": 2 * 4 * chunk,
         "gradient buffer of the output head": 4 * vocabulary * hidden * full_head,
     }
     return MemoryEstimate(parameters, {name: size for name, size in parts.items() if size})
+
+
+def _dtype_of(config: PretrainedConfig, args: TokenRatioConfig) -> torch.dtype:
+    """The dtype that `loading_arguments` makes of the settings."""
+    name = (args.init_kwargs or {}).get("dtype", "float32")
+    dtype = config.dtype if name == "auto" else getattr(torch, name)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def format_bytes(size: int) -> str:

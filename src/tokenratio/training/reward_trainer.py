@@ -6,6 +6,7 @@ one output, read at a row's last token: at EOS, or where the row was cut.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.data import PairCollator
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.reward_model import with_padding
+from tokenratio.models.loading import load_tokenizer
+from tokenratio.models.reward_model import load_reward_model, with_padding
 from tokenratio.models.token_requests import disable_dropout, language_model
 from tokenratio.settings import option
 from tokenratio.training.callbacks import MetricsWriter
@@ -74,11 +76,13 @@ class RewardTrainer(PairTrainer):
     """Trains a reward model on preference pairs, with the loss averaged over a step's pairs.
 
     Args:
-        model: a sequence classifier with one output; its dropout is switched off.
+        model: a hub name or folder, of a reward model or of a policy, which gets a new reward head;
+            or a sequence classifier with one output. Its dropout is switched off.
         args: the settings.
         train_dataset: preference pairs: any source that `prepare_pairs` takes.
         eval_dataset: as train_dataset, or a dict of several by name.
-        processing_class: the tokenizer; see `with_padding` for what is saved with the model.
+        processing_class: the tokenizer, its folder or hub name; by default the one saved with the
+            model. See `with_padding` for what is saved.
     Raises:
         TokenRatioError: data, settings or a model that cannot be used.
     """
@@ -87,13 +91,19 @@ class RewardTrainer(PairTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: str | Path | PreTrainedModel,
         args: RewardConfig,
         train_dataset: Any,
         eval_dataset: Any = None,
         *,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | str | Path | None = None,
     ) -> None:
+        if processing_class is None:
+            processing_class = load_tokenizer(model, args.init_kwargs)
+        elif isinstance(processing_class, str | Path):
+            processing_class = load_tokenizer(processing_class)
+        if isinstance(model, str | Path):
+            model = load_reward_model(model, seed=args.seed, init_kwargs=args.init_kwargs)
         if model.config.num_labels != 1:
             raise TokenRatioError(
                 f"the model has {model.config.num_labels} outputs; a reward model has one"

@@ -28,14 +28,18 @@ class HumanSettings:
 
     def make(self, context: JudgeContext) -> "HumanJudge | None":
         sheet = Path(self.sheet) if self.sheet else context.folder / "sheet.jsonl"
-        if not sheet.exists():
+        is_new = not sheet.exists()
+        if is_new:
             sheet.parent.mkdir(parents=True, exist_ok=True)
             write_sheet(context.comparisons, sheet, seed=self.seed)
+        judge = HumanJudge(sheet, seed=self.seed)
+        if not judge.num_verdicts:
+            state = "written" if is_new else "no verdict is filled in yet"
             context.report(
-                f'{sheet}: set each verdict to "1", "2" or "tie", then run the same command again'
+                f'{sheet}: {state}; set each verdict to "1", "2" or "tie", then run the same '
+                "command again"
             )
             return None
-        judge = HumanJudge(sheet, seed=self.seed)
         unmatched = judge.num_unmatched(context.comparisons)
         if unmatched:
             context.report(
@@ -108,6 +112,11 @@ class HumanJudge:
             "seed": self._seed,
             "verdicts": digest_of(sorted(self._verdicts.items()))[:16],
         }
+
+    @property
+    def num_verdicts(self) -> int:
+        """Lines of the sheet that are filled in."""
+        return sum(verdict is not None for verdict in self._verdicts.values())
 
     def num_unmatched(self, comparisons: Sequence[ResponsePair]) -> int:
         """Lines of the sheet that belong to other comparisons and are ignored."""
