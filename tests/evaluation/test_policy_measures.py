@@ -16,13 +16,10 @@ from tokenratio.data.worlds.review_lexicon import EOS, words_of
 from tokenratio.data.worlds.review_values import ReviewValues
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.credit import credit, token_scores
+from tokenratio.evaluation.credit_measures import measure_credit
 from tokenratio.evaluation.diversity import self_bleu, vendi_score
-from tokenratio.evaluation.model_measures import (
-    LoadedPolicy,
-    measure_credit,
-    measure_pairs,
-    measure_policy,
-)
+from tokenratio.evaluation.inputs import LoadedPolicy
+from tokenratio.evaluation.model_measures import measure_pairs, measure_policy
 from tokenratio.evaluation.policy_measures import (
     measure_log,
     measure_responses,
@@ -144,7 +141,9 @@ def test_kl_and_entropy_by_hand(batch_size, policies, tokenizer, generations):
         for i, sample in enumerate(g.samples)
     }
     policy = LoadedPolicy(*policies, tokenizer, TemplateSettings(), batch_size)
-    found = named(measure_policy(policy, generations, is_own_distribution=True))
+    ref_model = policies[1]
+    found = measure_policy(policy, generations, reference=ref_model, is_own_distribution=True)
+    found = named(found)
     kl = found["kl_policy_ref"]
     assert [(id, i) for id, i, _ in kl.values] == list(hand)
     assert [v for *_, v in kl.values] == pytest.approx([kl for kl, _ in hand.values()], rel=1e-5)
@@ -157,15 +156,40 @@ def test_kl_and_entropy_by_hand(batch_size, policies, tokenizer, generations):
 
 
 def test_no_kl_where_the_samples_are_not_the_policys(loaded, generations):
-    found = measure_policy(loaded, generations, is_own_distribution=False)
-    assert [measure.name for measure in found] == ["diversity/entropy"]
-    found = measure_policy(replace(loaded, ref_model=None), generations, is_own_distribution=True)
+    found = measure_policy(
+        loaded, generations, reference=loaded.ref_model, is_own_distribution=False
+    )
+    assert [measure.name for measure in found] == ["diversity/entropy", "perplexity_ref"]
+    alone = replace(loaded, ref_model=None)
+    found = measure_policy(alone, generations, reference=None, is_own_distribution=True)
     assert [measure.name for measure in found] == ["diversity/entropy"]
 
 
 def test_a_response_whose_tokens_are_not_known(loaded):
     with pytest.raises(TokenRatioError, match="b: a response without token_ids"):
-        measure_policy(loaded, [generation("b", "so good")], is_own_distribution=True)
+        measure_policy(
+            loaded, [generation("b", "so good")], reference=None, is_own_distribution=True
+        )
+
+
+def test_perplexity_under_the_reference_by_hand(policies, loaded, tokenizer, generations):
+    losses = []
+    for each in generations:
+        prompt_ids = tokenizer(each.prompt)["input_ids"]
+        for sample in each.samples:
+            ids = torch.tensor([[*prompt_ids, *sample.token_ids]])
+            with torch.no_grad():
+                log_probs = policies[1](ids).logits[0].double().log_softmax(-1)
+            own = range(len(prompt_ids), ids.shape[1])
+            losses.append(-statistics.mean(log_probs[t - 1, ids[0, t]].item() for t in own))
+    found = measure_policy(loaded, generations, reference=policies[1], is_own_distribution=False)
+    perplexity = named(found)["perplexity_ref"]
+    assert perplexity.mean == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-5)
+    by_prompt = [statistics.mean(losses[i : i + 2]) for i in range(0, len(losses), 2)]
+    assert len(by_prompt) == len(generations)
+    error = statistics.stdev(by_prompt) / math.sqrt(len(by_prompt))
+    assert perplexity.standard_error == pytest.approx(perplexity.mean * error, rel=1e-5)
+    assert perplexity.num == len(losses)
 
 
 # judgements

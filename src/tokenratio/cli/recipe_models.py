@@ -86,7 +86,11 @@ def sources_of(
 ) -> tuple[Any, Any]:
     """The stage's training and held-out data; a world's pairs are drawn from the policy."""
     sampler = policy_sampler(
-        model, tokenizer, max_new_tokens=_LONGEST_WORLD_RESPONSE, seed=stage.args.seed
+        model,
+        tokenizer,
+        max_new_tokens=_LONGEST_WORLD_RESPONSE,
+        template=stage.args.template,
+        seed=stage.args.seed,
     )
     return draw_worlds(stage.train_dataset, sampler), draw_worlds(stage.eval_dataset, sampler)
 

@@ -32,6 +32,7 @@ from tokenratio.cli.stages import (
 )
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
+from tokenratio.data.sources import needs_policy
 from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
@@ -63,8 +64,10 @@ def dry_run(resolved: ResolvedRecipe) -> str:
         settings = {k: v for k, v in settings.items() if v is not None}
         parts.append(yaml.safe_dump({name: settings}, sort_keys=False))
         for source, role in by_role(args, stage.train_dataset, stage.eval_dataset):
-            data = encode_source(source, tokenizer, args, role=role)
-            parts.append(f"{name}, {role}: {source_name(source)}\n{data.summary()}\n")
+            found = "its pairs are drawn from the policy when the run begins"
+            if not needs_policy(source):
+                found = encode_source(source, tokenizer, args, role=role).summary()
+            parts.append(f"{name}, {role}: {source_name(source)}\n{found}\n")
         # Without a new adapter, that of the starting policy is trained further.
         settings = _adapter_of(resolved, stage) if stage.peft is None else stage.peft
         estimate = estimate_memory(

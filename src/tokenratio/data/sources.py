@@ -11,7 +11,7 @@ from tokenratio.data.display import printable
 from tokenratio.data.files import SUFFIXES, SourceRow
 from tokenratio.data.parts import SourcePart
 from tokenratio.data.splits import ALL_SPLITS, choose_split, files_by_split, files_of, split_base
-from tokenratio.data.worlds import Sampler, is_world_source, world_rows
+from tokenratio.data.worlds import Sampler, draws_from_policy, is_world_source, world_rows
 from tokenratio.errors import TokenRatioError, first_line
 
 if TYPE_CHECKING:
@@ -125,6 +125,15 @@ def draw_worlds(source: Any, sampler: Sampler) -> Any:
         return replace(spec, path=draw_worlds(spec.path, sampler))
     is_world = isinstance(source, str) and is_world_source(source)
     return world_rows(source, sampler=sampler) if is_world else source
+
+
+def needs_policy(source: Any) -> bool:
+    """Whether a source, or one of several, is a world whose pairs only a policy can answer."""
+    several = _several(source)
+    if several is not None:
+        return any(map(needs_policy, several))
+    is_spec = isinstance(source, DataSource) or _is_spec(source)
+    return draws_from_policy(_spec(source).path if is_spec else source)
 
 
 def _several(source: object) -> Sequence[Any] | None:

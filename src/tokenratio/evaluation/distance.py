@@ -1,4 +1,4 @@
-"""The KL from a policy to its reference, on the policy's own samples."""
+"""How far a policy's samples are from its reference: KL, and their loss under the reference."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenratio.models.token_requests import own_head
+from tokenratio.models.packing import model_inputs
+from tokenratio.models.token_requests import TokenRequest, language_model, own_head
 from tokenratio.models.token_rows import TokenRow, hidden_states, score_rows
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.statistics.head import Head, compute_dtype
@@ -38,6 +39,24 @@ def kl_policy_ref(
         return of_tokens.sum(-1).tolist()
 
     return score_rows([model, ref_model], rows, kl, batch_size=batch_size)
+
+
+def mean_token_losses(
+    model: nn.Module, rows: Sequence[TokenRow], *, batch_size: int
+) -> list[float]:
+    """Mean −log p of each row's response tokens, EOS included, in nats; nan for an empty response.
+
+    Args:
+        batch_size: rows in one forward pass.
+    """
+
+    def losses(batch: CompletionBatch) -> list[float]:
+        inputs = model_inputs(batch, language_model(model))
+        answer = model(**inputs, token_request=TokenRequest(batch.states, batch.labels))
+        sums = -batch.align(answer["log_probs"]).double().sum(-1)
+        return (sums / batch.response_mask.sum(-1)).tolist()
+
+    return score_rows([model], rows, losses, batch_size=batch_size)
 
 
 def _kl_of_states(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.data import read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
+from tokenratio.data.sources import Source
 from tokenratio.data.template import TemplateSettings, depends_on_day
 from tokenratio.data.worlds import World, is_world_source, world_of
 from tokenratio.errors import TokenRatioError
@@ -98,6 +99,23 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
             )
         subjects[name] = Subject(name, path, read_document(Path(path) / RUN_FILE) or {})
     return list(subjects.values())
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that is ready to run.
+
+    Attributes:
+        ref_model: None for the reference itself, and if there is no reference.
+        template: settings of its chat template.
+        batch_size: rows in one forward pass.
+    """
+
+    model: PreTrainedModel
+    ref_model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    template: TemplateSettings
+    batch_size: int
 
 
 class ModelPool:
@@ -196,7 +214,9 @@ class PromptSet:
         if len(first) < len(rows):
             report(f"{len(rows)} rows have {len(first)} different prompts: each is asked once")
         self.prompts = list(first.values())[: options.num_prompts]
-        self.world = world_of(source) if is_world_source(source) else None
+        if is_world_source(source):
+            self.world = world_of(source)
+            self.world.require()
 
     def responses(self, path: str) -> list[AnsweredPrompt]:
         """A file's responses to these prompts, in their order; refuses ids with another prompt."""
@@ -232,13 +252,13 @@ class PromptSet:
             return [generation for generation in given if generation.id in asked]
         return self.responses(against) if against.endswith(".jsonl") else None
 
-    def digests(self) -> dict[str, str]:
+    def digests(self, pairs: "Source | None") -> dict[str, str]:
         """A digest of each prompt and held-out pair, by `prompt ID` or `pair ID`."""
         found = {
             f"prompt {id}": digest_of(prompt_value(prompt))[:16] for id, prompt in self.prompts
         }
-        if self._options.pairs is not None:
-            rows = read_rows(self._options.pairs, split=self._options.split)
+        if pairs is not None:
+            rows = read_rows(pairs, split=self._options.split)
             found |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}
         return found
 

@@ -2,25 +2,25 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tokenratio.data import PreparedData, prepare_pairs, read_rows
-from tokenratio.data.template import TemplateSettings
-from tokenratio.data.worlds import World, is_world_source, world_of
+from tokenratio.data.sources import Source
+from tokenratio.data.worlds import is_world_source, world_of
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.credit import StateTerm, credit, token_scores
-from tokenratio.evaluation.distance import kl_policy_ref
+from tokenratio.evaluation.credit import token_scores
+from tokenratio.evaluation.credit_measures import measure_credit
+from tokenratio.evaluation.distance import kl_policy_ref, mean_token_losses
 from tokenratio.evaluation.diversity import predictive_entropy
 from tokenratio.evaluation.estimates import Estimate
 from tokenratio.evaluation.held_out_pairs import held_out_pairs, shares_won
-from tokenratio.evaluation.inputs import Subject
-from tokenratio.evaluation.options import EvaluateOptions
+from tokenratio.evaluation.inputs import LoadedPolicy, Subject
+from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_by_prompt
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.results import Better, Measure, measure_of
@@ -35,31 +35,19 @@ from tokenratio.models.token_rows import TokenRow
 _SIDES = ("chosen", "rejected")
 
 
-@dataclass(frozen=True)
-class LoadedPolicy:
-    """A policy that is ready to run.
-
-    Attributes:
-        ref_model: None for the reference itself, and if there is no reference.
-        template: settings of its chat template.
-        batch_size: rows in one forward pass.
-    """
-
-    model: PreTrainedModel
-    ref_model: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase
-    template: TemplateSettings
-    batch_size: int
-
-
 def measure_model(
     subject: Subject,
     policy: LoadedPolicy,
     generations: list[AnsweredPrompt],
     options: EvaluateOptions,
     reference_path: str | None,
+    pairs: "Source | None",
 ) -> tuple[list[Measure], list[str]]:
-    """All measures that need the policy's own model, and notes for the reader."""
+    """All measures that need the policy's own model, and notes for the reader.
+
+    Args:
+        pairs: what `options.pairs` names, or the pairs drawn for it.
+    """
     measures: list[Measure] = []
     notes: list[str] = []
     if policy.ref_model is not None and reference_path is not None:
@@ -75,11 +63,12 @@ def measure_model(
         measures += measure_policy(
             policy,
             generations,
+            reference=policy.model if subject.name == REFERENCE else policy.ref_model,
             is_own_distribution=options.temperature == 1 and options.top_p == 1,
             max_prompt_length=options.max_prompt_length,
         )
-    if options.pairs is not None and policy.ref_model is not None:
-        data, subsets = _read_pairs(options.pairs, policy, options)
+    if pairs is not None and policy.ref_model is not None:
+        data, subsets = _read_pairs(pairs, policy, options)
         read, kept = data.report.rows_read, data.report.rows_kept
         cut = sum(truncation.rows for truncation in data.report.truncated.values())
         if read > kept or cut:
@@ -89,11 +78,11 @@ def measure_model(
             )
         beta = options.beta or subject.config.get("beta") or 0.1
         measures += measure_pairs(policy, data, beta=beta, subsets=subsets)
-        if is_world_source(options.pairs):
+        if is_world_source(options.pairs or ""):
             baseline = read_baseline(Path(subject.path))
             if baseline is not None:
                 baseline.to(policy.model.device)
-            world = world_of(options.pairs)
+            world = world_of(str(options.pairs))
             try:
                 measures += measure_credit(policy, data, world=world, beta=beta, baseline=baseline)
             except TokenRatioError as error:
@@ -107,12 +96,14 @@ def measure_policy(
     policy: LoadedPolicy,
     generations: Sequence[AnsweredPrompt],
     *,
+    reference: PreTrainedModel | None,
     is_own_distribution: bool,
     max_prompt_length: int | None = None,
 ) -> list[Measure]:
-    """Entropy at the samples' states, and the KL to the reference if there is one.
+    """Entropy at the samples' states; KL to the reference and perplexity under it, if there is one.
 
     Args:
+        reference: the policy itself if it is the reference, which has no `ref_model`.
         is_own_distribution: the samples were drawn at temperature 1 with all tokens kept; else the
             KL would not be the policy's, and is left out.
         max_prompt_length: in tokens, as when the samples were drawn.
@@ -135,12 +126,25 @@ def measure_policy(
     measures = [
         measure_by_prompt("diversity/entropy", entropy, generations, "higher", "nats per token")
     ]
+    rows = [sample for group in samples for sample in group]
+    if reference is not None:
+        losses = mean_token_losses(reference, rows, batch_size=size)
+        measures.append(_perplexity(losses, generations))
     if policy.ref_model is not None and is_own_distribution:
-        rows = [sample for group in samples for sample in group]
         kl = iter(kl_policy_ref(policy.model, policy.ref_model, rows, batch_size=size))
         values = [(g.id, i, next(kl)) for g in generations for i in range(len(g.samples))]
         measures.append(measure_of("kl_policy_ref", values, unit="nats per response"))
     return measures
+
+
+def _perplexity(losses: Sequence[float], generations: Sequence[AnsweredPrompt]) -> Measure:
+    """exp of the responses' mean loss; its standard error by the delta method."""
+    each = iter(losses)
+    values = [(g.id, i, next(each)) for g in generations for i in range(len(g.samples))]
+    loss = measure_of("", values)
+    perplexity = math.exp(loss.mean)
+    error = perplexity * loss.standard_error
+    return Measure("perplexity_ref", perplexity, error, loss.num)
 
 
 def measure_pairs(
@@ -192,70 +196,6 @@ def measure_pairs(
     return measures
 
 
-def measure_credit(
-    policy: LoadedPolicy,
-    data: PreparedData,
-    *,
-    world: World,
-    beta: float,
-    baseline: Callable[..., Any] | None,
-) -> list[Measure]:
-    """Rank correlations of β·(log-ratio + state term) with a world's exact values of each token.
-
-    The values are those under the world's own distribution, which the reference has learned but
-    does not equal: even the best policy falls a little short of 1.
-
-    Args:
-        baseline: the policy's learned b(s), whose scores are compared with action values; the
-            others are compared with advantages.
-    Raises:
-        TokenRatioError: the world has no values for these tokens (another tokenizer, a foreign
-            prompt), or what `token_scores` and `credit` refuse.
-    """
-    rows = [
-        TokenRow(tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"]))
-        for row in data.dataset
-        for side in _SIDES
-    ]
-    words = policy.tokenizer.convert_ids_to_tokens
-    values = [
-        world.token_values(words(list(row.prompt_ids)), words(list(row.response_ids)))
-        for row in rows
-    ]
-    terms: list[StateTerm] = ["none", "kl"] if baseline is None else ["none", "kl", "baseline"]
-    measures = []
-    for term in terms:
-        scores = token_scores(
-            policy.model,
-            policy.ref_model,
-            rows,
-            beta=beta,
-            state_term=term,
-            baseline=baseline if term == "baseline" else None,
-            batch_size=policy.batch_size,
-        )
-        target = "action_value" if term == "baseline" else "advantage"
-        true = [getattr(each, target) for each in values]
-        found = credit(scores, true, [row.prompt_ids for row in rows])
-        name = "log_ratio" if term == "none" else f"log_ratio+{term}"
-        measures += [
-            Measure(
-                f"credit/{name}/{kind}",
-                correlation.value,
-                correlation.standard_error,
-                found.num_tokens,
-                "",
-                "higher",
-            )
-            for kind, correlation in (
-                ("spearman", found.spearman),
-                ("spearman_within", found.spearman_within),
-                ("kendall", found.kendall),
-            )
-        ]
-    return measures
-
-
 def _measure_suite(
     subject: Subject, policy: LoadedPolicy, suite: str, folder: Path
 ) -> list[Measure]:
@@ -278,7 +218,7 @@ def _measure_suite(
 
 
 def _read_pairs(
-    source: str, policy: LoadedPolicy, options: EvaluateOptions
+    source: Source, policy: LoadedPolicy, options: EvaluateOptions
 ) -> tuple[PreparedData, list[str] | None]:
     """The pairs as token ids, and the subset of each if there are subsets."""
     data = prepare_pairs(

@@ -5,19 +5,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tokenratio.data import describe_splits
+from tokenratio.data.sources import Source, draw_worlds
+from tokenratio.data.worlds import draws_from_policy
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import TransformersBackend
+from tokenratio.evaluation.fooled_reward import fooled_reward
 from tokenratio.evaluation.frontier import frontier_lines
-from tokenratio.evaluation.inputs import ModelPool, PolicyTemplates, PromptSet, Subject, subjects_of
+from tokenratio.evaluation.inputs import (
+    LoadedPolicy,
+    ModelPool,
+    PolicyTemplates,
+    PromptSet,
+    Subject,
+    subjects_of,
+)
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.model_settings import ImplicitSettings
 from tokenratio.evaluation.judges.protocol import JudgeContext
-from tokenratio.evaluation.model_measures import LoadedPolicy, measure_model
+from tokenratio.evaluation.model_measures import measure_model
 from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures, table
 from tokenratio.evaluation.verdict_stage import VerdictStage
+from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_tokenizer
 from tokenratio.run_folder import METRICS_FILE, replace_text
 
@@ -48,7 +59,7 @@ def evaluate(
     found = _Evaluation(policies, options, report, progress).run()
     lines = frontier_lines(found, REFERENCE)
     notes = [f"{policy.policy}: {note}" for policy in found for note in policy.notes]
-    alarms = [note for note in notes if "ALARM" in note]
+    alarms = [note for note in notes if "ALARM" in note or "WATCH" in note]
     text = table(found) + "\n" + "".join(f"\n{line}\n" for line in [*lines, *alarms])
     replace_text(Path(options.output_dir) / "table.md", text)
     for line in [*notes, *lines]:
@@ -75,7 +86,9 @@ class _Evaluation:
             subjects = [Subject(REFERENCE, self._reference, {}), *subjects]
         options.check_policies([subject.name for subject in subjects])
         self._subjects = subjects
-        for source in dict.fromkeys(filter(None, (options.prompts, options.pairs))):
+        self._draws_pairs = draws_from_policy(options.pairs)
+        named = (options.prompts, None if self._draws_pairs else options.pairs)
+        for source in dict.fromkeys(filter(None, named)):
             for line in describe_splits(source, split=options.split):
                 report(line)
         self._prompts = PromptSet(options, report)
@@ -101,6 +114,7 @@ class _Evaluation:
     def run(self) -> list[PolicyMeasures]:
         """Each model runs once, for its responses and measures; judges need only the responses."""
         opponents = self._prompts.opponents()
+        pairs = self._pairs()
         generations: dict[str, list[AnsweredPrompt]] = {}
         of_models: dict[str, ModelMeasures] = {}
         # Files first: what is wrong with one should show before anything is computed.
@@ -109,14 +123,16 @@ class _Evaluation:
                 generations[subject.name] = self._prompts.responses(subject.path)
                 of_models[subject.name] = [], []
             else:
-                generations[subject.name], of_models[subject.name] = self._run_model(subject)
+                generations[subject.name], of_models[subject.name] = self._run_model(subject, pairs)
         opponents = opponents or generations.get(self._options.against)
-        contents = self._prompts.digests()
+        contents = self._prompts.digests(pairs)
         found = []
         for subject in self._subjects:
             measures, notes = self._measure(
                 subject, generations[subject.name], of_models[subject.name], opponents
             )
+            if found and found[0].policy == REFERENCE:
+                notes += fooled_reward(found[0].measures, measures)
             settings = {
                 **asdict(self._options),
                 "template_date": self._templates.written_day,
@@ -130,7 +146,28 @@ class _Evaluation:
             found.append(policy)
         return found
 
-    def _run_model(self, subject: Subject) -> tuple[list[AnsweredPrompt], ModelMeasures]:
+    def _pairs(self) -> "Source | None":
+        """The held-out pairs; drawn from the reference, for a world without its own responses."""
+        options = self._options
+        if not self._draws_pairs or self._reference is None:
+            return options.pairs
+        tokenizer, template = self._templates.of(self._reference, load_tokenizer(self._reference))
+        sampler = policy_sampler(
+            self._models.model(self._reference),
+            tokenizer,
+            max_new_tokens=options.max_new_tokens,
+            max_prompt_length=options.max_prompt_length,
+            template=template,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=self._progress,
+        )
+        self._report(f"{options.pairs}: responses drawn from the reference")
+        return draw_worlds(options.pairs, sampler)
+
+    def _run_model(
+        self, subject: Subject, pairs: "Source | None"
+    ) -> tuple[list[AnsweredPrompt], ModelMeasures]:
         """A policy's responses, and the measures that need its model."""
         options = self._options
         ref_model = None
@@ -168,7 +205,9 @@ class _Evaluation:
             generations = write_responses(
                 self._prompts.prompts, backend, path, settings, report=self._report
             )
-        return generations, measure_model(subject, policy, generations, options, self._reference)
+        return generations, measure_model(
+            subject, policy, generations, options, self._reference, pairs
+        )
 
     def _measure(
         self,

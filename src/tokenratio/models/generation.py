@@ -171,7 +171,7 @@ def _generate(
 
 def policy_sampler(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, seed: int, **settings: Any
-) -> Callable[[list[str], int], list[list[str]]]:
+) -> Callable[[list[Any], int], list[list[str]]]:
     """A policy as the source of a world's pairs (`tokenratio.data.worlds.pairs.Sampler`).
 
     Args:
@@ -180,7 +180,7 @@ def policy_sampler(
     """
     seeds = count(seed)
 
-    def sampler(prompts: list[str], num_samples: int) -> list[list[str]]:
+    def sampler(prompts: list[Any], num_samples: int) -> list[list[str]]:
         drawn = sample_responses(
             model, tokenizer, prompts, num_samples=num_samples, seed=next(seeds), **settings
         )

@@ -1,10 +1,11 @@
-"""Synthetic worlds with known rewards, and data sources that name them.
+"""Worlds with known rewards, and data sources that name them.
 
 A world source is `world:NAME?KIND=NUM&OPTION=VALUE…`, KIND one of `pairs`, `corpus`, `prompts`:
 
     world:reviews?pairs=2000&seed=1&flip_rate=0.1
     world:reviews?corpus=5000&seed=0
-    world:reviews?prompts=100&split=test
+    world:sentiment?prompts=100&split=test
+    world:harmlessness?prompts=100&file=hh/test.jsonl
 """
 
 from collections.abc import Callable, Iterable
@@ -12,20 +13,29 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from tokenratio.data.worlds.pairs import Sampler
-from tokenratio.data.worlds.protocol import ResponseMeasure, TokenValues, World
+from tokenratio.data.worlds.harmlessness import HarmlessnessWorld
+from tokenratio.data.worlds.pairs import Sampler, WorldPrompt
+from tokenratio.data.worlds.protocol import ResponseMeasure, TokenValues, WordValue, World
 from tokenratio.data.worlds.reviews import ReviewWorld
+from tokenratio.data.worlds.sentiment import SentimentWorld
 from tokenratio.errors import TokenRatioError
 from tokenratio.names import suggestion
 
-WORLDS: dict[str, World] = {"reviews": ReviewWorld()}
+WORLDS: dict[str, World] = {
+    "reviews": ReviewWorld(),
+    "sentiment": SentimentWorld(),
+    "harmlessness": HarmlessnessWorld(),
+}
 
 __all__ = [
     "WORLDS",
     "ResponseMeasure",
     "Sampler",
     "TokenValues",
+    "WordValue",
     "World",
+    "WorldPrompt",
+    "draws_from_policy",
     "is_world_source",
     "world_of",
     "world_rows",
@@ -52,11 +62,20 @@ def world_of(source: str) -> World:
     return WORLDS[_known(urlsplit(source).path, WORLDS, "world", source)]
 
 
+def draws_from_policy(source: object) -> bool:
+    """Whether a source's rows need a policy's responses: pairs of a world that has none."""
+    if not isinstance(source, str) or not is_world_source(source):
+        return False
+    name, kind, *_ = _parse(source)
+    return kind == "pairs" and not WORLDS[name].has_responses
+
+
 def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str, Any]]:
     """The rows of a world source; `seed` is 0 if not given.
 
     Args:
-        sampler: where the responses of pairs come from; the world's own distribution if None.
+        sampler: where the responses of pairs come from; the world's own distribution if None, or
+            an error if it has none.
     Returns:
         For `pairs`, preference rows; for `corpus`, rows with prompt and completion; for `prompts`,
         rows with a prompt.
@@ -88,13 +107,15 @@ def _parse(source: str) -> tuple[str, str, int, dict[str, Any]]:
     values = dict(given)
     if len(values) < len(given):
         raise TokenRatioError(f"{source}: duplicate option")
+    own = WORLDS[name].own_options
     kinds = [key for key in values if key in _OPTIONS]
     if len(kinds) != 1:
         for key in values:  # report a misspelt kind as such
-            _known(key, {*_OPTIONS, *_OPTIONS["pairs"]}, "option", source)
+            _known(key, {*_OPTIONS, *_OPTIONS["pairs"], *own}, "option", source)
         raise TokenRatioError(f"{source}: needs exactly one of {', '.join(_OPTIONS)}")
     kind = kinds[0]
     readers: dict[str, Callable[[str], Any]] = {kind: int, **_OPTIONS[kind]}
+    readers |= dict.fromkeys(own, str)
     options: dict[str, Any] = {"seed": 0}
     for key, value in values.items():
         read = readers[_known(key, readers, f"option of {kind}", source)]

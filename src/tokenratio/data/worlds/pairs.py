@@ -3,20 +3,23 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tokenratio.data.worlds.review_lexicon import words_of
 from tokenratio.errors import TokenRatioError
 
-# (prompts, num_samples) → the sampled responses to each prompt. It is called again for prompts with
-# unusable responses, so every call must draw new ones.
-Sampler = Callable[[list[str], int], list[list[str]]]
+# A text, or the messages of a conversation.
+WorldPrompt: TypeAlias = str | list[dict[str, str]]
+# (prompts, num_samples) → the sampled responses to each prompt, as texts. It is called again for
+# prompts with unusable responses, so every call must draw new ones. Prompts are a `WorldPrompt`
+# each; Any, because a world with texts alone need not take conversations.
+Sampler: TypeAlias = Callable[[list[Any], int], list[list[str]]]
 
 MAX_DRAWS = 20
 
 
 def preference_pairs(
-    prompts: Sequence[str],
+    prompts: Sequence[WorldPrompt],
     sampler: Sampler,
     reward_fn: Callable[[str], float],
     *,
@@ -32,7 +35,8 @@ def preference_pairs(
     temperature and flip rate. Responses with the same words, or blank ones, are drawn again.
 
     Returns:
-        Rows with `prompt`, `chosen`, `rejected`, `chosen_reward`, `rejected_reward`, `flipped` (the
+        Rows with `prompt`, `chosen`, `rejected` (texts, or messages if the prompt is a
+        conversation), `chosen_reward`, `rejected_reward`, `flipped` (the
         label was reversed by noise) and `redrawn` (how many draws this pair took beyond the first).
     """
     if not temperature > 0 or not math.isfinite(temperature):
@@ -49,8 +53,8 @@ def preference_pairs(
         rows.append(
             {
                 "prompt": prompt,
-                "chosen": chosen,
-                "rejected": rejected,
+                "chosen": _answer(prompt, chosen),
+                "rejected": _answer(prompt, rejected),
                 "chosen_reward": reward_fn(chosen),
                 "rejected_reward": reward_fn(rejected),
                 "flipped": flipped,
@@ -60,7 +64,11 @@ def preference_pairs(
     return rows
 
 
-def _draw(prompts: Sequence[str], sampler: Sampler) -> list[tuple[str, str, int]]:
+def _answer(prompt: WorldPrompt, text: str) -> WorldPrompt:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _draw(prompts: Sequence[WorldPrompt], sampler: Sampler) -> list[tuple[str, str, int]]:
     """Two different, non-blank responses to each prompt, and how often they were drawn again."""
     pairs: dict[int, tuple[str, str, int]] = {}
     for redrawn in range(MAX_DRAWS):

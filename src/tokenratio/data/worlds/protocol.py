@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenratio.data.worlds.pairs import Sampler
+from tokenratio.data.worlds.pairs import Sampler, WorldPrompt
 from tokenratio.errors import TokenRatioError
 
 if TYPE_CHECKING:
@@ -30,6 +30,20 @@ class TokenValues:
 
 
 @dataclass(frozen=True)
+class WordValue:
+    """A word of a text and what it contributes to the reward of that text.
+
+    Attributes:
+        start, end: of the word in the text, in characters.
+        value: its contribution, on a scale that may differ from text to text.
+    """
+
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True)
 class ResponseMeasure:
     """A measure of one response that a world defines besides its gold reward.
 
@@ -47,11 +61,17 @@ class ResponseMeasure:
 
 
 class World(Protocol):
-    """A world. A class that derives from this inherits the optional parts (the last two)."""
+    """A world. A class that derives from this inherits the optional parts.
 
-    def prompts(self, num: int, *, seed: int, split: Split = ...) -> list[str]: ...
+    Attributes:
+        own_options: options of its sources besides those of every world, passed on as texts.
+        has_responses: pairs can be drawn without a sampler.
+    """
 
-    def sft_corpus(self, num: int, *, seed: int, split: Split = ...) -> list[dict[str, str]]: ...
+    own_options: ClassVar[tuple[str, ...]] = ()
+    has_responses: ClassVar[bool] = True
+
+    def prompts(self, num: int, *, seed: int, split: Split = ...) -> Sequence[WorldPrompt]: ...
 
     def preference_pairs(
         self,
@@ -66,9 +86,25 @@ class World(Protocol):
 
     def gold_reward(self, text: str) -> float: ...
 
-    def build_tokenizer(self) -> "PreTrainedTokenizerBase": ...
+    # The rest is optional.
 
-    def policy_config(self, **overrides: Any) -> "PretrainedConfig": ...
+    def require(self) -> None:
+        """Raise `TokenRatioError` if a package that the reward needs is missing."""
+
+    def sft_corpus(self, num: int, *, seed: int, split: Split = "train") -> list[dict[str, str]]:
+        """Rows with prompt and completion, if the world has responses of its own."""
+        raise TokenRatioError(
+            "this world has no responses of its own, so no corpus: its sources "
+            "are pairs and prompts"
+        )
+
+    def build_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of a policy that learns the world from nothing."""
+        raise TokenRatioError("this world has no tokenizer: name that of the policy")
+
+    def policy_config(self, **overrides: Any) -> "PretrainedConfig":
+        """The configuration of a policy that learns the world from nothing."""
+        raise TokenRatioError("this world has no policy of its own: name a chat model")
 
     def response_measures(self) -> tuple[ResponseMeasure, ...]:
         """Measures of a response besides its gold reward; none by default."""
@@ -83,3 +119,9 @@ class World(Protocol):
             TokenRatioError: the world has no exact values (the default), or a token is foreign.
         """
         raise TokenRatioError("this world has no exact token values")
+
+    def word_values(self, text: str) -> list[WordValue] | None:
+        """The words of a text with their contributions to its reward, for worlds without exact
+        token values; None (the default) if the reward is not a sum over words.
+        """
+        return None

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.data.worlds import pairs
+from tokenratio.data.worlds.drawing import draw_prompts
 from tokenratio.data.worlds.grammar import StochasticGrammar
 from tokenratio.data.worlds.pairs import Sampler
 from tokenratio.data.worlds.protocol import ResponseMeasure, Split, TokenValues, World
@@ -67,13 +68,7 @@ class ReviewWorld(World):
 
         Up to 3072 (train) or 768 (test) are distinct; the first k are the same for every `num`.
         """
-        if split not in self._splits:
-            raise TokenRatioError(f"no split {split!r} in the review world: train or test")
-        rng = random.Random(f"prompts {split} {seed}")
-        drawn: list[str] = []
-        while len(drawn) < num:
-            drawn += rng.sample(self._splits[split], len(self._splits[split]))
-        return drawn[:num]
+        return draw_prompts(self._splits, num, seed=seed, split=split, world="review")
 
     def sample_responses(
         self, prompts: Sequence[str], num_samples: int, *, rng: random.Random

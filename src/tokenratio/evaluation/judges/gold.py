@@ -1,4 +1,4 @@
-"""The judge that knows the true reward of a synthetic world."""
+"""The judge that knows the reward of a world."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,13 @@ from tokenratio.settings import option
 
 @dataclass(frozen=True)
 class GoldSettings:
-    """The true reward of a synthetic world."""
+    """The reward of a world."""
 
     required: ClassVar[tuple[str, ...]] = ()
 
-    world: str | None = option(None, "The world, such as reviews. Default: that of the prompts.")
+    world: str | None = option(
+        None, "The world: reviews, sentiment or harmlessness. Default: that of the prompts."
+    )
 
     def make(self, context: JudgeContext) -> "GoldJudge":
         from tokenratio.data.worlds import is_world_source
@@ -46,7 +48,9 @@ class GoldJudge:
         from tokenratio.data.worlds import world_of
 
         source = name if name.startswith("world:") else f"world:{name}"
-        return cls(world_of(source).gold_reward, source.partition("?")[0])
+        world = world_of(source)
+        world.require()
+        return cls(world.gold_reward, source.partition("?")[0])
 
     def identity(self) -> dict[str, Any]:
         return {"judge": "gold", "reward": self._name}
