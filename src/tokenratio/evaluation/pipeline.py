@@ -126,7 +126,7 @@ class _Evaluation:
                 generations[subject.name], of_models[subject.name] = self._run_model(subject, pairs)
         opponents = opponents or generations.get(self._options.against)
         contents = self._prompts.digests(pairs)
-        found = []
+        found: list[PolicyMeasures] = []
         for subject in self._subjects:
             measures, notes = self._measure(
                 subject, generations[subject.name], of_models[subject.name], opponents

@@ -47,7 +47,7 @@ class HarmlessnessWorld(ChatWorld):
                 "world:harmlessness has no prompts of its own: add file=PATH, a source with HH's "
                 "layout, such as world:harmlessness?prompts=200&file=hh/test.jsonl"
             )
-        found = {split: _conversations(own["file"], split)}
+        found: dict[str, list[WorldPrompt]] = {split: _conversations(own["file"], split)}
         return draw_prompts(found, num, seed=seed, split=split, world=self.name)
 
     def require(self) -> None:

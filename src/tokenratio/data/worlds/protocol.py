@@ -90,6 +90,7 @@ class World(Protocol):
 
     def require(self) -> None:
         """Raise `TokenRatioError` if a package that the reward needs is missing."""
+        return
 
     def sft_corpus(self, num: int, *, seed: int, split: Split = "train") -> list[dict[str, str]]:
         """Rows with prompt and completion, if the world has responses of its own."""
