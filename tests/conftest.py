@@ -11,11 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tiny import tiny_tokenizer
 from tokenratio.data.worlds.reviews import ReviewWorld
+from tokenratio.models.packages import cached_model, models_cache
 
 torch.set_num_threads(1)  # the models are tiny; more threads only wait for each other
 
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+# As the user has them, before HOME is another folder.
+MODELS = models_cache()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +26,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches that are kept under ~ go where the tests' files go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("TOKENRATIO_MODELS", str(MODELS))
         yield
 
 
@@ -62,3 +66,12 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no preference data at {DATA}")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def smollm2(home: None) -> Path:
+    """SmolLM2-135M-Instruct, which is also `package:smollm2`; no test downloads it."""
+    folder = cached_model("smollm2")
+    if folder is None:
+        pytest.skip(f"package:smollm2 is not in {MODELS}: `make smollm2` fetches it")
+    return folder

@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
     from tokenratio.losses import t_reg_loss as t_reg_loss
     from tokenratio.losses import tbpo_loss as tbpo_loss
     from tokenratio.losses import tis_dpo_loss as tis_dpo_loss
+    from tokenratio.models.packages import packaged_model as packaged_model
     from tokenratio.statistics import token_statistics as token_statistics
     from tokenratio.training.config import TokenRatioConfig as TokenRatioConfig
     from tokenratio.training.reward_trainer import RewardConfig as RewardConfig
@@ -61,6 +62,7 @@ _PUBLIC = {
     "evaluation.results": "PolicyMeasures",
     "losses": "METHODS arc_bpo_loss bpo_loss dpo_loss ipo_loss sepo_loss sft_loss simpo_loss "
     "t_reg_loss tbpo_loss tis_dpo_loss",
+    "models.packages": "packaged_model",
     "statistics": "token_statistics",
     "training.config": "TokenRatioConfig",
     "training.reward_trainer": "RewardConfig RewardTrainer",

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 USAGE = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
-MODEL is a hub name or a folder, of a model or an adapter; with --endpoint, the model's name on that
-server. SOURCE is a file, a folder, a hub name or a world, such as
-world:reviews?prompts=100&split=test, with a column `prompt`.
+MODEL is a hub name, a folder, a GGUF file or package:smollm2, of a model or an adapter; with
+--endpoint, the model's name on that server. SOURCE is a file, a folder, a hub name or a world, such
+as world:reviews?prompts=100&split=test, with a column `prompt`.
 
 Responses are written as they arrive. Run the same command again to resume; responses already in the
 output are kept. With --endpoint, the cost is estimated before the first request.

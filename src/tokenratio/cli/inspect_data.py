@@ -19,7 +19,7 @@ class InspectOptions(TemplateOptions):
     """Options of `inspect-data`."""
 
     tokenizer: str | None = option(
-        None, "A hub name or folder; rows are then shown as tokens with their masks."
+        None, "The name of a model; rows are then shown as tokens with their masks."
     )
     num_rows: int = option(3, "Number of rows to print.")
     max_length: int | None = option(2048, "Maximum number of tokens in a row, as in training.")

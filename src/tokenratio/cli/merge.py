@@ -13,7 +13,8 @@ USAGE = """usage: tokenratio merge ADAPTER [ADAPTER ...] --output FOLDER [--flag
 
 Merges adapters into the model they were trained on and saves it with its tokenizer; loading the
 result does not need peft. ADAPTER is a folder or hub name; if its base is an adapter too, that one
-is merged first. Several adapters are merged in the given order.
+is merged first. Several adapters are merged in the given order. The first may be a GGUF file, which
+is dequantised.
 """
 
 
@@ -40,12 +41,13 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> None:
     import shutil
 
     from tokenratio.cli.terminal import quiet_libraries, user_mistakes
-    from tokenratio.models.adapters import load_adapter, merge_adapters
+    from tokenratio.models.adapters import has_adapter, load_adapter, merge_adapters
+    from tokenratio.models.gguf import is_gguf
     from tokenratio.models.loading import load_model, load_tokenizer
     from tokenratio.models.provenance import absolute, chain_of, origin_of, saved_adapter
 
     quiet_libraries()
-    if not chain_of(adapters[0])[2]:
+    if not is_gguf(adapters[0]) and not chain_of(adapters[0])[2]:
         raise TokenRatioError(f"{adapters[0]} is not an adapter: there is nothing to merge")
     notes = []
     for below, name in itertools.pairwise(adapters):
@@ -59,7 +61,9 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> None:
         model = load_adapter(model, absolute(name), {})
     tokenizer = load_tokenizer(adapters[-1])
     joined = str(origin_of(model))
-    model = merge_adapters(model)
+    done = "dequantised"
+    if has_adapter(model):
+        model, done = merge_adapters(model), "merged"
     folder = Path(options.output).expanduser()
     with user_mistakes(f"cannot write {folder}"):
         try:
@@ -68,7 +72,7 @@ def merge(adapters: Sequence[str], options: MergeOptions) -> None:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # leave no incomplete model
             raise
-    print(*notes, f"{joined}: merged in {options.dtype}, saved in {folder}", sep="\n")
+    print(*notes, f"{joined}: {done} in {options.dtype}, saved in {folder}", sep="\n")
 
 
 COMMAND = Command(USAGE, merge, argument="one or more adapters", several=True, options=MergeOptions)

@@ -44,13 +44,15 @@ def run_recipe(path: str, flags: dict[str, Any]) -> None:
 class Recipe:
     """The keys of a recipe that are not settings of its run: models, data, stages."""
 
-    model: str | None = option(None, "Starting policy: a hub name or a folder.")
+    model: str | None = option(
+        None, "Starting policy: a hub name, a folder, a GGUF file or package:smollm2."
+    )
     model_config: dict[str, Any] | None = option(
         None, "A new starting policy from a transformers config: {model_type: llama, ...}."
     )
     tokenizer: str | dict[str, Any] | None = option(
         None,
-        "A hub name or folder, world:NAME, or {byte_level_bpe: VOCABULARY SIZE} to train one on "
+        "The name of a model, world:NAME, or {byte_level_bpe: VOCABULARY SIZE} to train one on "
         "the data. Default: the model's.",
     )
     ref_model: str | None = option(None, "Reference model. Default: the starting policy.")

@@ -32,7 +32,7 @@ class ScoreOptions(TemplateOptions):
     """Options of `score-tokens`."""
 
     output: str = option("token_scores", "Output folder; scores are added to an existing one.")
-    positive_model: str = option("", "Model of p+: a hub name or a folder.")
+    positive_model: str = option("", "Model of p+: a hub name, a folder or a GGUF file.")
     negative_model: str | None = option(None, "Model of p-. Default: that of p+.")
     positive_prompt: str = option(_PLACE, "Prompt of p+; {prompt} stands for the pair's.")
     negative_prompt: str = option(_PLACE, "Prompt of p-; {prompt} stands for the pair's.")

@@ -21,7 +21,7 @@ examples.
 """
 # The keys that a reward model's recipe shares with a policy's; the help text where it differs.
 _RECIPE_KEYS = {
-    "model": "Model to start from: a hub name or a folder; a policy gets a new reward head.",
+    "model": "Model to start from, by name: a policy gets a new reward head.",
     "model_config": "A new model from a transformers config: {model_type: llama, ...}.",
     "tokenizer": None,
     "train_dataset": None,

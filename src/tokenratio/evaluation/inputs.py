@@ -1,6 +1,7 @@
 """What an evaluation runs on: policies with their models and chat templates, and prompts."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.response_files import AnsweredPrompt, dataset_responses, read_responses
 from tokenratio.losses import METHODS
 from tokenratio.models.device import default_device, default_dtype
+from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import load_model
-from tokenratio.models.provenance import relocated
+from tokenratio.models.packages import PREFIX
+from tokenratio.models.provenance import absolute, relocated
 from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
 from tokenratio.run_folder import RUN_FILE, read_document, read_run_file, replace_text
 
@@ -69,7 +72,8 @@ class Subject:
         moved = relocated(name, folder) if Path(name).is_absolute() else None
         places = [Path(name), *([] if moved is None else [moved])]
         places += [place / name for place in folder.parents]
-        return next((str(place) for place in places if place.is_dir()), name)
+        found = [each for each in places if each.is_dir() or (is_gguf(each) and each.is_file())]
+        return str(found[0]) if found else name
 
     @property
     def group(self) -> str:
@@ -79,14 +83,15 @@ class Subject:
 
 
 def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
-    """The policies given as `FOLDER`, `NAME=FOLDER`, a hub name or a file of generations."""
+    """The policies given as `MODEL` or `NAME=MODEL`: a model's name or a file of generations."""
     subjects: dict[str, Subject] = {}
     for given in map(str, runs):
         name, named, path = given.partition("=")
         if not named or Path(given).exists():
             named, path = "", given
         # The last two parts, without the root: runs/a and /runs/a are both runs-a.
-        parts = [part for part in Path(path.removesuffix(".jsonl")).parts if part != "/"]
+        short = path.removesuffix(".jsonl").removeprefix(PREFIX)
+        parts = [part for part in Path(short).parts if part != "/"]
         name = name if named else "-".join(parts[-2:])
         if not path or not _NAME.fullmatch(name) or name == REFERENCE:
             raise TokenRatioError(
@@ -119,7 +124,7 @@ class LoadedPolicy:
 
 
 class ModelPool:
-    """Loads models by hub name or folder, each once, and shares them.
+    """Loads models by name, each once, and shares them.
 
     Args:
         kept: models to hold throughout. Of all others, only the last one asked for is held.
@@ -269,4 +274,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _model_key(path: str) -> str:
     """The same for every way to write a folder's path."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    path = absolute(path)
+    return os.path.realpath(path) if os.path.exists(path) else path

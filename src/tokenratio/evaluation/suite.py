@@ -112,7 +112,7 @@ def run_suite(
     model's positions on the left, and warns.
 
     Args:
-        model: a hub name or folder, also of an adapter. A model's own code is never run.
+        model: a hub name, folder or GGUF file, also of an adapter. A model's own code is never run.
         policy: the model itself, if it is loaded already.
         suite: a name of `SUITES`, or a YAML task file of the harness with `data_files` relative to
             it, whose first metric and filter are used. It must not contain `!function` or ask for

@@ -20,6 +20,13 @@ from tokenratio.data import PreparedData
 from tokenratio.errors import TokenRatioError, first_line, reported_as
 from tokenratio.models.adapter_checks import is_fresh
 from tokenratio.models.adapters import load_adapter, merge_adapters
+from tokenratio.models.gguf import (
+    gguf_ends,
+    is_gguf,
+    load_gguf,
+    load_gguf_config,
+    load_gguf_tokenizer,
+)
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
 from tokenratio.models.provenance import Origin, chain_of, origin_of, resolved_name, saved_adapter
 from tokenratio.models.reference import Reference
@@ -34,9 +41,10 @@ from tokenratio.models.token_requests import (
 
 
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A causal language model by hub name or folder, in float32 unless `init_kwargs` differs.
+    """A causal language model by name, in float32 unless `init_kwargs` differs.
 
-    An adapter is loaded in its base, active and frozen; adapters below it are merged.
+    The name is that of a folder, a GGUF file, a packaged model (`package:smollm2`) or a hub
+    repository. An adapter is loaded in its base, active and frozen; adapters below it are merged.
 
     Raises:
         TokenRatioError: it cannot be found or loaded.
@@ -45,8 +53,12 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
     how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
     base, where, adapters = chain_of(name, arguments)
     of = f", the base of the adapter {name}" if adapters else ""
-    with reported_as(f"cannot load model {base!r}{of}"):
-        model: Any = AutoModelForCausalLM.from_pretrained(base, **how, **where)
+    model: Any
+    if is_gguf(base):
+        model = load_gguf(base, how)
+    else:
+        with reported_as(f"cannot load model {base!r}{of}"):
+            model = AutoModelForCausalLM.from_pretrained(base, **how, **where)
     for adapter in adapters:
         model = load_adapter(model, adapter.name, adapter.where)
     return model
@@ -70,11 +82,13 @@ def load_merged(
 
 
 def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
-    """The configuration of a model by hub name or folder; of an adapter, its base's.
+    """The configuration of a model by name; of an adapter, its base's.
 
     It is read from the revision that `init_kwargs` name.
     """
     base, where, _ = chain_of(name, init_kwargs)
+    if is_gguf(base):
+        return load_gguf_config(base)
     with reported_as(f"cannot load the configuration of {base!r}"):
         return AutoConfig.from_pretrained(base, **where)
 
@@ -90,6 +104,8 @@ def load_tokenizer(
         name = resolved_name(model)
     else:
         name = origin_of(model).name or str(language_model(model).config.name_or_path or "")
+    if is_gguf(name):
+        return load_gguf_tokenizer(name)
     where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}
     try:
         return AutoTokenizer.from_pretrained(name, **where)
@@ -108,9 +124,11 @@ def generation_ends(config: Any) -> list[int] | None:
 
 
 def load_generation_ends(name: str | Path) -> list[int] | None:
-    """`generation_ends` of a model by hub name or folder; None without a generation_config."""
+    """`generation_ends` of a model by name; None without a generation_config."""
     try:
         base, where, _ = chain_of(name)
+        if is_gguf(base):
+            return gguf_ends(base)
         return generation_ends(GenerationConfig.from_pretrained(base, **where))
     except (OSError, ValueError):
         return None

@@ -18,6 +18,8 @@ from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.gguf import is_gguf, quantisation
+from tokenratio.models.packages import PREFIX, is_package, package_of, packaged_model
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.run_folder import RUN_FILE, read_document
 
@@ -43,8 +45,8 @@ class Origin:
     """What a model was assembled from.
 
     Attributes:
-        name: a folder or hub name that loads all of it; "" if there is none.
-        base: a folder or hub name of the model without adapters; "" if there is none.
+        name: a folder, GGUF file or hub name that loads all of it; "" if there is none.
+        base: the same of the model without adapters; "" if there is none.
         adapters: the adapters on it, in order: folders, hub names, or a few words.
     """
 
@@ -53,11 +55,14 @@ class Origin:
     adapters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " on ".join([*reversed(self.adapters), self.base or "a model without a name"])
+        base = described(self.base) or "a model without a name"
+        return " on ".join([*reversed(self.adapters), base])
 
     def as_dict(self) -> dict[str, Any]:
         """As recorded in run.json."""
-        return {"path": self.name, "base": self.base, "adapters": list(self.adapters)}
+        package = package_of(self.name)
+        name = self.name if package is None else f"{PREFIX}{package.name}"
+        return {"path": name, "base": described(self.base), "adapters": list(self.adapters)}
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -79,17 +84,30 @@ def set_origin(model: nn.Module, origin: Origin) -> None:
 
 
 def absolute(name: str | Path) -> str:
-    """A folder's absolute path; any other name unchanged."""
+    """The absolute path of a folder, a GGUF file or a packaged model; any other name unchanged."""
+    if is_package(name):
+        return str(packaged_model(str(name)))
     path = Path(name).expanduser()
-    return os.path.abspath(path) if str(name) and path.is_dir() else str(name)
+    is_local = path.is_dir() or (is_gguf(name) and path.is_file())
+    return os.path.abspath(path) if str(name) and is_local else str(name)
 
 
 def resolved_name(name: str | Path) -> str:
-    """A folder's absolute path, or a hub name; refuses a path that does not exist."""
+    """An absolute path (`absolute`), or a hub name; refuses a path that does not exist."""
     name = absolute(name)
-    if not os.path.isdir(name) and _is_path(name):
+    if is_gguf(name) and not os.path.isfile(name):
+        raise TokenRatioError(f"cannot load {name}: there is no such file")
+    if not is_gguf(name) and not os.path.isdir(name) and _is_path(name):
         raise TokenRatioError(f"cannot load {name}: there is no such folder")
     return name
+
+
+def described(name: str) -> str:
+    """A base's name as people read it: a GGUF file's with its quantisation, a package's."""
+    if is_gguf(name) and os.path.isfile(name):
+        return f"{name} ({quantisation(name) or 'GGUF'})"
+    package = package_of(name)
+    return name if package is None else str(package)
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
     """
     where = {key: value for key, value in where.items() if key in WHERE_KWARGS}
     name = resolved_name(name)
+    if is_gguf(name):
+        return None
     is_local = os.path.isdir(name)
     try:
         file = find_adapter_config_file(name, **where)
@@ -196,6 +216,10 @@ def _find_base(name: str, folder: Path | None, base: str) -> str:
     for place in filter(None, places):
         if any((place / file).is_file() for file in ("config.json", ADAPTER_FILE)):
             return os.path.abspath(place)
+        if is_gguf(place) and place.is_file():
+            return os.path.abspath(place)
+    if (package := package_of(given)) is not None:  # in the cache of another machine
+        return str(packaged_model(package.name))
     is_folder = len(given.parts) > 1 and given.parts[0].lower() in _FOLDER_NAMES
     if is_folder or _is_path(base) or any(map(_CHECKPOINT.fullmatch, given.parts)):
         was = "" if given.is_absolute() or made_in is None else f"; it was in {made_in}"

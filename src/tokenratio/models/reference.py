@@ -121,9 +121,8 @@ class Reference:
         return {**self._record(), "sha256": weights}
 
     def _record(self) -> dict[str, Any]:
-        origin = self.origin
-        adapters = list(origin.adapters)
-        return {"kind": self.kind, "name": origin.name, "base": origin.base, "adapters": adapters}
+        origin = self.origin.as_dict()
+        return {"kind": self.kind, "name": origin.pop("path"), **origin}
 
 
 def describe_reference(identity: Mapping[str, Any]) -> str:

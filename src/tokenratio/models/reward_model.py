@@ -14,8 +14,10 @@ from transformers import (
 )
 
 from tokenratio.errors import TokenRatioError, reported_as
-from tokenratio.models.loading import load_merged
+from tokenratio.models.gguf import is_gguf
+from tokenratio.models.loading import load_merged, load_model
 from tokenratio.models.pretrained_arguments import loading_arguments
+from tokenratio.models.provenance import resolved_name
 from tokenratio.models.token_requests import embedding_weight
 
 _PAD = "<|pad|>"
@@ -29,23 +31,24 @@ def load_reward_model(
     In float32 unless `init_kwargs` has another dtype.
 
     Args:
-        name: a hub name or folder: of a causal language model such as a policy, whose output head
-            is dropped, or of an adapter of one; or of a reward model.
+        name: of a causal language model such as a policy, whose output head is dropped, or of an
+            adapter of one; or of a reward model.
         seed: of the new head.
     Raises:
         TokenRatioError: it cannot be loaded, or weights other than the head's are missing.
     """
     arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
-    policy = load_merged(name, init_kwargs)
+    name = resolved_name(name)
+    policy = load_model(name, init_kwargs) if is_gguf(name) else load_merged(name, init_kwargs)
     if policy is not None:
         model = build_reward_model(policy.config, seed=seed)
         model.to(policy.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
         return _with_whole_body(model, missing, name)
     set_seed(seed)
-    with reported_as(f"cannot load {str(name)!r} to start a reward model from"):
+    with reported_as(f"cannot load {name!r} to start a reward model from"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(name), num_labels=1, **arguments
+            name, num_labels=1, **arguments
         )
     return _with_whole_body(model, info["missing_keys"], name)
 

@@ -257,7 +257,7 @@ def _name_of(value: Any) -> Any:
         return _name_of(next((value[name] for name in names if value.get(name)), ""))
     if not isinstance(value, str) or _is_hub_name(value):
         return value
-    value = re.sub(r"\(([^()]*)\)", lambda found: f"({_name_of(found[1])})", value)
+    value = re.sub(r"\((.*)\)", lambda found: f"({_name_of(found[1])})", value)
     outside, parenthesis, rest = value.partition(" (")
     return re.split(r"[/\\]", outside.rstrip("/\\"))[-1] + parenthesis + rest
 

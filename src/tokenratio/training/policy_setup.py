@@ -26,6 +26,7 @@ from tokenratio.models.adapters import (
     has_adapter,
     merge_adapters,
 )
+from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import check_model, load_model, make_reference
 from tokenratio.models.provenance import Origin, absolute, origin_of
 from tokenratio.models.reference import Reference, own_weights
@@ -144,7 +145,8 @@ def _with_base(start: PolicySetup, args: TokenRatioConfig, *, is_new: bool) -> P
         return start
     config = start.adapters.active_peft_config
     known = absolute(config.base_model_name_or_path or start.origin.base or "")
-    is_new = is_new or not known
+    # Neither peft nor transformers loads an adapter on a GGUF file.
+    is_new = is_new or not known or is_gguf(known)
     if not is_new and args.should_save:  # the process that saves decides
         cache_dir = (args.init_kwargs or {}).get("cache_dir")
         weight = _changed_weight(start.adapters, known, cache_dir)

@@ -50,7 +50,7 @@ class TokenRatioTrainer(PairTrainer):
     """Trains a causal language model on preference pairs with TBPO, or another of `METHODS`.
 
     Args:
-        model: a hub name or folder, or a transformers causal language model, PEFT-wrapped or not.
+        model: the name of a model, or a transformers causal language model, PEFT-wrapped or not.
             An adapter that it has is part of the starting policy: trained further, or with
             `peft_config` merged into the model.
         ref_model: the reference; None for a frozen copy of the starting policy, or, with a new
@@ -214,10 +214,10 @@ class TokenRatioTrainer(PairTrainer):
 
     def model_identity(self) -> dict[str, Any]:
         """Model, adapters and reference, with digests."""
-        origin = self._setup.origin
+        start = self._setup.origin.as_dict()
         return {
-            "model": origin.name or origin.base,
-            "starts_from": origin.as_dict(),
+            "model": start["path"] or start["base"],
+            "starts_from": start,
             "run_folder": os.path.abspath(self.args.output_dir),
             "adapters": _adapter_identity(self._bare_model),
             "reference": self.reference and self.reference.identity(self._bare_model),

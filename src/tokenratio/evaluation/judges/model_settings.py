@@ -57,9 +57,9 @@ class ImplicitSettings(TemplateOptions):
 
     required: ClassVar[tuple[str, ...]] = ("policy",)
 
-    policy: str = option("", "Hub name or folder of the policy.")
+    policy: str = option("", "Hub name, folder or GGUF file of the policy.")
     reference: str | None = option(
-        None, "Hub name or folder of its reference. Default: that of the evaluation."
+        None, "Hub name, folder or GGUF file of its reference. Default: that of the evaluation."
     )
     beta: float = option(0.1, "Scale of the reward; which response wins does not depend on it.")
     batch_size: int = option(16, "Number of rows per batch.")

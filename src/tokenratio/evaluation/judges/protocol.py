@@ -96,7 +96,7 @@ class JudgeContext:
         folder: for a sheet to fill in.
         cache: the file of paid answers, unless the judge's settings name one.
         comparisons: to be judged.
-        load_model: returns a policy by hub name or folder, loaded once.
+        load_model: returns a policy by name, loaded once.
         day: today's date for chat templates that write it, if it is fixed.
         report: receives what the user has to know or do.
         progress: draw progress bars.

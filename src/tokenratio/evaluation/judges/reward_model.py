@@ -84,7 +84,7 @@ class RewardModelJudge:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         **options: Any,
     ) -> "RewardModelJudge":
-        """Load one by hub name or folder, in float32 unless `init_kwargs` has another dtype.
+        """Load one by name, in float32 unless `init_kwargs` has another dtype.
 
         Args:
             init_kwargs: for `from_pretrained`.
@@ -95,13 +95,21 @@ class RewardModelJudge:
         """
         from transformers import AutoModelForSequenceClassification
 
+        from tokenratio.models.gguf import is_gguf
         from tokenratio.models.loading import load_tokenizer
         from tokenratio.models.pretrained_arguments import loading_arguments
+        from tokenratio.models.provenance import resolved_name
 
+        if is_gguf(name):
+            raise TokenRatioError(
+                f"{name} holds a language model without a reward head: train one with `tokenratio "
+                "train-reward`"
+            )
+        folder = resolved_name(name)
         tokenizer = tokenizer or load_tokenizer(name, init_kwargs)
         arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}
         try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(str(name), **arguments)
+            model, info = AutoModelForSequenceClassification.from_pretrained(folder, **arguments)
         except Exception as error:  # errors of many kinds: wrong files or arguments
             raise TokenRatioError(
                 f"cannot load reward model {str(name)!r}: {first_line(error)}"
