@@ -30,6 +30,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_cpu() -> Iterator[None]:
+    """What tests compute in must not depend on the machine's instructions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_imports() -> None:
     """What is imported stays; accelerate collects garbage once a run, 0.4 s if over all of it."""

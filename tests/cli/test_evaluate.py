@@ -24,7 +24,6 @@ from tokenratio.evaluation.judges.gold import GoldJudge
 from tokenratio.evaluation.judges.llm import LLMJudge
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.results import PolicyMeasures
-from tokenratio.models import device
 from tokenratio.models.loading import load_model
 
 WORLD = WORLDS["reviews"]
@@ -407,18 +406,6 @@ def test_every_model_is_loaded_once(runs_folder, pairs, capsys, monkeypatch):
     assert "win_rate/implicit" in {measure.name for measure in measures("free").measures}
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "has_bf16", "expected"),
-    [("cuda", True, torch.bfloat16), ("cuda", False, torch.float32), ("cpu", True, torch.float32)],
-)
-def test_dtype_is_bfloat16_only_where_the_hardware_has_it(
-    accelerator, has_bf16, expected, monkeypatch
-):
-    monkeypatch.setattr(device, "default_device", lambda: torch.device(accelerator))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
-    assert device.default_dtype() == expected
-
-
 def test_dtype_is_that_of_the_policies_and_no_false_alarm(runs_folder, pairs, capsys, monkeypatch):
     """The reference is compared in the precision of training, whatever it is evaluated in."""
     dtypes = []
@@ -434,6 +421,31 @@ def test_dtype_is_that_of_the_policies_and_no_false_alarm(runs_folder, pairs, ca
     assert dtypes == [torch.bfloat16] * 2
     assert not any("another reference" in note for note in measures("runs-dpo").notes)
     assert measures("runs-dpo").named("kl_policy_ref").mean > 0
+
+
+@pytest.mark.slow
+def test_auto_samples_in_bfloat16_where_that_is_faster_and_measures_in_float32(
+    runs_folder, pairs, capsys, monkeypatch
+):
+    """The responses are those of `generate`; the measures are those of float32 weights."""
+    argv = ["runs/dpo", "--prompts", PROMPTS, "--pairs", pairs, *QUICK]
+    evaluate(capsys, *argv, "--output_dir", "plain")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    shown = evaluate(capsys, *argv)
+    assert "device: cpu (no GPU found); samples in bfloat16 (dtype: auto; this CPU" in shown
+    assert "measures in float32\n" in shown
+    assert re.search(r"^runs-dpo: \d+ tokens in \d+\.\d s \([\d,]+/s\)$", shown, re.MULTILINE)
+    assert "tokens in" not in evaluate(capsys, *argv)  # nothing was left to generate
+    plain = PolicyMeasures.load(Path("plain/runs-dpo"))
+    for name in ("pairs/margin", "pairs/accuracy"):
+        assert measures("runs-dpo").named(name) == plain.named(name)
+    settings = measures("runs-dpo").settings
+    assert (settings["dtype"], settings["sampling_dtype"]) == ("float32", "bfloat16")
+    how = ["--prompts", PROMPTS, "--split", "test", *QUICK, "--output", "own.jsonl"]
+    assert main(["generate", "runs/dpo", *how]) == 0
+    own, theirs = map(read_responses, ("own.jsonl", "evaluation/runs-dpo/generations.jsonl"))
+    assert [each.samples for each in own] == [each.samples for each in theirs]
+    assert "other settings (dtype" in evaluate(capsys, *argv, "--dtype", "float32", code=2)
 
 
 def test_people_judge_by_a_sheet(runs_folder, capsys):

@@ -67,6 +67,56 @@ def test_every_command_runs_on_the_cpu(argv, files, cuda_build_without_gpu, monk
     assert code == 0, capsys.readouterr().err
 
 
+STAGES = """
+model: policy
+train_dataset: pairs.jsonl
+eval_dataset: pairs.jsonl
+loss: tis_dpo
+max_length: 48
+max_steps: 2
+learning_rate: 1.0e-2
+bf16: true
+sft: {train_dataset: pairs.jsonl}
+score_tokens: {tis_dpo: {}}
+"""
+
+
+@pytest.mark.slow
+def test_bfloat16_needs_no_other_setting(files, cuda_build_without_gpu, monkeypatch, capsys):
+    """By recipe, by flag, in every stage, resumed, of reward models: each computes in bfloat16."""
+    computed = []
+    linear = torch.nn.functional.linear
+
+    def spy(input, weight, bias=None):
+        found = linear(input, weight, bias)
+        computed.append(found.dtype)
+        return found
+
+    def run(*argv):
+        computed.clear()
+        assert main(list(argv)) == 0, capsys.readouterr().err
+        assert torch.bfloat16 in computed
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    Path("stages.yaml").write_text(STAGES)
+    line = "device: cpu (no GPU found); weights in float32, products in bfloat16 (bf16: true;"
+    assert run("train", "stages.yaml", "--output_dir", "stages").count(line) == 4
+    flags = ("train", "recipe.yaml", "--output_dir", "run", "--bf16", "--max_steps", "2")
+    assert line in run(*flags, "--save_steps", "1")
+    again = run(*flags, "--save_steps", "1", "--resume_from_checkpoint", "run/checkpoint-1")
+    assert line in again
+    assert "resumed from step 1" in again
+    Path("reward.yaml").write_text("{model: policy, train_dataset: pairs.jsonl, max_steps: 1}")
+    assert line in run(
+        "train-reward", "reward.yaml", "--bf16", "true", "--output_dir", "reward-run"
+    )
+    for name in ("stages", "run", "reward-run"):
+        config = json.loads(Path(name, "run.json").read_text())["config"]
+        assert (config["bf16"], config["use_cpu"]) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("device", "is_available", "expected", "pins"),
     [

@@ -15,6 +15,7 @@ import torch
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
+from tokenratio.models.device import default_device
 from tokenratio.training.callbacks import EpochSetter
 from tokenratio.training.forward import Forward
 
@@ -25,6 +26,8 @@ RUNS = {
     "baseline": {"loss": "tbpo_q"},
     "resume": {"loss": "tbpo_a"},
     "epoch": {"loss": "tbpo_a"},  # without telling the sampler its epoch
+    # On a machine without a GPU nothing else need be set.
+    "bf16": {"loss": "tbpo_a", "bf16": True, "use_cpu": default_device().type != "cpu"},
     "sync": {"loss": "tbpo_a"},  # without the wrapper that averages gradients
 }
 
@@ -40,7 +43,6 @@ def run(name: str, root: Path, processes: int = 1) -> None:
     folder = root / name
     args = TokenRatioConfig(
         output_dir=str(folder),
-        use_cpu=True,
         disable_tqdm=True,
         max_steps=10,
         save_steps=7,
@@ -51,7 +53,7 @@ def run(name: str, root: Path, processes: int = 1) -> None:
         per_device_train_batch_size=PAIRS_PER_STEP // processes,
         gradient_accumulation_steps=2,
         baseline_hidden_size=16,
-        **{"save_strategy": "no", **RUNS[name]},
+        **{"save_strategy": "no", "use_cpu": True, **RUNS[name]},
     )
     trainer = TokenRatioTrainer(
         tiny_model(),

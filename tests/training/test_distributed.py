@@ -74,6 +74,16 @@ def test_two_processes_are_one(name, one, two):
                 assert alone[key] == pytest.approx(both[key], rel=1e-3, abs=1e-5), key
 
 
+def test_two_processes_without_a_gpu_compute_in_bfloat16(two):
+    run = json.loads((two / "bf16" / "run.json").read_text())
+    assert run["processes"] == 2
+    assert (run["config"]["bf16"], run["config"]["use_cpu"]) == (True, True)
+    weights, lines, _ = results(two / "bf16", processes=2)
+    exact, exact_lines, _ = results(two / "whole", processes=2)
+    assert 0 < largest_difference(exact, weights) < 0.1
+    assert lines[1]["loss"] == pytest.approx(exact_lines[1]["loss"], rel=0.02)
+
+
 def test_two_processes_resume_within_an_epoch(two):
     """The order of the rows continues too; accelerate alone would restart it as epoch 0's."""
     whole, _, _ = results(two / "whole", processes=2)

@@ -1,8 +1,7 @@
 """`tokenratio generate MODEL --prompts SOURCE`: writes sampled responses as JSON lines."""
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,14 @@ from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
+from tokenratio.evaluation.options import DTYPES
 from tokenratio.models.template_options import TemplateOptions, template_of
-from tokenratio.names import require_at_least
+from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import Field, build, fields_of, option
 
 if TYPE_CHECKING:
-    from tokenratio.data.chat import Prompt
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
-    from tokenratio.evaluation.response_files import AnsweredPrompt, Backend
-    from tokenratio.models.response import Response
+    from tokenratio.evaluation.response_files import AnsweredPrompt
 
 USAGE = """usage: tokenratio generate MODEL --prompts SOURCE [--flag value ...]
 
@@ -50,7 +48,11 @@ class GenerateOptions(TemplateOptions):
     top_p: float = option(1.0, "Probability mass to sample from.")
     max_new_tokens: int = option(256, "Maximum number of tokens in a response, including EOS.")
     batch_size: int = option(64, "Prompts generated at once.")
-    dtype: str = option("float32", "Precision in which the model is loaded.")
+    dtype: str = option(
+        "auto",
+        "Precision of the model: float32, bfloat16 or float16. auto is bfloat16 where the hardware "
+        "multiplies it faster, else float32.",
+    )
     seed: int | None = option(0, "Seed of the samples; null sends no seed to an endpoint.")
     split: str | None = option(None, "Split of a folder or hub data set.")
     columns: dict[str, Any] | None = option(
@@ -64,6 +66,7 @@ class GenerateOptions(TemplateOptions):
         if not self.prompts:
             raise TokenRatioError("generate needs --prompts")
         require_at_least(1, num_prompts=self.num_prompts)
+        require_choice("dtype", self.dtype, DTYPES)
         output = Path(self.output)
         if output.is_dir() or output.resolve() == Path(self.prompts).resolve():
             raise TokenRatioError(f"--output {output} is a folder or the file of the prompts")
@@ -95,6 +98,7 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import describe_splits
     from tokenratio.data.prompts import read_prompts
+    from tokenratio.evaluation.backends import TimedBackend
     from tokenratio.evaluation.response_files import write_responses
 
     quiet_libraries()
@@ -106,9 +110,9 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
         print(line)
     backend, settings = _backend(name, options, endpoint)
     settings |= {"prompts": options.prompts, "split": options.split}
-    timed = _Timed(backend)
+    timed = TimedBackend(backend)
     generations = write_responses(prompts, timed, path, settings, overwrite=options.overwrite)
-    print(_describe(generations, path) + timed.rate())
+    print(_describe(generations, path) + (timed.rate and f"; {timed.rate}"))
 
 
 COMMAND = Command(
@@ -138,7 +142,12 @@ def _backend(
     from tokenratio.data.template import TemplateSettings
     from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
     from tokenratio.evaluation.judges.bradley_terry import weights_digest
-    from tokenratio.models.device import default_device
+    from tokenratio.models.device import (
+        default_device,
+        describe_device,
+        describe_sampling,
+        sampling_dtype,
+    )
     from tokenratio.models.loading import load_model, load_tokenizer
 
     names = ("num_samples", "temperature", "top_p", "max_new_tokens")
@@ -151,7 +160,9 @@ def _backend(
         raise TokenRatioError("seed null applies only to endpoints: give a whole number")
     from tokenratio.evaluation.response_files import date_of_responses
 
-    model = load_model(name, {"dtype": options.dtype})
+    print(f"device: {describe_device()}; {describe_sampling(options.dtype)}")
+    dtype = sampling_dtype(options.dtype)
+    model = load_model(name, {"dtype": dtype})
     model.to(default_device())
     day = None if options.overwrite else date_of_responses(Path(options.output))
     tokenizer, template = template_of(options, load_tokenizer(name), name, day=day)
@@ -165,31 +176,8 @@ def _backend(
         progress=is_terminal(),
     )
     # With the weights' digest: the folder may be retrained later.
-    return backend, {"model": name, "weights": weights_digest(model), **backend.settings()}
-
-
-class _Timed:
-    """A backend that measures its tokens per second, if it returns token ids."""
-
-    def __init__(self, backend: "Backend") -> None:
-        self._backend = backend
-        self._num_tokens, self._seconds = 0, 0.0
-
-    def __call__(
-        self, prompts: "Sequence[tuple[str, Prompt]]"
-    ) -> "Iterator[tuple[str, Sequence[Response]]]":
-        started = time.perf_counter()
-        for id, samples in self._backend(prompts):
-            self._num_tokens += sum(len(sample.token_ids or ()) for sample in samples)
-            self._seconds = time.perf_counter() - started
-            yield id, samples
-
-    def rate(self) -> str:
-        """The rate in words; empty if the number of tokens is 0 or unknown."""
-        if not self._num_tokens:
-            return ""
-        rate = self._num_tokens / max(self._seconds, 1e-9)
-        return f"; {self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
+    weights = {"dtype": dtype, "weights": weights_digest(model)}
+    return backend, {"model": name, **weights, **backend.settings()}
 
 
 def _describe(generations: "Sequence[AnsweredPrompt]", path: Path) -> str:

@@ -95,10 +95,12 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.evaluation.inputs import ModelPool
     from tokenratio.evaluation.journal import read_settings
+    from tokenratio.evaluation.judges.model_settings import ImplicitSettings, RewardModelSettings
     from tokenratio.evaluation.judges.protocol import JudgeContext, digest_of
     from tokenratio.evaluation.response_files import date_of_responses, read_responses
     from tokenratio.evaluation.verdict_files import judge_all, pair_up
     from tokenratio.evaluation.win_report import describe_summary, summarize
+    from tokenratio.models.device import describe_device
     from tokenratio.run_folder import replace_text
 
     quiet_libraries()
@@ -108,6 +110,8 @@ def judge_files(ours_path: str, flags: Mapping[str, str | bool]) -> None:
     ours = read_responses(ours_path)[: options.num_prompts]
     theirs, opponent = _read_theirs(options)
     comparisons = pair_up(ours, theirs)
+    if isinstance(settings, ImplicitSettings | RewardModelSettings):
+        print(f"device: {describe_device()}; float32")
     judge = settings.make(
         JudgeContext(
             world=options.against,

@@ -65,6 +65,7 @@ def quickstart(options: QuickstartOptions) -> None:
     from tokenratio.evaluation import evaluate
     from tokenratio.evaluation.options import EvaluateOptions
     from tokenratio.evaluation.results import table
+    from tokenratio.models.device import default_device, describe_training
     from tokenratio.models.generation import policy_sampler
     from tokenratio.run_folder import replace_text
 
@@ -79,6 +80,7 @@ def quickstart(options: QuickstartOptions) -> None:
     policy = LlamaForCausalLM(world.policy_config())
     policy.config.name_or_path = "review world policy"
     size = sum(p.numel() for p in policy.parameters())
+    print(f"device: {describe_training(default_device(), policy.dtype, None)}")
     print(f"1. SFT: a policy of {size:,} parameters trains on {options.num_sft:,} reviews")
     _train(
         policy,
@@ -124,6 +126,8 @@ def quickstart(options: QuickstartOptions) -> None:
             num_samples=4,
             max_new_tokens=_LONGEST_RESPONSE,
             batch_size=64,
+            # With models this small the figures would differ between machines, for no time saved.
+            dtype="float32",
             seed=seed,
         ),
         report=lambda line: print(line) if "ALARM" in line else None,

@@ -74,7 +74,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     from tokenratio.cli.contrast_stage import contrast_sides
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
     from tokenratio.data import padding_id, prepare_pairs
-    from tokenratio.models.device import default_device
+    from tokenratio.models.device import default_device, describe_device
     from tokenratio.models.loading import load_model, load_tokenizer
     from tokenratio.training.reference_cache import CacheSettings
     from tokenratio.training.token_contrast import (
@@ -87,6 +87,7 @@ def score_source(source: str, options: ScoreOptions) -> None:
     quiet_libraries()
     folder = Path(options.output).expanduser()
     before = TokenContrast.open(folder) if (folder / "scores.json").exists() else None
+    print(f"device: {describe_device()}; {options.dtype}")
     positive = load_model(options.positive_model, {"dtype": options.dtype})
     negative = positive
     if options.negative_model is not None:

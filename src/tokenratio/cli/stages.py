@@ -14,7 +14,9 @@ from tokenratio.cli.recipe import Stage
 from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
+from tokenratio.models.device import describe_training
 from tokenratio.models.reference import model_digest
+from tokenratio.models.token_requests import language_model
 from tokenratio.run_folder import EVAL_FILE, read_document, replace_text
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.pair_config import PairConfig, Role
@@ -101,6 +103,8 @@ def run_stage(
         report(args, f"evaluation:\n{trainer.eval_data.summary()}")
     for note in notes:
         report(args, note)
+    weights = language_model(trainer.model).dtype
+    report(args, f"device: {describe_training(args.device, weights, args.autocast_dtype)}")
     with training(trainer):
         result = trainer.train(resume_from_checkpoint=resume_of(args))
         trainer.save_model()

@@ -1,5 +1,6 @@
 """Where responses come from: a local model or an endpoint."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.endpoint import Endpoint, Failure
 from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.openai_api import Request
+from tokenratio.evaluation.response_files import Backend
 from tokenratio.models.generation import eos_ids, iterate_samples
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import stream_seed
@@ -153,6 +155,31 @@ class EndpointBackend:
             prompt.tools or template.tools,
             {**template.kwargs, **prompt.template_kwargs},
         )
+
+
+class TimedBackend:
+    """A backend that measures its tokens per second, if it returns token ids."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._num_tokens, self._seconds = 0, 0.0
+
+    def __call__(
+        self, prompts: Sequence[tuple[str, Prompt]]
+    ) -> Iterator[tuple[str, Sequence[Response]]]:
+        started = time.perf_counter()
+        for id, samples in self._backend(prompts):
+            self._num_tokens += sum(len(sample.token_ids or ()) for sample in samples)
+            self._seconds = time.perf_counter() - started
+            yield id, samples
+
+    @property
+    def rate(self) -> str:
+        """Tokens, seconds and their quotient as text; empty if no tokens were counted."""
+        if not self._num_tokens:
+            return ""
+        rate = self._num_tokens / max(self._seconds, 1e-9)
+        return f"{self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
 
 
 def _sampling(backend: TransformersBackend | EndpointBackend) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _SOURCES = ("prompts", "pairs")
 # The settings of an evaluation that change what its values mean.
 _SETTINGS = (
     *(*_SOURCES, "split", "num_samples", "temperature", "top_p", "max_new_tokens"),
-    *("max_length", "beta", "reference", "against", "judges"),
+    *("max_length", "beta", "reference", "against", "judges", "dtype", "sampling_dtype"),
 )
 
 

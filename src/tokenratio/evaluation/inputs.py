@@ -22,7 +22,7 @@ from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.response_files import AnsweredPrompt, dataset_responses, read_responses
 from tokenratio.losses import METHODS
-from tokenratio.models.device import default_device, default_dtype
+from tokenratio.models.device import default_device, sampling_dtype
 from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import load_model
 from tokenratio.models.packages import PREFIX
@@ -124,28 +124,42 @@ class LoadedPolicy:
 
 
 class ModelPool:
-    """Loads models by name, each once, and shares them.
+    """Loads models by name onto the default device, and shares them.
 
     Args:
         kept: models to hold throughout. Of all others, only the last one asked for is held.
-        dtype: of the weights; `auto` is bfloat16 where the hardware multiplies it faster, else
-            float32.
+        dtype: of the weights; `auto` is float32 for models that score, since the rounding of
+            bfloat16 is larger than a small KL, and `fastest_dtype` for those that sample.
+
+    Attributes:
+        dtype, sampling_dtype: of the models that score and of those that sample, by name.
     """
 
     def __init__(self, kept: Iterable[str] = (), *, dtype: str = "auto") -> None:
-        self._dtype = default_dtype() if dtype == "auto" else dtype
+        self.dtype = "float32" if dtype == "auto" else dtype
+        self.sampling_dtype = sampling_dtype(dtype)
         self._kept = set(map(_model_key, kept))
         self._models: dict[str, PreTrainedModel] = {}
 
+    def sampling_model(self, path: str) -> PreTrainedModel:
+        """The model to sample from; it is held only if it has the precision to score too."""
+        if self.sampling_dtype == self.dtype:
+            return self.model(path)
+        self._drop_but(path)
+        return _load(path, self.sampling_dtype)
+
     def model(self, path: str) -> PreTrainedModel:
-        """The model, on the default device."""
+        """The model to score with."""
         key = _model_key(path)
         if key not in self._models:
-            for other in self._models.keys() - self._kept:
-                del self._models[other]
-            self._models[key] = load_model(path, {"dtype": self._dtype})
-            self._models[key].to(default_device())  # type: ignore[arg-type]  # a wrapped method
+            self._drop_but(path)
+            self._models[key] = _load(path, self.dtype)
         return self._models[key]
+
+    def _drop_but(self, path: str) -> None:
+        """Free the memory of all models that are not kept, except one."""
+        for other in self._models.keys() - self._kept - {_model_key(path)}:
+            del self._models[other]
 
 
 class PolicyTemplates:
@@ -270,6 +284,12 @@ class PromptSet:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _load(path: str, dtype: str) -> PreTrainedModel:
+    model = load_model(path, {"dtype": dtype})
+    model.to(default_device())  # type: ignore[arg-type]  # a wrapped method
+    return model
 
 
 def _model_key(path: str) -> str:

@@ -87,8 +87,6 @@ def measure_model(
                 measures += measure_credit(policy, data, world=world, beta=beta, baseline=baseline)
             except TokenRatioError as error:
                 notes.append(f"credit is not measured: {error}")
-    if options.suite is not None:
-        measures += _measure_suite(subject, policy, options.suite, Path(options.output_dir))
     return measures, notes
 
 
@@ -196,16 +194,17 @@ def measure_pairs(
     return measures
 
 
-def _measure_suite(
-    subject: Subject, policy: LoadedPolicy, suite: str, folder: Path
+def measure_suite(
+    subject: Subject, model: PreTrainedModel, options: EvaluateOptions
 ) -> list[Measure]:
     """General ability, by EleutherAI's harness; see `run_suite`."""
+    assert options.suite is not None
     found = run_suite(
         subject.path,
-        suite,
-        policy=policy.model,
-        output=folder / subject.name / "suite.json",
-        batch_size=policy.batch_size,
+        options.suite,
+        policy=model,
+        output=Path(options.output_dir) / subject.name / "suite.json",
+        batch_size=options.batch_size,
     )
     figures = [
         (f"{s.task} ({s.shots}-shot {s.metric})", s.value, s.stderr, s.n) for s in found.scores

@@ -13,6 +13,8 @@ from tokenratio.models.template_options import TemplateOptions
 from tokenratio.names import require_choice
 from tokenratio.settings import check_known, option
 
+# What `dtype` may be. Here because torch, which has the types, is slow to import.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 REFERENCE = "reference"  # the name of the reference's folder, and in --against
 
 
@@ -41,8 +43,8 @@ class EvaluateOptions(TemplateOptions):
     batch_size: int = option(16, "Number of rows per batch.")
     dtype: str = option(
         "auto",
-        "Precision of the policies: float32, bfloat16 or float16; auto is bfloat16 on a GPU that "
-        "multiplies it in hardware, else float32.",
+        "Precision of the policies: float32, bfloat16 or float16. auto samples in bfloat16 where "
+        "the hardware multiplies it faster, and measures in float32.",
     )
     pairs: str | None = option(None, "Held-out pairs, for the implicit reward's accuracy.")
     subset_column: str | None = option(None, "Column of the pairs that names their subset.")
@@ -68,7 +70,7 @@ class EvaluateOptions(TemplateOptions):
     )
 
     def __post_init__(self) -> None:
-        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        require_choice("dtype", self.dtype, DTYPES)
         if not (self.prompts or self.pairs or self.suite):
             raise TokenRatioError("evaluate needs --prompts, --pairs or --suite")
         at_least_one = ("num_samples", "max_new_tokens", "batch_size", "max_prompt_length")

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from tokenratio.data import describe_splits
 from tokenratio.data.sources import Source, draw_worlds
 from tokenratio.data.worlds import draws_from_policy
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.backends import TransformersBackend
+from tokenratio.evaluation.backends import TimedBackend, TransformersBackend
 from tokenratio.evaluation.fooled_reward import fooled_reward
 from tokenratio.evaluation.frontier import frontier_lines
 from tokenratio.evaluation.inputs import (
@@ -22,12 +24,13 @@ from tokenratio.evaluation.inputs import (
 from tokenratio.evaluation.judges.bradley_terry import weights_digest
 from tokenratio.evaluation.judges.model_settings import ImplicitSettings
 from tokenratio.evaluation.judges.protocol import JudgeContext
-from tokenratio.evaluation.model_measures import measure_model
+from tokenratio.evaluation.model_measures import measure_model, measure_suite
 from tokenratio.evaluation.options import REFERENCE, EvaluateOptions
 from tokenratio.evaluation.policy_measures import measure_log, measure_responses, measure_world
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures, table
 from tokenratio.evaluation.verdict_stage import VerdictStage
+from tokenratio.models.device import describe_device, describe_sampling
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_tokenizer
 from tokenratio.run_folder import METRICS_FILE, replace_text
@@ -114,6 +117,12 @@ class _Evaluation:
     def run(self) -> list[PolicyMeasures]:
         """Each model runs once, for its responses and measures; judges need only the responses."""
         opponents = self._prompts.opponents()
+        if not all(subject.is_file for subject in self._subjects):
+            samples = describe_sampling(self._options.dtype)
+            self._report(
+                f"device: {describe_device()}; samples in {samples}, measures in "
+                f"{self._models.dtype}"
+            )
         pairs = self._pairs()
         generations: dict[str, list[AnsweredPrompt]] = {}
         of_models: dict[str, ModelMeasures] = {}
@@ -135,6 +144,8 @@ class _Evaluation:
                 notes += fooled_reward(found[0].measures, measures)
             settings = {
                 **asdict(self._options),
+                "dtype": self._models.dtype,
+                "sampling_dtype": self._models.sampling_dtype,
                 "template_date": self._templates.written_day,
                 "reference": self._reference,
                 "path": subject.path,
@@ -153,7 +164,7 @@ class _Evaluation:
             return options.pairs
         tokenizer, template = self._templates.of(self._reference, load_tokenizer(self._reference))
         sampler = policy_sampler(
-            self._models.model(self._reference),
+            self._models.sampling_model(self._reference),
             tokenizer,
             max_new_tokens=options.max_new_tokens,
             max_prompt_length=options.max_prompt_length,
@@ -170,19 +181,27 @@ class _Evaluation:
     ) -> tuple[list[AnsweredPrompt], ModelMeasures]:
         """A policy's responses, and the measures that need its model."""
         options = self._options
+        generations: list[AnsweredPrompt] = []
+        suite: list[Measure] = []
+        if self._prompts.prompts or options.suite:
+            # A call of its own: its model's memory is free before the one to score with is loaded.
+            generations, suite = self._sample(subject)
         ref_model = None
         if self._reference is not None and subject.name != REFERENCE:
             ref_model = self._models.model(self._reference)
-        try:
-            model = self._models.model(subject.path)
-        except TokenRatioError as error:
-            if subject.name != REFERENCE or options.reference is not None:
-                raise
-            raise TokenRatioError(
-                f"{error}: the runs recorded it as their reference; give --reference"
-            ) from None
+        model = self._load(self._models.model, subject)
         tokenizer, template = self._templates.of(subject.path, load_tokenizer(subject.path))
         policy = LoadedPolicy(model, ref_model, tokenizer, template, options.batch_size)
+        measures, notes = measure_model(
+            subject, policy, generations, options, self._reference, pairs
+        )
+        return generations, (measures + suite, notes)
+
+    def _sample(self, subject: Subject) -> tuple[list[AnsweredPrompt], list[Measure]]:
+        """A policy's responses to the prompts, and its scores on the suite."""
+        options = self._options
+        model = self._load(self._models.sampling_model, subject)
+        tokenizer, template = self._templates.of(subject.path, load_tokenizer(subject.path))
         generations: list[AnsweredPrompt] = []
         if self._prompts.prompts:
             backend = TransformersBackend(
@@ -199,15 +218,30 @@ class _Evaluation:
                 progress=self._progress,
             )
             settings = backend.settings() | {"prompts": options.prompts, "split": options.split}
-            settings |= {"weights": weights_digest(model)}  # a folder may have been trained again
+            # With the weights' digest: a folder may have been trained again.
+            settings |= {"dtype": self._models.sampling_dtype, "weights": weights_digest(model)}
             path = self._folder / subject.name / "generations.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
+            timed = TimedBackend(backend)
             generations = write_responses(
-                self._prompts.prompts, backend, path, settings, report=self._report
+                self._prompts.prompts, timed, path, settings, report=self._report
             )
-        return generations, measure_model(
-            subject, policy, generations, options, self._reference, pairs
-        )
+            if timed.rate:
+                self._report(f"{subject.name}: {timed.rate}")
+        if options.suite is None:
+            return generations, []
+        return generations, measure_suite(subject, model, options)
+
+    def _load(self, load: Callable[[str], PreTrainedModel], subject: Subject) -> PreTrainedModel:
+        """A policy's model; the error for a recorded reference that is gone says what to do."""
+        try:
+            return load(subject.path)
+        except TokenRatioError as error:
+            if subject.name != REFERENCE or self._options.reference is not None:
+                raise
+            raise TokenRatioError(
+                f"{error}: the runs recorded it as their reference; give --reference"
+            ) from None
 
     def _measure(
         self,

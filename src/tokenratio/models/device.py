@@ -1,6 +1,12 @@
-"""Where models run by default: the only place that asks torch for an accelerator."""
+"""Where models run and in what precision by default: the only place that asks torch."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+
+# Instructions that multiply bfloat16: of x86 (AVX-512, AMX), and of ARM.
+_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def default_device() -> torch.device:
@@ -12,13 +18,82 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def default_dtype() -> torch.dtype:
-    """bfloat16 on a GPU that multiplies it in hardware, and so faster; else float32."""
-    if default_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # Older versions of torch cannot be asked.
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name) for name in _BFLOAT16_PRODUCTS)
+
+
+def fastest_dtype() -> torch.dtype:
+    """bfloat16 if `default_device` multiplies it in hardware, else float32."""
+    return torch.bfloat16 if multiplies_bfloat16(default_device()) else torch.float32
+
+
+def sampling_dtype(asked: str) -> str:
+    """The precision of a model that samples, by name; `auto` is `fastest_dtype`."""
+    return _name(fastest_dtype()) if asked == "auto" else asked
 
 
 def can_pin_memory() -> bool:
     """Whether pinned host memory speeds up copies to `default_device`; elsewhere torch warns."""
     return default_device().type not in ("cpu", "mps")
+
+
+def describe_device(device: torch.device | None = None) -> str:
+    """The device and why it was taken, as text.
+
+    Args:
+        device: where models run; default: `default_device`.
+    """
+    default = default_device()
+    device = device or default
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return device.type
+    return "cpu (no GPU found)" if default.type == "cpu" else "cpu (use_cpu is true)"
+
+
+def describe_sampling(asked: str) -> str:
+    """The precision of a model that samples and why it was taken, as text."""
+    if asked != "auto":
+        return asked
+    unit = _unit(default_device())
+    if fastest_dtype() == torch.bfloat16:
+        return f"bfloat16 (dtype: auto; {unit} multiplies it faster than float32)"
+    return f"float32 (dtype: auto; {unit} does not multiply bfloat16 in hardware)"
+
+
+def describe_training(
+    device: torch.device, weights: torch.dtype, autocast: torch.dtype | None
+) -> str:
+    """Where a run trains, in what precision and why, as text.
+
+    Args:
+        weights: the policy's dtype, or that of an adapter's base.
+        autocast: the dtype of mixed precision, None without it.
+    """
+    unit, is_fast = _unit(device), multiplies_bfloat16(device)
+    text = f"{describe_device(device)}; weights in {_name(weights)}"
+    if autocast is None:
+        if weights == torch.float32 and is_fast:
+            text += f" (bf16: true would multiply in bfloat16, which is faster on {unit})"
+        return text
+    setting = "bf16" if autocast == torch.bfloat16 else "fp16"
+    text += f", products in {_name(autocast)} ({setting}: true"
+    if autocast == torch.bfloat16:
+        text += f"; faster on {unit}" if is_fast else f"; {unit} does not do this in hardware"
+    return text + ")"
+
+
+def _unit(device: torch.device) -> str:
+    return "this CPU" if device.type == "cpu" else "this GPU"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

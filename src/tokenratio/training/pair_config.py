@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+import torch
 from datasets import DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -207,6 +208,11 @@ class PairConfig(DataSettings, TrainingArguments):
         """`model_init_kwargs`, with dtypes by name."""
         assert not isinstance(self.model_init_kwargs, str)
         return self.model_init_kwargs
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What mixed precision multiplies in; None without it."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
 
     @property
     def objective(self) -> Objective:

@@ -139,7 +139,7 @@ class TokenRatioTrainer(PairTrainer):
             batch_size=args.per_device_eval_batch_size,
             device=args.device,
             padding_id=padding_id(self.processing_class),
-            autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+            autocast=args.autocast_dtype,
             progress=not args.disable_tqdm,
         )
         return reference_cache(self.reference.model or self._setup.policy, data, what, settings)
