@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from templates import family_tokenizer
-from tiny import FAMILIES, tiny_model, tiny_tokenizer, word_pairs
+from tiny import tiny_model
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
+from tokenratio.models import generation
+from tokenratio.models.decoding import generate_rows
 from tokenratio.models.generation import (
     encode_prompts,
     iterate_samples,
@@ -120,20 +122,6 @@ def test_neither_batch_nor_order_changes_samples(make_policy, tokenizer, world, 
         assert fewer[index][0].token_ids == first.token_ids[:5]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_batch_has_no_say_in_any_family(family):
-    tokenizer, model = tiny_tokenizer(), tiny_model(family)
-    prompts = [pair["prompt"] for pair in word_pairs(12)]
-    one, seven = (
-        sample_responses(
-            model, tokenizer, prompts, num_samples=2, max_new_tokens=12, batch_size=size, seed=0
-        )
-        for size in (1, 7)
-    )
-    assert one == seven
-    assert len({sample.token_ids for row in one for sample in row}) > 20
-
-
 def test_like_prompts_have_streams_of_their_own(make_policy, tokenizer):
     options = {"num_samples": 2, "max_new_tokens": 12, "seed": 0, "temperature": 2.0}
     rows = sample_responses(make_policy(0), tokenizer, [PROMPTS[0]] * 3, **options)
@@ -148,11 +136,17 @@ def test_like_prompts_have_streams_of_their_own(make_policy, tokenizer):
         )
 
 
-def test_finished_prompts_come_before_the_rest_is_begun(make_policy, tokenizer):
+def test_finished_prompts_come_before_the_rest_is_begun(make_policy, tokenizer, monkeypatch):
     model = make_policy(0)
     begun = []
-    own = model.generate
-    model.generate = lambda **inputs: (begun.append(len(inputs["input_ids"])), own(**inputs))[1]
+    monkeypatch.setattr(
+        generation,
+        "generate_rows",
+        lambda model, prompts, rows, **how: (
+            begun.append(len(rows)),
+            generate_rows(model, prompts, rows, **how),
+        )[1],
+    )
     stream = iterate_samples(
         model, tokenizer, PROMPTS, num_samples=2, max_new_tokens=4, batch_size=3, seed=0
     )

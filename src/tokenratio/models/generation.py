@@ -5,13 +5,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from tqdm import tqdm
 
 from tokenratio.data.chat import (
@@ -27,9 +23,9 @@ from tokenratio.data.encoding import begin, cut_left, special_tokens
 from tokenratio.data.messages import Message
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.decoding import generate_rows
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import RowSampler, stream_seed
-from tokenratio.models.token_requests import eval_mode
 from tokenratio.models.token_rows import batches_by_length
 from tokenratio.names import require_at_least
 
@@ -112,9 +108,6 @@ def iterate_samples(
     keys = _content_keys(prompts) if keys is None else keys
     ends = eos_ids(model, tokenizer, template)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": pad_id}
-    settings["do_sample"] = False  # RowSampler draws
-
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
     lengths = [len(encoded[index]) for index, _ in rows]
     samples: dict[int, list[Response]] = {index: [] for index in range(len(prompts))}
@@ -126,14 +119,22 @@ def iterate_samples(
             if temperature > 0:
                 seeds = [stream_seed(seed, keys[index], number) for index, number in batch]
                 sampler = RowSampler(seeds, temperature=temperature, top_p=top_p)
-            inputs = _pad_left([encoded[index] for index, _ in batch], pad_id)
-            generated = _generate(model, *inputs, settings, sampler)
+            asked = list(dict.fromkeys(index for index, _ in batch))
+            generated = generate_rows(
+                model,
+                [encoded[index] for index in asked],
+                [asked.index(index) for index, _ in batch],
+                ends=ends,
+                pad_id=pad_id,
+                max_new_tokens=max_new_tokens,
+                sampler=sampler,
+            )
             for (index, _), ids in zip(batch, generated, strict=True):
                 samples[index].append(_response(tokenizer, ids, ends))
                 num_tokens += len(samples[index][-1].token_ids or ())
             bar.update(len(batch))
             bar.set_postfix({"tokens/s": f"{num_tokens / (time.perf_counter() - started):.0f}"})
-            for index in dict.fromkeys(index for index, _ in batch):
+            for index in asked:
                 if len(samples[index]) == num_samples:
                     yield index, samples.pop(index)
 
@@ -146,27 +147,6 @@ def _content_keys(prompts: Sequence[AnyPrompt]) -> list[str]:
         keys.append(f"{seen[content]} {content}")
         seen[content] += 1
     return keys
-
-
-def _generate(
-    model: "PreTrainedModel",
-    input_ids: Int[Tensor, "rows length"],
-    attention_mask: Int[Tensor, "rows length"],
-    settings: dict[str, Any],
-    sampler: RowSampler | None,
-) -> list[list[int]]:
-    """The tokens that the model generates after each row, padding included."""
-    from transformers import LogitsProcessorList
-
-    device = next(model.parameters()).device
-    with torch.no_grad(), eval_mode(model), _generation_settings(model, settings):
-        generated: Tensor = cast(Any, model).generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            logits_processor=LogitsProcessorList([] if sampler is None else [sampler]),
-        )
-    rows: list[list[int]] = generated[:, input_ids.shape[1] :].tolist()
-    return rows
 
 
 def policy_sampler(
@@ -228,24 +208,6 @@ def _start_of(prompt: Prompt) -> str:
     return quoted(str(text), 40)
 
 
-@contextmanager
-def _generation_settings(model: Any, settings: dict[str, Any]) -> Iterator[None]:
-    """Make the model generate with only these settings.
-
-    transformers fills what a config passed to `generate` leaves unset from the model's own, such as
-    a Qwen's top-k and repetition penalty.
-    """
-    from transformers import GenerationConfig
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = base.generation_config
-    base.generation_config = GenerationConfig(**settings)
-    try:
-        yield
-    finally:
-        base.generation_config = own
-
-
 def eos_ids(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -257,19 +219,6 @@ def eos_ids(
     own = own if isinstance(own, list) else [own]
     end = turn_end(tokenizer, template or TemplateSettings())
     return sorted({tokenizer.eos_token_id, *own, end and end.token_id} - {None})
-
-
-def _pad_left(
-    rows: list[tuple[int, ...]], pad_id: int
-) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
-    """Input ids and attention mask, padded on the left for generation."""
-    length = max(map(len, rows))
-    input_ids = torch.full((len(rows), length), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(rows):
-        input_ids[row, length - len(ids) :] = torch.tensor(ids)
-        attention_mask[row, length - len(ids) :] = 1
-    return input_ids, attention_mask
 
 
 def _response(

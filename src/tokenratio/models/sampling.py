@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # Numbers drawn at once for a row with a smaller vocabulary, because each call has a cost.
 _DRAWN_AT_ONCE = 8192
+# Tokens sorted at first for top_p.
+_LIKELIEST = 256
 
 
 class RowSampler:
@@ -24,10 +26,7 @@ class RowSampler:
     """
 
     def __init__(self, seeds: Sequence[int], *, temperature: float, top_p: float) -> None:
-        from transformers import TopPLogitsWarper
-
-        self._seeds, self._temperature = list(seeds), temperature
-        self._warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self._seeds, self._temperature, self._top_p = list(seeds), temperature, top_p
         self._generators: list[torch.Generator] = []
         self._block: Tensor | None = None
         self._step = 0
@@ -38,9 +37,18 @@ class RowSampler:
         if self._temperature != 1:
             # the largest first: at the smallest temperatures the quotient alone would overflow
             scores = (scores - scores.amax(-1, keepdim=True)) / self._temperature
-        if self._warper is not None:
-            scores = self._warper(input_ids, scores)
-        return scores.softmax(-1).div_(self._exponential(scores))
+        probs = scores.softmax(-1)
+        if self._top_p < 1:
+            probs.masked_fill_(probs < nucleus_threshold(probs, self._top_p), 0.0)
+        return probs.div_(self._exponential(probs))
+
+    def keep(self, rows: Int[Tensor, "rows"]) -> None:
+        """Draw for these rows of the batch only, in this order; their streams continue."""
+        kept = rows.tolist()
+        self._seeds = [self._seeds[row] for row in kept]
+        if self._block is not None:
+            self._block = self._block[rows]
+            self._generators = [self._generators[row] for row in kept]
 
     def _exponential(self, like: Tensor) -> Tensor:
         rows, vocabulary = like.shape
@@ -59,6 +67,28 @@ class RowSampler:
         drawn = self._block[:, self._step % steps]
         self._step += 1
         return drawn.to(like.dtype)
+
+
+def nucleus_threshold(
+    probs: Float[Tensor, "rows vocabulary"], top_p: float
+) -> Float[Tensor, "rows 1"]:
+    """The smallest probability in each row's smallest set of tokens with a mass of `top_p`.
+
+    Few tokens hold most of the mass, so only the likeliest are sorted: the whole vocabulary takes
+    longer to sort than a small model to run.
+    """
+    rows, vocabulary = probs.shape
+    threshold = probs.new_empty(rows, 1)
+    size, left = min(_LIKELIEST, vocabulary), torch.arange(rows, device=probs.device)
+    while len(left):
+        likeliest = probs[left].topk(size).values
+        mass = likeliest.cumsum(-1)
+        last = (mass < top_p).sum(-1, keepdim=True).clamp_max_(size - 1)
+        threshold[left] = likeliest.gather(-1, last)
+        # The others need more tokens; rounding may keep a row's whole mass below top_p.
+        left = left[(mass[:, -1] < top_p) & (size < vocabulary)]
+        size = min(8 * size, vocabulary)
+    return threshold
 
 
 def stream_seed(seed: int, key: str, number: int) -> int:

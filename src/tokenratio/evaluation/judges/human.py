@@ -42,8 +42,9 @@ class HumanSettings:
             return None
         unmatched = judge.num_unmatched(context.comparisons)
         if unmatched:
-            lines = "line belongs" if unmatched == 1 else "lines belong"
-            context.report(f"{sheet}: {unmatched} {lines} to other comparisons; ignored")
+            context.report(
+                f"{sheet}: {unmatched} lines belong to other comparisons and are ignored"
+            )
         return judge
 
 
