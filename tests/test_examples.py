@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from templates import chat_pair
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.worlds import WORLDS
 from tokenratio.evaluation import PolicyMeasures
@@ -64,6 +65,28 @@ def test_a_policy_is_evaluated_from_python(tmp_path, monkeypatch, capsys):
     assert "kl_policy_ref: " in printed.out
     assert "win_rate/gold: " in printed.out
     assert PolicyMeasures.load("evaluation/quickstart-tbpo_a").named("gold_reward").num == 6
+
+
+def test_texts_become_conversations(tmp_path, capsys):
+    asked = "\n\nHuman: hi\n\nAssistant: Hello.\n\nHuman: sky?\n\nAssistant:"
+    rows = [
+        {"prompt": asked, "chosen": " Blue.", "rejected": " Green."},
+        {"prompt": "Human: what is it?", "chosen": "a word", "rejected": "a name"},
+        {"prompt": "sky?", "chosen": "Blue."},
+        chat_pair("sky?", "blue", "green"),
+    ]
+    source, output = tmp_path / "pairs.jsonl", tmp_path / "new" / "chat.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    convert = example("chat_pairs").main
+    assert convert(str(source), str(output)) == 3
+    assert "3 of 4 rows; 1 of them cannot be used" in capsys.readouterr().out
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    turns = [("user", "hi"), ("assistant", "Hello."), ("user", "sky?")]
+    assert found[0]["prompt"] == [{"role": role, "content": text} for role, text in turns]
+    assert found[0]["chosen"] == [{"role": "assistant", "content": "Blue."}]
+    assert found[1]["prompt"] == [{"role": "user", "content": "Human: what is it?"}]
+    assert found[2] == rows[3]
+    assert convert(str(source), str(output), 2) == 2
 
 
 @pytest.mark.slow

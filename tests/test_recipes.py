@@ -5,6 +5,7 @@ Model, data and length are replaced by flags, as a user would.
 
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma3Config
 
-from templates import family_tokenizer
+from templates import chat_pair, family_tokenizer
 from tiny import tiny_model, word_pairs
 from tokenratio.cli.main import main
 from tokenratio.cli.recipe import read_recipe, resolve
@@ -33,6 +34,7 @@ MODELS = {
     "HuggingFaceTB/SmolLM3-3B": ("smollm3", "smollm3"),
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama_tied", "chatml"),
     "google/gemma-3-1b-it": ("gemma3", "gemma"),
+    "package:smollm2": ("llama_tied", "chatml"),
 }
 # The rows of the hub's data sets, as far as training reads them.
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
@@ -101,10 +103,10 @@ def flags_of(path, hub):
     if isinstance(document.get("tokenizer"), dict):
         flags["tokenizer"] = {"byte_level_bpe": 300}
     for name in ("train_dataset", "eval_dataset"):
-        source = document[name]
+        source = str(document[name])
         if source.startswith("world:"):
             flags[name] = re.sub(r"pairs=\d+", "pairs=8", source)
-        elif not source.startswith("data/"):
+        elif "data/" not in source:
             flags[name] = str(hub / source)
     corpus = document.get("sft", {}).get("train_dataset")
     if corpus is not None:
@@ -127,11 +129,13 @@ def read(path):
 def project(tmp_path, monkeypatch):
     """A working directory with the local files that recipes name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("hh", "tldr"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for seed, split in enumerate(("train", "test")):
-            rows = "".join(json.dumps(row) + "\n" for row in word_pairs(12, seed=seed))
-            (tmp_path / "data" / name / f"{split}.jsonl").write_text(rows)
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES.rglob("*.yaml"))
+    for name in sorted(set(re.findall(r"data/[\w/]+\.jsonl", texts))):
+        rows = word_pairs(12, seed=zlib.crc32(name.encode()))
+        if name.startswith("data/chat/"):
+            rows = [chat_pair(**row) for row in rows]
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
 
@@ -172,20 +176,27 @@ def test_an_evaluation_with_the_runs_and_judges_it_names(path, hub, project, cap
         recipe = recipes[folder.parent.name]
         flags = ["--loss", folder.name, *flags_of(recipe, hub), *TWO_STEPS]
         run(capsys, "train", recipe, *flags)
-    rewards = recipes[Path(document["judges"]["reward-model"]["model"]).name]
-    said = run(capsys, "train-reward", rewards, *flags_of(rewards, hub), *TWO_STEPS)
+    judge, rewards = reward_of(path)
+    flags = ["--output_dir", judge, *flags_of(rewards, hub), *TWO_STEPS]
+    said = run(capsys, "train-reward", rewards, *flags)
     assert "reward model: 2 steps" in said
     small = ["--num_prompts", "3", "--num_samples", "2", "--max_new_tokens", "4"]
     run(capsys, "evaluate", path, *small)
-    for name in ("reference", *(folder.name for folder in runs)):
-        measured = PolicyMeasures.load(project / document["output_dir"] / name)
+    for folder in runs:
+        measured = PolicyMeasures.load(project / document["output_dir"] / folder.name)
         assert measured.named("win_rate/reward-model").num == 6
-        assert name == "reference" or measured.named("pairs/accuracy").num == 12
+        assert measured.named("pairs/accuracy").num == 12
+
+
+def reward_of(evaluation):
+    """The folder of its reward model, and the recipe that trains it."""
+    folder = Path(read(evaluation)["judges"]["reward-model"]["model"])
+    (recipe,) = (path for path in REWARDS if path.stem in folder.parts)
+    return folder, recipe
 
 
 def test_every_reward_model_judges_in_an_evaluation():
-    judges = {Path(read(path)["judges"]["reward-model"]["model"]).name for path in EVALUATIONS}
-    assert judges == {path.stem for path in REWARDS}
+    assert {reward_of(path)[1] for path in EVALUATIONS} == {*REWARDS}
 
 
 def on_the_hub():

@@ -561,4 +561,4 @@ def test_lines_of_a_sheet_that_nobody_asked_for_are_said(sides, capsys):
     lines = [{**line, "verdict": "1"} for line in lines]
     lines.append({**lines[0], "item": "0" * 16})
     Path("sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "sheet.jsonl: 1 lines belong to other comparisons" in run(capsys, *argv)
+    assert "sheet.jsonl: 1 line belongs to other comparisons; ignored" in run(capsys, *argv)

@@ -46,7 +46,7 @@ def test_encoded_pairs(make_tokenizer):
         "  refused: blank response: 1 (train_dataset:2; the first: chosen is empty)",
         "tokens: prompt 8, chosen 7, rejected 4",
         "past the shorter response: 3 response tokens (27.3%), which token-level losses do not see",
-        "truncated: prompt 1 rows by 2 tokens, chosen 1 rows by 3 tokens",
+        "truncated: prompt 1 row by 2 tokens, chosen 1 row by 3 tokens",
     ]
     assert inspect_rows(prepared, tokenizer, num_rows=0).split("\n") == shown[16:]
 

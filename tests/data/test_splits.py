@@ -98,7 +98,7 @@ def test_pairs_and_completions_prefer_the_split_made_for_them(tmp_path, tokenize
     pairs = prepare_pairs(folder, tokenizer, **LIMITS)
     assert pairs.dataset["origin"] == ["data/train_prefs-00000-of-00001.jsonl:1"]
     said = pairs.report.summary()
-    assert "1 rows of split train_prefs" in said
+    assert "1 row of split train_prefs" in said
     assert "not read: test_gen, test_prefs, test_sft, train_gen, train_sft" in said
     held_out = prepare_pairs(folder, tokenizer, **LIMITS, split="test")
     assert held_out.dataset["origin"] == ["data/test_prefs-00000-of-00001.jsonl:1"]

@@ -72,7 +72,7 @@ class SourceAccount:
 
     def describe(self) -> str:
         """The account on one line."""
-        line = f"{self.name}: {self.rows:,} rows"
+        line = f"{self.name}: {_rows(self.rows)}"
         if self.split is not None:
             line += f" of split {self.split}"
         if self.drawn != self.rows:
@@ -154,7 +154,7 @@ class DataReport:
         alone = len(self.sources) == 1 and not self.sources[0].unread
         lines = [] if alone else [source.describe() for source in self.sources]
         lines += self.selection
-        lines.append(f"{self.rows_read:,} rows read, {self.rows_kept:,} kept, {refused:,} refused")
+        lines.append(f"{_rows(self.rows_read)} read, {self.rows_kept:,} kept, {refused:,} refused")
         lines += [f"  {line}" for line in self.reading.lines()]
         lines += [f"  refused: {line}" for line in _count_lines(self.defects)]
         lines += [f"  kept, but odd: {line}" for line in _count_lines(self.warnings)]
@@ -167,7 +167,7 @@ class DataReport:
                 f"({self.share_past_shorter:.1%}), which token-level losses do not see"
             )
         cuts = [
-            f"{side} {cut.rows:,} rows by {cut.tokens:,} tokens"
+            f"{side} {_rows(cut.rows)} by {_number(cut.tokens, 'token')}"
             for side, cut in self.truncated.items()
             if cut.rows
         ]
@@ -196,8 +196,12 @@ class DataReport:
         }
 
 
+def _number(num: int, of: str) -> str:
+    return f"{num:,} {of}{'' if num == 1 else 's'}"
+
+
 def _rows(num: int) -> str:
-    return f"{num:,} {'row' if num == 1 else 'rows'}"
+    return _number(num, "row")
 
 
 def _by_kind(found: Sequence[Defect]) -> dict[str, Any]:

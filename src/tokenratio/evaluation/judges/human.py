@@ -42,9 +42,8 @@ class HumanSettings:
             return None
         unmatched = judge.num_unmatched(context.comparisons)
         if unmatched:
-            context.report(
-                f"{sheet}: {unmatched} lines belong to other comparisons and are ignored"
-            )
+            lines = "line belongs" if unmatched == 1 else "lines belong"
+            context.report(f"{sheet}: {unmatched} {lines} to other comparisons; ignored")
         return judge
 
 
