@@ -58,9 +58,9 @@ def measure(step: Step, models: Models, batches: list[list[dict]], *, repeats: i
     losses, peaks = [], []
     for batch in collated:
         _release(models)
-        baseline = _start_memory(cuda)
+        baseline = start_memory(cuda)
         losses.append(_run(step, models, batch))
-        peaks.append(_peak_memory(cuda) - baseline)
+        peaks.append(peak_memory(cuda) - baseline)
     if not cuda:
         settle_malloc()
         _run(step, models, collated[0])
@@ -164,7 +164,8 @@ def _to(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
-def _start_memory(cuda: bool) -> int:
+def start_memory(cuda: bool) -> int:
+    """The bytes in use; what `peak_memory` reports begins here."""
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
@@ -175,7 +176,7 @@ def _start_memory(cuda: bool) -> int:
     return _status("VmRSS")
 
 
-def _peak_memory(cuda: bool) -> int:
+def peak_memory(cuda: bool) -> int:
     return torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")
 
 

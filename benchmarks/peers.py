@@ -5,6 +5,8 @@ case. Rows are `[all chosen, all rejected]`, padded on the right.
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -92,16 +94,23 @@ def trl_dpo_completions(models: Models) -> Step:
     if next(models.policy.parameters()).is_cuda:
         raise UnavailableError("on CUDA trl_dpo already scores response positions only")
     installed = trl_dpo(models)
+
+    def loss(inputs: dict[str, Tensor]) -> Tensor:
+        with completions_only():
+            return installed.loss(inputs)
+
+    return Step(installed.collate, loss)
+
+
+@contextmanager
+def completions_only() -> Iterator[None]:
+    """Inside, TRL's head scores response positions only, as it does where Triton runs."""
     import trl.trainer.utils
 
     if not hasattr(trl.trainer.utils, "_use_triton"):
         raise UnavailableError("this version of trl chooses its positions in another way")
-
-    def loss(inputs: dict[str, Tensor]) -> Tensor:
-        with patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
-            return installed.loss(inputs)
-
-    return Step(installed.collate, loss)
+    with patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
+        yield
 
 
 def _trl_trainer(models: Models) -> Any:

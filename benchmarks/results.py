@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ class Row:
 class Results:
     """The rows of one device; what is read comes from the newest run that has all of it."""
 
-    def __init__(self, rows: Iterable[tuple[Setting, Row]], device: str) -> None:
+    def __init__(self, rows: Iterable[tuple[Setting, Any]], device: str) -> None:
         self.rows = [(where, row) for where, row in rows if where.device == device]
 
     def runs(self, **fixed: object) -> dict[str, list[tuple[Setting, Row]]]:
@@ -125,22 +126,23 @@ def setting(device: str, threads: int, dtype: str) -> Setting:
     )
 
 
-def append(path: Path, where: Setting, row: Row) -> None:
+def append(path: Path, where: Setting, row: Any) -> None:
+    """Add a row, a dataclass: `Row`, or the reading of another benchmark in a file of its own."""
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if is_new:
-            writer.writerow([field.name for kind in (Setting, Row) for field in fields(kind)])
+            writer.writerow([field.name for part in (where, row) for field in fields(part)])
         values = (*astuple(where), *astuple(row))
         writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
 
 
-def read(path: Path) -> list[tuple[Setting, Row]]:
+def read(path: Path, kind: type = Row) -> list[tuple[Setting, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return [(_parsed(Setting, line), _parsed(Row, line)) for line in csv.DictReader(file)]
+        return [(_parsed(Setting, line), _parsed(kind, line)) for line in csv.DictReader(file)]
 
 
-def _parsed(kind: type, line: dict[str, str]) -> Setting | Row:
+def _parsed(kind: type, line: dict[str, str]) -> Any:
     return kind(**{field.name: field.type(line[field.name]) for field in fields(kind)})
 
 

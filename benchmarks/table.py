@@ -41,15 +41,21 @@ def write(results: Path, page: Path = PAGE, *, plot: bool = True) -> None:
         ("growth", _growth(cpu)),
         ("cuda", _cuda(cuda)),
     ):
-        pattern = f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
-        text, count = re.subn(
-            pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{page} has no place for the table {name!r}")
+        text = filled(text, name, body)
     page.write_text(text, encoding="utf-8")
     if plot and any(row.study in _GROWTH for _, row in cpu.rows):
         draw(cpu, page.with_suffix(".svg"))
+
+
+def filled(text: str, name: str, body: str) -> str:
+    """The page's text with `body` between the markers of this name."""
+    pattern = f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+    text, count = re.subn(
+        pattern, lambda match: f"{match[1]}{body}\n{match[2]}", text, flags=re.DOTALL
+    )
+    if count != 1:
+        raise SystemExit(f"{PAGE} has no place for the table {name!r}")
+    return text
 
 
 def _setting(results: Results) -> str:
@@ -75,7 +81,7 @@ def _targets(results: Results, models: tuple[str, ...]) -> str:
     lines = [[target.label, *(_reached(results, target, m) for m in models)] for target in TARGETS]
     # On a GPU fewer rows are measured, and none has a bound.
     shown = [line for line in lines if any(cell != NOT_MEASURED for cell in line[1:])]
-    return _markdown(header, shown or lines)
+    return markdown(header, shown or lines)
 
 
 def _reached(results: Results, target: Target, model: str) -> str:
@@ -87,8 +93,8 @@ def _reached(results: Results, target: Target, model: str) -> str:
     memory = results.ratios(*pair, lambda row: row.peak_bytes, where, **place)
     if not time:
         return f"{NOT_MEASURED}{_wanted(bound)}"
-    parts = [_against(time, bound[0] if bound else None)]
-    parts.append(_against(memory, bound[1] if bound else None))
+    parts = [against(time, bound[0] if bound else None)]
+    parts.append(against(memory, bound[1] if bound else None))
     return "; ".join(parts)
 
 
@@ -98,7 +104,7 @@ def _wanted(bound: Bound) -> str:
     return " (target " + "; ".join(f"≤ {value:.2f}" for value in bound if value is not None) + ")"
 
 
-def _against(ratios: list[float], bound: float | None) -> str:
+def against(ratios: list[float], bound: float | None) -> str:
     reached = median(ratios)
     shown = f"{reached:.2f}"
     if len(ratios) > 1 and f"{min(ratios):.2f}" != f"{max(ratios):.2f}":
@@ -131,7 +137,7 @@ def _cases(results: Results, models: tuple[str, ...]) -> str:
                     f"{median(row.peak_bytes for row in rows) / 2**20:,.0f}",
                 ]
             )
-    return _markdown(header, lines) if lines else NOT_MEASURED
+    return markdown(header, lines) if lines else NOT_MEASURED
 
 
 def _growth(results: Results) -> str:
@@ -150,7 +156,7 @@ def _growth(results: Results) -> str:
             ends = [results.newest(case=case, study=study, x=x) for x in (first, last)]
             line.append("; ".join(_growth_of(*ends)) if all(ends) else NOT_MEASURED)
         lines.append(line)
-    return _markdown(header, lines) if lines else NOT_MEASURED
+    return markdown(header, lines) if lines else NOT_MEASURED
 
 
 def _growth_of(first: list[Row], last: list[Row]) -> tuple[str, str]:
@@ -211,7 +217,7 @@ def _model_label(name: str) -> str:
     return ", ".join(parts)
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def markdown(header: list[str], lines: list[list[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
