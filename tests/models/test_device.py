@@ -8,9 +8,9 @@ from tokenratio.models.device import (
     describe_device,
     describe_sampling,
     describe_training,
-    multiplies_bfloat16,
     sampling_dtype,
 )
+from tokenratio.statistics.head import multiplies_bfloat16
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_GPU = "cpu (no GPU found)"

@@ -15,6 +15,7 @@ from tiny import tiny_model, word_pairs
 from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import TokenRequest
+from tokenratio.statistics import head
 from tokenratio.training.forward import Forward
 from tokenratio.training.resume import last_checkpoint
 from tokenratio.types import PairBatch
@@ -265,6 +266,26 @@ def test_bf16_autocast_keeps_statistics_in_float32_and_starts_at_zero(tmp_path, 
     trainer = make(tmp_path, tokenizer, bf16=True, max_steps=2)
     trainer.train()
     assert metrics_of(tmp_path)[0]["log_ratio/max_abs"] == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_cpu_that_multiplies_bfloat16_trains_lora_as_others_do(
+    loss, tmp_path, tokenizer, monkeypatch
+):
+    """Rounded products change a little, and nothing where policy and reference agree."""
+    lines, settings = [], {"bf16": True, "loss": loss, "optim": "sgd", "learning_rate": 0.1}
+    for is_fast in (False, True):
+        monkeypatch.setattr(head, "multiplies_bfloat16", lambda device, answer=is_fast: answer)
+        folder = tmp_path / str(is_fast)
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+        make(folder, tokenizer, peft_config=lora, max_steps=2, **settings).train()
+        lines.append(metrics_of(folder))
+    for line in lines:
+        assert line[0]["log_ratio/max_abs"] == 0
+    plain, fast = (line[1] for line in lines)
+    assert 0 < plain["log_ratio/max_abs"] != fast["log_ratio/max_abs"]
+    assert fast["log_ratio/max_abs"] == pytest.approx(plain["log_ratio/max_abs"], rel=0.03)
+    assert fast["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.03)
 
 
 def test_wrong_reference_is_noticed_before_the_first_update(tmp_path, tokenizer):

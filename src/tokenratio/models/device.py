@@ -1,12 +1,8 @@
-"""Where models run and in what precision by default: the only place that asks torch."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Where models run and in what precision by default."""
 
 import torch
 
-# Instructions that multiply bfloat16: of x86 (AVX-512, AMX), and of ARM.
-_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")
+from tokenratio.statistics.head import multiplies_bfloat16
 
 
 def default_device() -> torch.device:
@@ -16,17 +12,6 @@ def default_device() -> torch.device:
     device can be used is checked.
     """
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, and so faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    # Older versions of torch cannot be asked.
-    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(has.get(name) for name in _BFLOAT16_PRODUCTS)
 
 
 def fastest_dtype() -> torch.dtype:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenratio.statistics.chunks import distributions, logit_gradient, softmax
-from tokenratio.statistics.head import Head, add_product, compute_dtype, product, product_dtype
+from tokenratio.statistics.head import Head, compute_dtype
+from tokenratio.statistics.products import Precision, Products
 from tokenratio.types import TokenStatistics
 
 
@@ -61,21 +62,21 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = product_dtype(dtype, weight)
+        precision = Precision.of(dtype, weight)
         log_probs = hidden.new_empty(len(labels), dtype=dtype)
         ref_log_probs = None if ref_hidden is None else torch.empty_like(log_probs)
         kl = torch.empty_like(log_probs) if with_kl else None
         with torch.autocast(hidden.device.type, enabled=False):
-            policy = Head(weight, bias, softcap).to(factors)
-            ref_head = reference if ref_hidden is None else reference.to(factors)
-            space = log_probs.new_empty(min(chunk_size, len(labels)), len(weight))
-            ref_space = None if ref_hidden is None else torch.empty_like(space)
+            products = Products(
+                Head(weight, bias, softcap),
+                None if ref_hidden is None else reference,
+                precision,
+                min(chunk_size, len(labels)),
+            )
             for start in range(0, len(labels), chunk_size):
                 rows = slice(start, start + chunk_size)
-                ref_logits = None
-                if ref_hidden is not None and ref_space is not None:
-                    ref_logits = ref_head.write_logits(ref_hidden[rows].to(factors), ref_space)
-                logits = policy.write_logits(hidden[rows].to(factors), space)
+                ref_states = None if ref_hidden is None else ref_hidden[rows]
+                logits, ref_logits = products.write_logits(hidden[rows], ref_states)
                 of_labels = distributions(logits, ref_logits, labels[rows], with_kl=with_kl)
                 for whole, part in zip((log_probs, ref_log_probs, kl), of_labels, strict=True):
                     if whole is not None and part is not None:
@@ -84,7 +85,7 @@ class _TokenStatisticsFunction(torch.autograd.Function):
             hidden, weight, bias, labels, ref_hidden, reference.weight, reference.bias
         )
         ctx.softcaps = softcap, reference.softcap
-        ctx.chunk_size, ctx.factors = chunk_size, factors
+        ctx.chunk_size, ctx.precision = chunk_size, precision
         ctx.set_materialize_grads(False)
         if ref_log_probs is not None:
             ctx.mark_non_differentiable(ref_log_probs)
@@ -100,31 +101,27 @@ class _TokenStatisticsFunction(torch.autograd.Function):
         hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = ctx.factors  # autocast is over by now
         if grad_log_probs is None:
             assert grad_kl is not None
             grad_log_probs = torch.zeros_like(grad_kl)
         softcap, ref_softcap = ctx.softcaps
         with torch.autocast(hidden.device.type, enabled=False):
-            policy = Head(weight, bias, softcap).to(factors)
-            reference = Head(ref_weight, ref_bias, ref_softcap)
-            if grad_kl is not None:
-                reference = reference.to(factors)
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
             d_bias = weight.new_zeros(len(weight), dtype=dtype) if needs_bias else None
-            longest = min(ctx.chunk_size, len(labels))
-            space = hidden.new_empty(longest, len(weight), dtype=dtype)
-            ref_space = None if grad_kl is None else torch.empty_like(space)
+            products = Products(
+                Head(weight, bias, softcap),
+                None if grad_kl is None else Head(ref_weight, ref_bias, ref_softcap),
+                ctx.precision,
+                min(ctx.chunk_size, len(labels)),
+            )
             for start in range(0, len(labels), ctx.chunk_size):
                 rows = slice(start, start + ctx.chunk_size)
-                states = hidden[rows].to(factors)
-                probs = policy.write_logits(states, space)
+                ref_states = None if grad_kl is None else ref_hidden[rows]
+                probs, ref_probs = products.write_logits(hidden[rows], ref_states)
                 slack = None if softcap is None else 1 - (probs / softcap).square_()
                 softmax(probs)
-                ref_probs = None
-                if ref_space is not None:
-                    ref_probs = reference.write_logits(ref_hidden[rows].to(factors), ref_space)
+                if ref_probs is not None:
                     softmax(ref_probs)
                 d_logits = logit_gradient(
                     probs,
@@ -137,11 +134,10 @@ class _TokenStatisticsFunction(torch.autograd.Function):
                     d_logits *= slack
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
-                d_logits = d_logits.to(factors)
                 if d_hidden is not None:
-                    d_hidden[rows] = product(d_logits, policy.weight).to(hidden.dtype)
+                    d_hidden[rows] = products.d_hidden(d_logits)
                 if d_weight is not None:
-                    add_product(d_weight, d_logits.T, states)
+                    products.add_d_weight(d_weight, d_logits, hidden[rows])
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),

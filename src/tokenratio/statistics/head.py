@@ -1,10 +1,15 @@
 """The output head: its tensors, and the products that turn hidden states into logits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# Instructions that multiply bfloat16: of x86 (AVX-512, AMX), and of ARM.
+_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,15 @@ class Head:
         """The same head in another dtype; no copy where it already has it."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.weight.to(dtype), bias, self.softcap)
+
+    def is_same(self, other: "Head") -> bool:
+        """Whether both are the same tensors in memory, not copies."""
+
+        def same(left: Tensor | None, right: Tensor | None) -> bool:
+            return right is left if left is None or right is None else left.is_set_to(right)
+
+        are_same = same(self.weight, other.weight) and same(self.bias, other.bias)
+        return are_same and self.softcap == other.softcap
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocabulary"]:
         """The logits, differentiably, in the dtype that states and head must share."""
@@ -88,14 +102,37 @@ def product_dtype(dtype: torch.dtype, weight: Tensor) -> torch.dtype:
     return dtype
 
 
+def rounded_dtype(dtype: torch.dtype, weight: Tensor) -> torch.dtype:
+    """The dtype of the factors where the result may be rounded as autocast rounds.
+
+    Gradients may, and the difference of two models' logits. A CPU that multiplies bfloat16 in
+    hardware takes half the time for it, but rounds the result; CUDA does not (`product_dtype`).
+    """
+    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    if weight.is_cpu and dtype == torch.float32 and asked == torch.bfloat16:
+        return torch.bfloat16 if multiplies_bfloat16(weight.device) else dtype
+    return product_dtype(dtype, weight)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, and so faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    # Older versions of torch cannot be asked.
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name) for name in _BFLOAT16_PRODUCTS)
+
+
 def product(
     left: Float[Tensor, "m k"],
     right: Float[Tensor, "k n"],
     *,
     out: Float[Tensor, "m n"] | None = None,
 ) -> Float[Tensor, "m n"]:
-    """The matrix product, never rounded below float32 (docs/method.md §5, numerics)."""
-    if left.dtype == torch.bfloat16:
+    """The matrix product; on CUDA never rounded below float32 (docs/method.md §5, numerics)."""
+    if left.dtype == torch.bfloat16 and left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
     return torch.mm(left, right, out=out)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenratio.statistics.chunks import distributions, logit_gradient
-from tokenratio.statistics.head import Head, add_product, compute_dtype, product, product_dtype
+from tokenratio.statistics.head import Head, compute_dtype
+from tokenratio.statistics.products import Precision, Products
 from tokenratio.statistics.reference import reference_token_statistics
 from tokenratio.types import StepLosses, StepStatistics, TokenStatistics
 
@@ -118,7 +119,7 @@ class _StepLossesFunction(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor | None, ...]:
         dtype = compute_dtype(hidden, weight, ref_hidden)
-        factors = product_dtype(dtype, weight)
+        precision = Precision.of(dtype, weight)
         steps, width = len(step_weight), hidden.shape[1]
         needs_hidden, needs_weight, needs_bias, needs_state = (
             needs_grad and needed for needed in ctx.needs_input_grad[:4]
@@ -136,25 +137,22 @@ class _StepLossesFunction(torch.autograd.Function):
         d_bias = new(len(weight)).zero_() if needs_bias else None
         d_state = new(steps) if needs_state else None
         with torch.autocast(hidden.device.type, enabled=False):
-            policy = Head(weight, bias, softcap).to(factors)
             if needs_ref:
                 assert ref_hidden is not None
                 ref_hidden = ref_hidden.reshape(2, steps, ref_hidden.shape[1])
-                reference = reference.to(factors)
-            longest = 2 * min(steps, chunk_steps)
-            logits = new(longest, len(weight))
-            ref_logits = new(longest, len(reference.weight)) if needs_ref else None
+            products = Products(
+                Head(weight, bias, softcap),
+                reference if needs_ref else None,
+                precision,
+                2 * min(steps, chunk_steps),
+            )
             for start in range(0, steps, chunk_steps):
                 chunk = slice(start, start + chunk_steps)
                 of_chunk = labels[:, chunk].flatten()
-                states = hidden[:, chunk].flatten(0, 1).to(factors)
-                probs = policy.write_logits(states, logits)
+                states = hidden[:, chunk].flatten(0, 1)
+                ref_states = None if ref_hidden is None else ref_hidden[:, chunk].flatten(0, 1)
+                probs, ref_probs = products.write_logits(states, ref_states)
                 slack = None if softcap is None else 1 - (probs / softcap).square_()
-                ref_probs = None
-                if ref_logits is not None:
-                    assert ref_hidden is not None
-                    ref_states = ref_hidden[:, chunk].flatten(0, 1).to(factors)
-                    ref_probs = reference.write_logits(ref_states, ref_logits)
                 of_labels, ref_of_labels, of_kl = distributions(
                     probs, ref_probs, of_chunk, with_kl=with_kl
                 )
@@ -184,11 +182,10 @@ class _StepLossesFunction(torch.autograd.Function):
                     d_logits *= slack
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
-                d_logits = d_logits.to(factors)
                 if d_hidden is not None:
-                    d_hidden[:, chunk] = product(d_logits, policy.weight).view(2, -1, width)
+                    d_hidden[:, chunk] = products.d_hidden(d_logits).view(2, -1, width)
                 if d_weight is not None:
-                    add_product(d_weight, d_logits.T, states)
+                    products.add_d_weight(d_weight, d_logits, states)
         ctx.gradients = (d_hidden, d_weight, d_bias, d_state)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, None)]
         ctx.set_materialize_grads(False)
