@@ -1,4 +1,4 @@
-"""Whole training runs, ours and TRL's: `python benchmarks/train.py MODEL [PAIRS]`.
+"""Whole training runs, ours and TRL's: `python benchmarks/train.py [PAIRS]`.
 
 Every case trains a LoRA adapter on the same pairs in the same order through its library's own
 trainer, in a process of its own. The first step is of four short pairs: it loads what is loaded
@@ -25,6 +25,7 @@ from lengths import DATA
 from measure import MALLOC_SETTINGS, peak_memory, settle_malloc, start_memory
 from results import Results, Setting, append, read, setting
 from table import NOT_MEASURED, PAGE, against, filled, markdown
+from tokenratio import packaged_model
 from tokenratio.data import read_rows
 from trainers import CASES, Rows, Task
 
@@ -101,7 +102,7 @@ class Watch(TrainerCallback):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", help="name or folder of the policy")
+    parser.add_argument("--model", default="smollm2", help="folder, or name of a package's model")
     parser.add_argument(
         "pairs", nargs="?", type=Path, default=DATA / "ultrafeedback_sample" / "train.jsonl"
     )
@@ -117,8 +118,6 @@ def main() -> int:
         return _work()
     faults = []
     if not args.report:
-        if args.model is None:
-            parser.error("which model?")
         faults = run(args)
     if args.results == RESULTS:
         text = filled(PAGE.read_text(encoding="utf-8"), "training", section(RESULTS))
@@ -132,7 +131,9 @@ def main() -> int:
 def run(args: argparse.Namespace) -> list[str]:
     """Measure the cases round by round; returns which runs disagree."""
     where = setting("cpu", args.threads, "bfloat16")
-    rows, tokens = _pairs(args.model, args.pairs)
+    # A folder, which both libraries load.
+    model = args.model if Path(args.model).is_dir() else str(packaged_model(args.model))
+    rows, tokens = _pairs(model, args.pairs)
     workload = (
         f"the first {len(rows)} pairs of {args.pairs.parent.name} with rows of at most "
         f"{_MAX_LENGTH} tokens, {_BATCH} a step"
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> list[str]:
         readings = {}
         for case in args.cases:
             with tempfile.TemporaryDirectory() as output:
-                task = Task(args.model, args.weights, [_SHORT] * _BATCH + rows, _BATCH, output)
+                task = Task(model, args.weights, [_SHORT] * _BATCH + rows, _BATCH, output)
                 reading = readings[case] = _measured(case, task, args.threads)
             row = TrainRow(
                 workload=workload,
