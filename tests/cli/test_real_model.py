@@ -1,6 +1,7 @@
 """A real chat model, from its package to an aligned adapter that other libraries load."""
 
 import json
+from hashlib import sha256
 
 import pytest
 import torch
@@ -20,6 +21,19 @@ PAIRS = [
     }
     for kind in ("kind", "short", "true", "odd")
 ]
+
+
+# By the ids of this text, llama.cpp's converter recognises a tokenizer; the digest is that of the
+# original SmolLM2 (its `get_vocab_base_pre`).
+FINGERPRINTED = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis "
+    "concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 "
+    "កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български "
+    "''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? "
+    "We'Ve a'lL"
+)
+SMOLLM = "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"
 
 
 def answer(model, tokenizer):
@@ -43,6 +57,11 @@ def test_the_packaged_model_answers(smollm2, tmp_path, capsys):
     (line,) = map(json.loads, output.read_text().splitlines())
     assert line["samples"][0]["text"] == text
     assert line["samples"][0]["finish_reason"] == "eos"
+
+
+def test_its_tokenizer_is_the_original(smollm2):
+    ids = AutoTokenizer.from_pretrained(smollm2).encode(FINGERPRINTED)
+    assert sha256(str(ids).encode()).hexdigest() == SMOLLM
 
 
 def test_an_adapter_trained_on_it_answers_in_plain_peft(smollm2, tmp_path):

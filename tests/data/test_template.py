@@ -10,11 +10,13 @@ from tokenratio.data.chat import Conversation, prompt_value, render_prompt
 from tokenratio.data.template import (
     TemplateSettings,
     apply_template,
+    default_system_prompt,
     depends_on_day,
     turn_end,
     with_chat_template,
 )
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.generation import encode_prompts
 
 DAY = TemplateSettings(day=date(2025, 3, 1))
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells the sky."}}
@@ -27,6 +29,63 @@ def prepare(rows, tokenizer, **more):
 def texts(prepared, tokenizer, row=0):
     found = prepared.dataset[row]
     return {name[:-4]: tokenizer.decode(found[name]) for name in found if name.endswith("_ids")}
+
+
+# The system prompt.
+
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "<|im_start|>system\nBe SmolLM.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ALWAYS = SMOLLM2.replace("loop.first and messages[0]['role'] != 'system'", "loop.first")
+TWICE = SMOLLM2.replace(
+    "{{ m['content'] }}",
+    "{{ m['content'] }}{% if m['role'] == 'user' and messages[0]['role'] == 'system' %}"
+    " {{ messages[0]['content'] }}{% endif %}",
+)
+
+
+def with_system(content):
+    row = chat_pair("sky?", "blue", "green")
+    row["prompt"].insert(0, {"role": "system", "content": content})
+    return row
+
+
+def test_a_default_system_prompt_is_not_put_before_a_response_too():
+    """As it would be if the response were rendered alone; before a given one there is none."""
+    tokenizer = with_chat_template(family_tokenizer("chatml"), SMOLLM2)
+    data = prepare([chat_pair("sky?", "blue", "green"), with_system("Be brief.")], tokenizer)
+    for row, own in enumerate(("Be SmolLM.", "Be brief.")):
+        shown = texts(data, tokenizer, row)
+        assert (shown["prompt"] + shown["chosen"]).count("system\n") == 1
+        assert f"system\n{own}<|im_end|>" in shown["prompt"]
+    assert not [note for note in data.report.notes if "system" in note]
+
+
+def test_a_system_prompt_of_the_template_before_that_of_a_row_is_reported():
+    tokenizer = with_chat_template(family_tokenizer("chatml"), ALWAYS)
+    (note,) = [n for n in prepare([with_system("Be brief.")], tokenizer).report.notes if "own" in n]
+    assert "a system prompt of its own before that of a row" in note
+    assert "Be SmolLM." in note
+    without = prepare([chat_pair("sky?", "blue", "green")], tokenizer)
+    assert not [note for note in without.report.notes if "own" in note]
+
+
+def test_a_template_that_writes_the_system_prompt_twice_is_refused():
+    tokenizer = with_chat_template(family_tokenizer("chatml"), TWICE)
+    prepare([chat_pair("sky?", "blue", "green")], tokenizer)
+    with pytest.raises(TokenRatioError, match="writes a conversation's system prompt twice"):
+        prepare([with_system("Be brief.")], tokenizer)
+    with pytest.raises(TokenRatioError, match="writes a conversation's system prompt twice"):
+        encode_prompts(tokenizer, [with_system("Be brief.")["prompt"]])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_of_the_known_templates_only_one_writes_a_system_turn_of_its_own(family):
+    own = default_system_prompt(family_tokenizer(family), DAY)
+    assert ("Metadata" in own) if family == "smollm3" else (own is None)
 
 
 # The end of a turn.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tokenratio.data.columns import Columns
 from tokenratio.data.defects import Defect, DefectLog, OnBadRow, RowDefectError, WarningKind
-from tokenratio.data.display import printable
+from tokenratio.data.display import printable, quoted
 from tokenratio.data.encoder import RowEncoder
 from tokenratio.data.encoding import EncodedExample, Limits, SpecialTokens, special_tokens
 from tokenratio.data.files import SourceRow
@@ -26,7 +26,13 @@ from tokenratio.data.prepared_cache import ingredients_of, kept_on_disk
 from tokenratio.data.selection import Selection, select_rows
 from tokenratio.data.sources import Source, locate
 from tokenratio.data.summary import DataReport, Truncation
-from tokenratio.data.template import TemplateSettings, TurnEnd, depends_on_day, turn_end
+from tokenratio.data.template import (
+    TemplateSettings,
+    TurnEnd,
+    default_system_prompt,
+    depends_on_day,
+    turn_end,
+)
 from tokenratio.data.validation import find_warnings, parse_rows
 
 if TYPE_CHECKING:
@@ -196,7 +202,11 @@ def _prepare(
     log.require_kept(len(selected.rows), len(kept))
     ends = {special.eos: special.eos_text} | ({end.token_id: end.token} if end else {})
     odd = [*parsed.odd, *find_warnings(kept), *_encoding_warnings(kept, encoded, ends)]
-    is_chat = any(not isinstance(example.prompt, str) for example in kept)
+    chats = [example.prompt for example in kept if not isinstance(example.prompt, str)]
+    is_chat, notes = bool(chats), []
+    if is_chat:
+        has_system = any(prompt[0]["role"] == "system" for prompt in chats if prompt)
+        notes = _template_notes(tokenizer, special, template, end, has_system=has_system)
     origins = [example.origin for example in kept]
     parts_of_rows = ("prompt", *sides)
     report = DataReport.of(
@@ -216,7 +226,7 @@ def _prepare(
         sources=selected.accounts(origins),
         selection=selected.notes,
         reading=parsed.reading,
-        notes=_template_notes(tokenizer, special, template, end) if is_chat else (),
+        notes=notes,
     )
     # Checked once, used as often as their source's weight requires.
     times = [selected.times.get(origin, 1) for origin in origins]
@@ -239,8 +249,14 @@ def _template_notes(
     special: SpecialTokens,
     template: TemplateSettings,
     end: TurnEnd | None,
+    *,
+    has_system: bool,
 ) -> list[str]:
-    """Notes on how conversations are rendered."""
+    """Notes on how conversations are rendered.
+
+    Args:
+        has_system: a conversation has a system message.
+    """
     notes = []
     if end is None:
         notes.append(
@@ -250,6 +266,11 @@ def _template_notes(
         notes.append(
             f"end of a response: {end.token!r}, the chat template's end of turn, not eos_token "
             f"{special.eos_text!r}"
+        )
+    if has_system and (own := default_system_prompt(tokenizer, template)) is not None:
+        notes.append(
+            "the template writes a system prompt of its own before that of a row: "
+            f"{quoted(own, 60)}"
         )
     if depends_on_day(tokenizer, template):
         notes.append(

@@ -207,6 +207,34 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -
     return TurnEnd(tail, tail[:end], token, token_id)
 
 
+def default_system_prompt(
+    tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
+) -> str | None:
+    """What the template writes as a system turn of its own before that of a conversation.
+
+    Raises:
+        TokenRatioError: it writes the conversation's own system prompt more than once.
+    """
+    system, user = (
+        {"role": r, "content": m} for r, m in zip(("system", "user"), _MARKS, strict=True)
+    )
+    try:
+        text = apply_template(tokenizer, [system, user], template, add_generation_prompt=True)
+    except RowDefectError:
+        return None  # reported for each row
+    before, _, after = text.partition(_MARKS[0])
+    if _MARKS[0] in after:
+        raise TokenRatioError(
+            "the chat template writes a conversation's system prompt twice: set chat_template to "
+            "one that writes it once, or remove the system messages"
+        )
+    end = turn_end(tokenizer, template)
+    if end is None:
+        return None
+    own, found, _ = before.removeprefix(end.token).rpartition(end.token)
+    return own if found else None
+
+
 def special_token_at_end(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[str, int] | None:
     """The special token that a text ends with, and its id."""
     found = _last_token(tokenizer, text, only_special=True)

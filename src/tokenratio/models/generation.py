@@ -21,7 +21,7 @@ from tokenratio.data.defects import RowDefectError
 from tokenratio.data.display import quoted
 from tokenratio.data.encoding import begin, cut_left, special_tokens
 from tokenratio.data.messages import Message
-from tokenratio.data.template import TemplateSettings, turn_end
+from tokenratio.data.template import TemplateSettings, default_system_prompt, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.decoding import generate_rows
 from tokenratio.models.response import Response
@@ -188,9 +188,12 @@ def encode_prompts(
         TokenRatioError: there is no chat template, or it fails on a prompt.
     """
     special, template = special_tokens(tokenizer), template or TemplateSettings()
+    parsed = [prompt_of(given) for given in prompts]
+    chats = [each.messages for each in parsed if isinstance(each, Conversation)]
+    if any(turns and turns[0]["role"] == "system" for turns in chats):
+        default_system_prompt(tokenizer, template)  # refuses a template that writes theirs twice
     encoded = []
-    for given in prompts:
-        prompt = prompt_of(given)
+    for prompt in parsed:
         try:
             text = render_prompt(prompt, tokenizer, template)
         except RowDefectError as error:
