@@ -88,7 +88,6 @@ def load_gguf(path: str | Path, arguments: Mapping[str, Any]) -> PreTrainedModel
         raise TokenRatioError(
             f"{path} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
         )
-    _make_plain(model)
     model.config.name_or_path = model.name_or_path = str(path)
     model.generation_config.eos_token_id = gguf_ends(path)
     return model
@@ -176,14 +175,6 @@ def _alone(path: str | Path) -> Iterator[dict[str, Any]]:
         name = Path(path).name
         os.symlink(os.path.abspath(path), Path(folder, name))
         yield {"pretrained_model_name_or_path": folder, "gguf_file": name}
-
-
-def _make_plain(model: Any) -> None:
-    """Remove what marks a model as quantised: its weights no longer are, and it can be saved."""
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        model.__dict__.pop(name, None)
-    for name in ("quantization_config", "_pre_quantization_dtype", "_model_name_or_path"):
-        model.config.__dict__.pop(name, None)
 
 
 def _remove_made_up_tokens(tokenizer: Any, num_tokens: int) -> None:
