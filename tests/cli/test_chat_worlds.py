@@ -1,5 +1,7 @@
 """Worlds of conversations from the command line: a tiny chat model that speaks bytes."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,27 @@ def test_pairs_are_the_references_own(capsys):
 def test_training_on_a_world_without_a_policy_says_what_to_do(capsys):
     assert main(["inspect-data", "world:sentiment?pairs=2"]) == 2
     assert "its pairs come from a policy" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_small(tmp_path, capsys):
+    """A chat model that speaks bytes, from its own pairs to its answers before and after."""
+    folder = tmp_path / "d"
+    argv = ["demo", "--model", "base", "--output_dir", str(folder)]
+    argv += ["--num_pairs", "6", "--num_prompts", "3", "--num_epochs", "1", "--loss", "dpo"]
+    assert main(argv) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    shown = {line.split("|")[1].split()[0] for line in printed.splitlines() if line[:1] == "|"}
+    assert {"gold_reward", "perplexity_ref", "win_rate/gold", "diversity/distinct_2"} <= shown
+    answers = (folder / "before_after.md").read_text()
+    assert answers in printed
+    assert len(re.findall(r"^- \*\*.+\*\*$", answers, re.MULTILINE)) == 10
+    assert len(re.findall(r"^  - (before|dpo): ", answers, re.MULTILINE)) == 20
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert (folder / "dpo" / "adapter_model.safetensors").is_file()
+    for name in ("table.md", "evaluation/table.md", "demo.json"):
+        assert (folder / name).is_file(), name
+    (folder / "mine.txt").write_text("keep")
+    assert main(argv) == 2
+    assert "mine.txt, which demo did not write" in capsys.readouterr().err

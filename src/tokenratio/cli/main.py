@@ -36,6 +36,7 @@ COMMANDS = {
         "tokenratio.cli.quickstart",
         "train and evaluate a small policy on the review world",
     ),
+    "demo": ("tokenratio.cli.demo", "align a real chat model on the sentiment world"),
 }
 
 USAGE = "\n".join(

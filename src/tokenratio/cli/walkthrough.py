@@ -1,0 +1,123 @@
+"""What `quickstart` and `demo` share: their own folder, training, and a short table."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.settings import check_known
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tokenratio.evaluation.options import EvaluateOptions
+    from tokenratio.evaluation.results import PolicyMeasures
+
+_STEPS_PER_LINE = 20
+PAIRS_FILE, EVALUATION, TABLE_FILE = "pairs.jsonl", "evaluation", "table.md"
+
+
+def check_loss(loss: str) -> None:
+    """Refuse a loss that is unknown, or needs models that score tokens, which take a recipe."""
+    from tokenratio.losses import LOSSES
+
+    known = [name for name, method in LOSSES.items() if not method.needs_contrast]
+    check_known([loss], known, "loss", listed="`tokenratio methods` describes them")
+
+
+def claim(folder: Path, command: str, options: Any, *, written: Iterable[str]) -> None:
+    """Make the folder of a command, instead of the one it left there before.
+
+    Args:
+        written: what the command writes besides the folder of a loss and what every one writes.
+    Raises:
+        TokenRatioError: the folder holds anything else.
+    """
+    from tokenratio.losses import LOSSES
+    from tokenratio.run_folder import replace_text
+
+    mark = folder / f"{command}.json"  # only a folder that holds this file may be replaced
+    if folder.exists():
+        ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *written, *LOSSES}
+        for path in folder.iterdir():
+            if path.name not in ours or not mark.is_file():
+                raise TokenRatioError(
+                    f"{folder} holds {path.name}, which {command} did not write: choose another "
+                    "--output_dir"
+                )
+        shutil.rmtree(folder)
+    replace_text(mark, json.dumps(asdict(options), indent=2) + "\n")
+
+
+def write_pairs(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write preference pairs; returns the file."""
+    from tokenratio.run_folder import replace_text
+
+    path = folder / PAIRS_FILE
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def train_step(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: Any,
+    *,
+    peft_config: "PeftConfig | None" = None,
+    **settings: Any,
+) -> None:
+    """Train and save; steps differ by these settings."""
+    from tokenratio.cli.progress import use_terminal
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.training.config import TokenRatioConfig
+    from tokenratio.training.trainer import TokenRatioTrainer
+
+    args = TokenRatioConfig(
+        gradient_accumulation_steps=1,
+        save_strategy="no",
+        disable_tqdm=not is_terminal(),
+        **settings,
+    )
+    trainer = TokenRatioTrainer(
+        policy, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft_config
+    )
+    use_terminal(trainer, every=_STEPS_PER_LINE)
+    trainer.train()
+    trainer.save_model()
+
+
+def evaluate_step(
+    folder: Path, loss: str, options: "EvaluateOptions", *, shown: Sequence[str]
+) -> list["PolicyMeasures"]:
+    """Evaluate a policy and its reference, write the short table and print it.
+
+    Args:
+        options: of `evaluate`; the policy is in the folder of its loss.
+        shown: the measures in the table.
+    """
+    from tokenratio.cli.terminal import is_terminal
+    from tokenratio.evaluation import evaluate
+    from tokenratio.evaluation.results import table
+    from tokenratio.run_folder import replace_text
+
+    notes: list[str] = []
+    policies = evaluate(
+        [f"{loss}={folder / loss}"],
+        options,
+        report=lambda line: notes.append(line) if "ALARM" in line or "WATCH" in line else None,
+        progress=is_terminal(),
+    )
+    text = table(
+        [
+            replace(policy, measures=tuple(filter(None, map(policy.named, shown))))
+            for policy in policies
+        ]
+    )
+    text += "".join(f"\n\n{note}" for note in notes)
+    replace_text(folder / TABLE_FILE, text + "\n")
+    print(text)
+    return policies
