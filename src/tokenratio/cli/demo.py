@@ -72,7 +72,7 @@ def demo(options: DemoOptions) -> None:
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.data.worlds import WORLDS
     from tokenratio.evaluation.options import EvaluateOptions
-    from tokenratio.models.device import default_dtype
+    from tokenratio.models.device import default_device, describe_training, sampling_dtype
     from tokenratio.models.generation import policy_sampler
     from tokenratio.models.loading import load_model, load_tokenizer
     from tokenratio.run_folder import replace_text
@@ -80,13 +80,16 @@ def demo(options: DemoOptions) -> None:
     quiet_libraries()
     world, seed, folder = WORLDS["sentiment"], options.seed, Path(options.output_dir)
     world.require()
-    dtype = str(default_dtype()).removeprefix("torch.")
+    dtype = sampling_dtype("auto")
+    is_bfloat16 = dtype == "bfloat16"
     policy = load_model(options.model, {"dtype": dtype})
     tokenizer = load_tokenizer(options.model)
     claim(folder, "demo", options, written=[_ANSWERS_FILE])
     set_seed(seed)
     size = sum(p.numel() for p in policy.parameters())
-    print(f"{options.model}: {size / 1e6:,.0f} million parameters in {dtype}")
+    print(f"{options.model}: {size / 1e6:,.0f} million parameters")
+    products = policy.dtype if is_bfloat16 else None
+    print(f"device: {describe_training(default_device(), policy.dtype, products)}")
     test_prompts = world.prompts(_NUM_SHOWN_ANSWERS, seed=seed, split="test")
     with _timed(f"1. pairs: {options.num_pairs} of the model's own answers, labelled by VADER"):
         before = _likeliest_answers(policy, tokenizer, test_prompts)
@@ -113,7 +116,7 @@ def demo(options: DemoOptions) -> None:
             num_train_epochs=options.num_epochs,
             per_device_train_batch_size=8,
             max_length=256,
-            bf16=dtype == "bfloat16",
+            bf16=is_bfloat16,
             seed=seed,
         )
         aligned = load_model(str(folder / options.loss), {"dtype": dtype})
