@@ -50,10 +50,10 @@ class DemoOptions:
     model: str = option("package:smollm2", "Chat model to align: a name, folder or package.")
     loss: str = option("tbpo_a", "Method to align it with.")
     seed: int = option(0, "Seed of the whole run.")
-    num_pairs: int = option(384, "Number of preference pairs.")
+    num_pairs: int = option(320, "Number of preference pairs.")
     num_epochs: int = option(2, "Number of times the pairs are trained on.")
-    learning_rate: float = option(2e-4, "Learning rate of the adapter.")
-    num_prompts: int = option(96, "Number of held-out prompts and pairs for evaluation.")
+    learning_rate: float = option(1e-4, "Learning rate of the adapter.")
+    num_prompts: int = option(72, "Number of held-out prompts and pairs for evaluation.")
 
     def __post_init__(self) -> None:
         require_at_least(
