@@ -37,6 +37,7 @@ POPULATION = "tests/theory/test_population.py"
 TRAINER, RESUME = "tests/training/test_trainer.py", "tests/training/test_resume.py"
 TRAINER_GRADIENT = "tests/training/test_objective.py"
 STEPS, PACKING = "tests/statistics/test_step_losses.py", "tests/models/test_packing.py"
+PRODUCTS = "tests/statistics/test_products.py"
 COLLATOR = "tests/data/test_steps.py"
 
 
@@ -369,6 +370,20 @@ FAULTS = (
         "dtype = torch.float32",
         "dtype = torch.bfloat16",
         (STATISTICS,),
+    ),
+    Fault(
+        "the difference of the logits alone",
+        "statistics/products.py",
+        "return logits.add_(ref_logits), ref_logits",
+        "return logits, ref_logits",
+        (PRODUCTS,),
+    ),
+    Fault(
+        "two heads taken for one",
+        "statistics/products.py",
+        "is_one_head = reference.is_same(policy)",
+        "is_one_head = True",
+        (PRODUCTS,),
     ),
     Fault(
         "whole logits in one chunk",
