@@ -8,6 +8,7 @@ once). Cases take turns, and ratios are formed within a round.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -26,11 +27,13 @@ from measure import MALLOC_SETTINGS, peak_memory, settle_malloc, start_memory
 from results import Results, Setting, append, read, setting
 from table import NOT_MEASURED, PAGE, against, filled, markdown
 from tokenratio import packaged_model
-from tokenratio.data import read_rows
+from tokenratio.data import LengthGroupedSampler, read_rows
 from trainers import CASES, Rows, Task
 
 RESULTS = Path(__file__).with_name("train_results.csv")
 _PAIRS, _BATCH, _MAX_LENGTH = 64, 4, 320
+_WEIGHTS = ("float32", "bfloat16")
+_ORDERS = {"grouped": "this library's default order", "file": "the file's order"}
 _MEMORY_STEPS = 4
 _SHORT = {"prompt": "Say yes.", "chosen": " Yes.", "rejected": " No, no."}
 _TOLERANCE = 3e-2  # of bfloat16, as in step.py
@@ -46,6 +49,7 @@ class TrainRow:
     Attributes:
         workload: the pairs, in words.
         weights: dtype of the frozen base.
+        order: of the pairs: `grouped` as this library does by default, or the `file`'s.
         start_seconds: from the start of the process to the first step.
         seconds: per step: batch, both models, loss, backward, optimizer, logging.
         tokens: of a step: the two rows of every pair, padding left out; the same in every case.
@@ -57,6 +61,7 @@ class TrainRow:
     workload: str
     model: str
     weights: str
+    order: str
     case: str
     round: int
     start_seconds: float
@@ -107,7 +112,8 @@ def main() -> int:
         "pairs", nargs="?", type=Path, default=DATA / "ultrafeedback_sample" / "train.jsonl"
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--weights", choices=_WEIGHTS, default="float32")
+    parser.add_argument("--order", choices=_ORDERS, default="grouped")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV to append to")
@@ -133,10 +139,10 @@ def run(args: argparse.Namespace) -> list[str]:
     where = setting("cpu", args.threads, "bfloat16")
     # A folder, which both libraries load.
     model = args.model if Path(args.model).is_dir() else str(packaged_model(args.model))
-    rows, tokens = _pairs(model, args.pairs)
+    rows, tokens = _pairs(model, args.pairs, is_grouped=args.order == "grouped")
     workload = (
         f"the first {len(rows)} pairs of {args.pairs.parent.name} with rows of at most "
-        f"{_MAX_LENGTH} tokens, {_BATCH} a step"
+        f"{_MAX_LENGTH} tokens, {_BATCH} a step, in {_ORDERS[args.order]}"
     )
     faults = []
     for number in range(args.rounds):
@@ -149,6 +155,7 @@ def run(args: argparse.Namespace) -> list[str]:
                 workload=workload,
                 model=Path(args.model).name,
                 weights=args.weights,
+                order=args.order,
                 case=case,
                 round=number,
                 tokens=tokens * _BATCH / len(rows),
@@ -164,18 +171,21 @@ def run(args: argparse.Namespace) -> list[str]:
     return faults
 
 
-def _pairs(model: str, path: Path) -> tuple[Rows, int]:
+def _pairs(model: str, path: Path, *, is_grouped: bool) -> tuple[Rows, int]:
     """The first pairs that fit, as text, and the tokens of all their rows.
 
     Left out are long rows, and prompts whose last token would merge with a response's first: the
     libraries cut such a row at different places.
+
+    Args:
+        is_grouped: in this library's default order, by what is left of a pair after pruning.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    chosen, tokens = [], 0
+    chosen, lengths, tokens = [], [], 0
     for source in read_rows(str(path)):
         row = {name: source.fields[name] for name in ("prompt", "chosen", "rejected")}
         prompt, sides = row["prompt"], (row["chosen"], row["rejected"])
@@ -185,9 +195,12 @@ def _pairs(model: str, path: Path) -> tuple[Rows, int]:
         is_split = all(w == ids(prompt) + ids(s) for w, s in zip(whole, sides, strict=True))
         if is_split and max(map(len, whole)) < _MAX_LENGTH:
             chosen.append(row)
-            tokens += sum(len(row) + 1 for row in whole)  # and EOS
+            tokens += sum(len(w) + 1 for w in whole)  # and EOS
+            lengths.append(2 * min(map(len, whole)) - len(ids(prompt)))
         if len(chosen) == _PAIRS:
             break
+    if is_grouped:
+        chosen = [chosen[row] for row in LengthGroupedSampler(lengths, _BATCH, seed=0)]
     return chosen, tokens
 
 
@@ -251,11 +264,12 @@ def _disagreements(readings: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def section(path: Path) -> str:
-    """The newest run of each dtype of the base, as Markdown."""
+    """The newest run of each dtype of the base and each order, as Markdown."""
     rows = read(path, TrainRow) if path.exists() else []
     parts = []
-    for weights in ("float32", "bfloat16"):
-        results = Results([pair for pair in rows if pair[1].weights == weights], "cpu")
+    for weights, order in itertools.product(_WEIGHTS, _ORDERS):
+        wanted = [pair for pair in rows if (pair[1].weights, pair[1].order) == (weights, order)]
+        results = Results(wanted, "cpu")
         runs = results.runs()
         if runs:
             parts.append(_table(results, *next(iter(runs.values()))[0]))
@@ -278,7 +292,8 @@ def _table(results: Results, where: Setting, row: TrainRow) -> str:
         line = [CASES[case].label, f"{seconds:.2f}", f"{row.tokens / seconds:,.0f}"]
         line += [f"{peak / 2**20:,.0f}", f"{start:.0f} s"]
         for peer, aims in _PEERS.items():
-            bounds = aims if case == _AIMS_OF and row.weights == "float32" else (None, None)
+            is_aimed = case == _AIMS_OF and (row.weights, row.order) == ("float32", "grouped")
+            bounds = aims if is_aimed else (None, None)
             ratios = [
                 results.ratios(case, peer, value, "")
                 for value in (lambda found: found.seconds, lambda found: found.peak_bytes)
@@ -286,13 +301,13 @@ def _table(results: Results, where: Setting, row: TrainRow) -> str:
             cells = [against(*pair) for pair in zip(ratios, bounds, strict=True) if pair[0]]
             line.append("; ".join(cells) if cells and case != peer else "–")
         lines.append(line)
-    setting = (
+    text = (
         f"Run {where.run}, commit {where.commit}, on {where.machine}, {where.threads} of "
         f"{where.cores} cores; torch {where.torch}, transformers {where.transformers}, trl "
         f"{where.trl}; {row.model} with {row.weights} weights, computing in {where.dtype}; "
         f"{row.workload}; {rounds} round{'s' * (rounds > 1)}."
     )
-    return f"{setting}\n\n{markdown(header, lines)}"
+    return f"{text}\n\n{markdown(header, lines)}"
 
 
 def _label(case: str) -> str:
