@@ -108,13 +108,13 @@ def trl(task: Task) -> Trainer:
 
 
 CASES = {
-    "trl_dpo": Case("TRL DPO as installed", trl, is_dpo=True),
+    "tbpo_a": Case("TBPO-A", ours("tbpo_a")),
     "trl_dpo_completions": Case(
         "TRL DPO restricted to completion tokens", trl, completions_only, is_dpo=True
     ),
-    "dpo": Case("our DPO", ours("dpo"), is_dpo=True),
-    "tbpo_a": Case("TBPO-A", ours("tbpo_a")),
+    "trl_dpo": Case("TRL DPO as installed", trl, is_dpo=True),
     "tbpo_q": Case("TBPO-Q", ours("tbpo_q")),
+    "dpo": Case("our DPO", ours("dpo"), is_dpo=True),
     "tbpo_a_cached": Case(
         "TBPO-A, reference states from the cache", ours("tbpo_a", cache_reference=True)
     ),
