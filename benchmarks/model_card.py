@@ -3,9 +3,9 @@
     python benchmarks/model_card.py DATA
 
 DATA holds prompt, chosen and rejected as texts. Its pairs are read twice: as tokenratio reads them,
-and as alignment-handbook did with TRL's DPOTrainer of 2024, with which SmolLM2-Instruct was
-trained. That rendered prompt and response apart, so a template that puts a default system prompt in
-front of a conversation without one puts it in front of the response too.
+and as alignment-handbook's DPO script of 2024 does, whose recipe SmolLM2-Instruct has. That renders
+prompt and response apart, so a template that puts a default system prompt in front of a
+conversation without one puts it in front of the response too.
 """
 
 import argparse
