@@ -31,10 +31,10 @@ from tokenratio.data import LengthGroupedSampler, read_rows
 from trainers import CASES, Rows, Task
 
 RESULTS = Path(__file__).with_name("train_results.csv")
-_PAIRS, _BATCH, _MAX_LENGTH = 64, 4, 320
+_BATCH, _MAX_LENGTH = 4, 320
 _WEIGHTS = ("float32", "bfloat16")
 _ORDERS = {"grouped": "this library's default order", "file": "the file's order"}
-_MEMORY_STEPS = 4
+_MEMORY_STEPS = 2  # this library's order begins with its longest batch
 _SHORT = {"prompt": "Say yes.", "chosen": " Yes.", "rejected": " No, no."}
 _TOLERANCE = 3e-2  # of bfloat16, as in step.py
 _MARK = "reading: "
@@ -113,6 +113,7 @@ def main() -> int:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--weights", choices=_WEIGHTS, default="float32")
+    parser.add_argument("--number", type=int, default=64, help="how many pairs")
     parser.add_argument("--order", choices=_ORDERS, default="grouped")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> list[str]:
     where = setting("cpu", args.threads, "bfloat16")
     # A folder, which both libraries load.
     model = args.model if Path(args.model).is_dir() else str(packaged_model(args.model))
-    rows, tokens = _pairs(model, args.pairs, is_grouped=args.order == "grouped")
+    rows, tokens = _pairs(model, args.pairs, args.number, is_grouped=args.order == "grouped")
     workload = (
         f"the first {len(rows)} pairs of {args.pairs.parent.name} with rows of at most "
         f"{_MAX_LENGTH} tokens, {_BATCH} a step, in {_ORDERS[args.order]}"
@@ -171,7 +172,7 @@ def run(args: argparse.Namespace) -> list[str]:
     return faults
 
 
-def _pairs(model: str, path: Path, *, is_grouped: bool) -> tuple[Rows, int]:
+def _pairs(model: str, path: Path, number: int, *, is_grouped: bool) -> tuple[Rows, int]:
     """The first pairs that fit, as text, and the tokens of all their rows.
 
     Left out are long rows, and prompts whose last token would merge with a response's first: the
@@ -197,7 +198,7 @@ def _pairs(model: str, path: Path, *, is_grouped: bool) -> tuple[Rows, int]:
             chosen.append(row)
             tokens += sum(len(w) + 1 for w in whole)  # and EOS
             lengths.append(2 * min(map(len, whole)) - len(ids(prompt)))
-        if len(chosen) == _PAIRS:
+        if len(chosen) == number:
             break
     if is_grouped:
         chosen = [chosen[row] for row in LengthGroupedSampler(lengths, _BATCH, seed=0)]
