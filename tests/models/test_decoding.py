@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, TaskType, get_peft_model
 
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from tokenratio.models.decoding import generate_rows
@@ -9,6 +10,29 @@ from tokenratio.models.generation import encode_prompts
 from tokenratio.models.sampling import RowSampler, nucleus_threshold, stream_seed
 
 END = 2
+# What their layers remember cannot be taken from the cache row by row: it lies elsewhere in the
+# cache, beside keys and values, in the model itself, or instead of any key.
+RECURRENT = {
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_ff_dim": 32,
+        "block_multiple_of": 8,
+    },
+    "falcon_h1": {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+        "head_dim": 8,
+    },
+    "recurrent_gemma": {
+        "lru_width": 16,
+        "attention_window_size": 4,
+        "block_types": ["recurrent", "attention"],
+    },
+    "mamba": {"state_size": 8},
+}
 PROMPTS = ["ash bay", "cow dew elm fig", "gum hay ivy", "jam kin", "log ash cow elm gum ivy"]
 
 
@@ -60,6 +84,33 @@ def test_rows_are_those_of_batches_of_one(family, prompts):
     ended = {len(ids) for ids in found if ids[-1] == END}
     assert len(ended) > 2
     assert any(ids[-1] != END for ids in found)
+
+
+@pytest.mark.parametrize("model_type", RECURRENT)
+def test_rows_of_recurrent_models_are_those_of_batches_of_one(model_type):
+    model = tiny_model(model_type=model_type, **RECURRENT[model_type])
+    prompts = [(5, 6, 7, 8, 9, 10), (9, 8, 7, 6, 5, 4)]  # padding is the model's own affair
+    rows = [0] * 6 + [1] * 6
+    found = sample(model, prompts, rows)
+    assert found == sample(model, prompts, rows, size=1)
+    assert len({len(ids) for ids in found}) > 1
+
+
+def test_an_activated_lora_sees_its_invocation_tokens():
+    """It is on from the first of them, which are only found if none is missing."""
+    lora = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "k_proj", "v_proj"],
+        task_type=TaskType.CAUSAL_LM,
+        alora_invocation_tokens=[7, 8],
+    )
+    model = get_peft_model(tiny_model(), lora)
+    rng = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.5, generator=rng)
+    prompts, rows = [(5, 6, 7, 8), (4, 7, 8)], [0] * 6 + [1] * 6
+    assert sample(model, prompts, rows) == sample(model, prompts, rows, size=1)
 
 
 def test_a_prompt_is_computed_once_and_a_row_that_ended_no_more(prompts, monkeypatch):

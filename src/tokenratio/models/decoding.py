@@ -15,7 +15,7 @@ from tokenratio.models.sampling import RowSampler
 from tokenratio.models.token_requests import eval_mode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 # Rows leave the batch when this share of it has ended: each time, the cache is copied.
 _ENDED_SHARE = 0.25
@@ -50,11 +50,11 @@ def generate_rows(
     generated: list[list[int]] = [[] for _ in rows]
     with torch.no_grad(), eval_mode(model), _generation_settings(model, settings):
         cache = None
-        if len(prompts) < len(rows) and min(map(len, prompts)) > 1:
+        can_share = min(map(len, prompts)) > 1 and not _has_activated_lora(model)
+        if len(prompts) < len(rows) and can_share:
             # `generate` itself runs the last token, so that each row gets its logits.
-            cache = _run(
-                model, input_ids[:, :-1], mask[:, :-1], None, max_new_tokens=1
-            ).past_key_values
+            found = _run(model, input_ids[:, :-1], mask[:, :-1], None, max_new_tokens=1)
+            cache = _continuable(found.past_key_values)
         left = torch.tensor(rows, device=device)
         numbers = list(range(len(rows)))
         while True:
@@ -79,7 +79,7 @@ def generate_rows(
             if not max_new_tokens or not len(left):
                 return generated
             numbers = [numbers[row] for row in left.tolist()]
-            input_ids, cache = found.sequences, found.past_key_values
+            input_ids, cache = found.sequences, _continuable(found.past_key_values)
             mask = torch.cat([mask, torch.ones_like(new)], dim=1)
             if sampler is not None:
                 sampler.keep(left)
@@ -122,6 +122,27 @@ def _run(
         return_dict_in_generate=True,
         **settings,
     )
+
+
+def _has_activated_lora(model: Any) -> bool:
+    """Whether an adapter looks for its invocation tokens in the prompt, up to the last one."""
+    adapters = getattr(model, "peft_config", {}).values()
+    return any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters)
+
+
+def _continuable(cache: Any) -> "DynamicCache | None":
+    """The cache if rows can be taken from it; else what they hold so far is computed again.
+
+    Recurrent states (Mamba, LFM2, Qwen3-Next) are not selected with the keys and values, or lie in
+    the model itself, and a cache of another class may hold anything.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    if type(cache) is not DynamicCache:
+        return None
+    layers = cache.layers
+    return None if any(isinstance(x, LinearAttentionCacheLayerMixin) for x in layers) else cache
 
 
 @contextmanager
