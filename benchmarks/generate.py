@@ -61,6 +61,7 @@ def peer(
             found = model.generate(
                 **inputs,
                 do_sample=True,
+                temperature=1.0,
                 top_k=0,
                 repetition_penalty=1.0,
                 num_return_sequences=num_samples,

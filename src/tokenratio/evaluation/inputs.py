@@ -1,5 +1,6 @@
 """What an evaluation runs on: policies with their models and chat templates, and prompts."""
 
+import gc
 import json
 import os
 import re
@@ -158,8 +159,11 @@ class ModelPool:
 
     def _drop_but(self, path: str) -> None:
         """Free the memory of all models that are not kept, except one."""
-        for other in self._models.keys() - self._kept - {_model_key(path)}:
+        others = self._models.keys() - self._kept - {_model_key(path)}
+        for other in others:
             del self._models[other]
+        if others:
+            gc.collect()  # a model that has scored refers to itself (`answer_token_requests`)
 
 
 class PolicyTemplates:
