@@ -82,14 +82,15 @@ def demo(options: DemoOptions) -> None:
     world.require()
     dtype = sampling_dtype("auto")
     is_bfloat16 = dtype == "bfloat16"
-    policy = load_model(options.model, {"dtype": dtype})
+    device = default_device()
+    policy = load_model(options.model, {"dtype": dtype}).to(device)
     tokenizer = load_tokenizer(options.model)
     claim(folder, "demo", options, written=[_ANSWERS_FILE])
     set_seed(seed)
     size = sum(p.numel() for p in policy.parameters())
     print(f"{options.model}: {size / 1e6:,.0f} million parameters")
     products = policy.dtype if is_bfloat16 else None
-    print(f"device: {describe_training(default_device(), policy.dtype, products)}")
+    print(f"device: {describe_training(device, policy.dtype, products)}")
     test_prompts = world.prompts(_NUM_SHOWN_ANSWERS, seed=seed, split="test")
     with _timed(f"1. pairs: {options.num_pairs} of the model's own answers, labelled by VADER"):
         before = _likeliest_answers(policy, tokenizer, test_prompts)
@@ -119,7 +120,7 @@ def demo(options: DemoOptions) -> None:
             bf16=is_bfloat16,
             seed=seed,
         )
-        aligned = load_model(str(folder / options.loss), {"dtype": dtype})
+        aligned = load_model(str(folder / options.loss), {"dtype": dtype}).to(device)
         after = _likeliest_answers(aligned, tokenizer, test_prompts)
         del aligned, policy
         text = _side_by_side(test_prompts, before, after, options.loss)
