@@ -1,6 +1,8 @@
 """`tokenratio demo`: a chat model aligned on the sentiment world, with its answers to read."""
 
+import gc
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,10 +52,10 @@ class DemoOptions:
     model: str = option("package:smollm2", "Chat model to align: a name, folder or package.")
     loss: str = option("tbpo_a", "Method to align it with.")
     seed: int = option(0, "Seed of the whole run.")
-    num_pairs: int = option(320, "Number of preference pairs.")
-    num_epochs: int = option(2, "Number of times the pairs are trained on.")
+    num_pairs: int = option(448, "Number of preference pairs.")
+    num_epochs: int = option(1, "Number of times the pairs are trained on.")
     learning_rate: float = option(1e-4, "Learning rate of the adapter.")
-    num_prompts: int = option(72, "Number of held-out prompts and pairs for evaluation.")
+    num_prompts: int = option(64, "Number of held-out prompts and pairs for evaluation.")
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -115,7 +117,8 @@ def demo(options: DemoOptions) -> None:
             loss=options.loss,
             learning_rate=options.learning_rate,
             num_train_epochs=options.num_epochs,
-            per_device_train_batch_size=8,
+            per_device_train_batch_size=4,  # two for an update: half the memory
+            gradient_accumulation_steps=2,
             max_length=256,
             bf16=is_bfloat16,
             seed=seed,
@@ -123,6 +126,7 @@ def demo(options: DemoOptions) -> None:
         aligned = load_model(str(folder / options.loss), {"dtype": dtype}).to(device)
         after = _likeliest_answers(aligned, tokenizer, test_prompts)
         del aligned, policy
+        gc.collect()  # a trainer refers to itself, and to the model and its gradients
         text = _side_by_side(test_prompts, before, after, options.loss)
         replace_text(folder / _ANSWERS_FILE, text)
     with _timed("3. evaluation on held-out topics"):
@@ -134,7 +138,7 @@ def demo(options: DemoOptions) -> None:
             pairs=f"world:sentiment?pairs={options.num_prompts}&{held_out}",
             num_samples=2,
             max_new_tokens=_LONGEST_RESPONSE,
-            batch_size=_ROWS_AT_ONCE,
+            batch_size=32,
             dtype=dtype,
             seed=seed,
         )
@@ -145,11 +149,16 @@ def demo(options: DemoOptions) -> None:
 
 @contextmanager
 def _timed(title: str) -> Iterator[None]:
-    """Print what is done, and how long it took."""
+    """Print what is done, how long it took, and the most memory so far."""
+    import resource
+
     print(title, flush=True)
     began = time.monotonic()
     yield
-    print(f"   took {time.monotonic() - began:.0f} s", flush=True)
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes, or KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    took = time.monotonic() - began
+    print(f"   took {took:.0f} s; peak memory so far {peak:.1f} GiB", flush=True)
 
 
 def _likeliest_answers(

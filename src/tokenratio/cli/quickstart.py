@@ -82,6 +82,7 @@ def quickstart(options: QuickstartOptions) -> None:
         optim="adamw_torch",
         learning_rate=3e-3,
         per_device_train_batch_size=64,
+        gradient_accumulation_steps=1,
         max_grad_norm=1.0,
         max_length=128,
         seed=seed,
@@ -103,6 +104,7 @@ def quickstart(options: QuickstartOptions) -> None:
         loss=options.loss,
         learning_rate=1e-4,
         per_device_train_batch_size=32,
+        gradient_accumulation_steps=1,
         max_length=128,
         seed=seed,
     )

@@ -1,6 +1,7 @@
 """Terminal behaviour shared by the commands: progress bars, quiet libraries, one-line errors."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ def quiet_libraries() -> None:
     import datasets
 
     logging.set_verbosity_error()
+    # peft reads a name that transformers has deprecated.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     if not is_terminal():
         logging.disable_progress_bar()
         datasets.disable_progress_bars()

@@ -76,12 +76,7 @@ def train_step(
     from tokenratio.training.config import TokenRatioConfig
     from tokenratio.training.trainer import TokenRatioTrainer
 
-    args = TokenRatioConfig(
-        gradient_accumulation_steps=1,
-        save_strategy="no",
-        disable_tqdm=not is_terminal(),
-        **settings,
-    )
+    args = TokenRatioConfig(save_strategy="no", disable_tqdm=not is_terminal(), **settings)
     trainer = TokenRatioTrainer(
         policy, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft_config
     )
