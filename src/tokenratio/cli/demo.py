@@ -15,6 +15,7 @@ from tokenratio.cli.walkthrough import (
     EVALUATION,
     TABLE_FILE,
     check_loss,
+    check_seed,
     claim,
     evaluate_step,
     train_step,
@@ -64,6 +65,7 @@ class DemoOptions:
         if not 0 < self.learning_rate < math.inf:
             raise TokenRatioError(f"learning_rate must be positive, not {self.learning_rate}")
         check_loss(self.loss)
+        check_seed(self.seed)
 
 
 def demo(options: DemoOptions) -> None:
@@ -87,7 +89,7 @@ def demo(options: DemoOptions) -> None:
     device = default_device()
     policy = load_model(options.model, {"dtype": dtype}).to(device)
     tokenizer = load_tokenizer(options.model)
-    claim(folder, "demo", options, written=[_ANSWERS_FILE])
+    claim(folder, "demo", options, written=[_ANSWERS_FILE], model=options.model)
     set_seed(seed)
     size = sum(p.numel() for p in policy.parameters())
     print(f"{options.model}: {size / 1e6:,.0f} million parameters")

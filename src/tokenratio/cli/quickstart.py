@@ -8,6 +8,7 @@ from tokenratio.cli.walkthrough import (
     EVALUATION,
     TABLE_FILE,
     check_loss,
+    check_seed,
     claim,
     evaluate_step,
     train_step,
@@ -47,6 +48,7 @@ class QuickstartOptions:
             1, num_sft=self.num_sft, num_pairs=self.num_pairs, num_prompts=self.num_prompts
         )
         check_loss(self.loss)
+        check_seed(self.seed)
         if not 0 <= self.flip_rate <= 1:
             raise TokenRatioError(f"flip_rate must lie in [0, 1], not {self.flip_rate}")
 

@@ -22,25 +22,47 @@ PAIRS_FILE, EVALUATION, TABLE_FILE = "pairs.jsonl", "evaluation", "table.md"
 
 
 def check_loss(loss: str) -> None:
-    """Refuse a loss that is unknown, or needs models that score tokens, which take a recipe."""
-    from tokenratio.losses import LOSSES
+    """Refuse a loss that is unknown, trains on no pairs, or needs models that score tokens."""
+    from tokenratio.losses import LOSSES, METHODS
 
+    if loss in METHODS and (loss not in LOSSES or LOSSES[loss].needs_contrast):
+        why = "needs models that score tokens" if loss in LOSSES else "does not train on pairs"
+        raise TokenRatioError(
+            f"loss {loss} {why}: train it with a recipe, such as recipes/methods/{loss}.yaml"
+        )
     known = [name for name, method in LOSSES.items() if not method.needs_contrast]
     check_known([loss], known, "loss", listed="`tokenratio methods` describes them")
 
 
-def claim(folder: Path, command: str, options: Any, *, written: Iterable[str]) -> None:
+def check_seed(seed: int) -> None:
+    """Refuse a seed that numpy does not take."""
+    if not 0 <= seed < 2**32:
+        raise TokenRatioError(f"seed must lie between 0 and 2^32 - 1, not {seed}")
+
+
+def claim(
+    folder: Path, command: str, options: Any, *, written: Iterable[str], model: str | None = None
+) -> None:
     """Make the folder of a command, instead of the one it left there before.
 
     Args:
         written: what the command writes besides the folder of a loss and what every one writes.
+        model: the name of the model to start from.
     Raises:
-        TokenRatioError: the folder holds anything else.
+        TokenRatioError: the folder holds anything else, or the model.
     """
     from tokenratio.losses import LOSSES
     from tokenratio.run_folder import replace_text
 
     mark = folder / f"{command}.json"  # only a folder that holds this file may be replaced
+    first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not first.is_dir():
+        raise TokenRatioError(f"output_dir {folder}: {first} is a file")
+    start = Path(model or "").resolve()
+    if model is not None and start.exists() and folder.resolve() in (start, *start.parents):
+        raise TokenRatioError(
+            f"{model} is in {folder}, which {command} replaces: choose another --output_dir"
+        )
     if folder.exists():
         ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *written, *LOSSES}
         for path in folder.iterdir():
@@ -49,7 +71,9 @@ def claim(folder: Path, command: str, options: Any, *, written: Iterable[str]) -
                     f"{folder} holds {path.name}, which {command} did not write: choose another "
                     "--output_dir"
                 )
-        shutil.rmtree(folder)
+        # The mark goes last: what an interruption leaves is still ours. The folder may be a link.
+        for path in sorted(folder.iterdir(), key=lambda path: path == mark):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     replace_text(mark, json.dumps(asdict(options), indent=2) + "\n")
 
 
