@@ -98,6 +98,17 @@ def test_train_and_evaluate_on_the_sentiment_world(capsys):
     assert [value for *_, value in policy.named("gold_reward").values] == rewards
 
 
+@pytest.mark.slow
+def test_the_stages_before_a_run_draw_their_own_pairs(capsys):
+    """SFT and the models that score tokens train on pairs that only a policy can answer, too."""
+    flags = ["--loss", "tis_dpo", "--sft", "{save_strategy: 'no'}", "--score_tokens", "{}"]
+    flags += ["--output_dir", "staged", "--eval_dataset", "null", "--max_steps", "2"]
+    assert main(["train", "recipe.yaml", *flags]) == 0, capsys.readouterr().err
+    assert main(["train", "recipe.yaml", *flags, "--overwrite"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert len(re.findall("has the same settings and data; using it", said)) == 2
+
+
 def test_pairs_are_the_references_own(capsys):
     """The same pairs in every call, whatever the policies."""
     from tokenratio import EvaluateOptions, evaluate

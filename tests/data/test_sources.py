@@ -259,6 +259,14 @@ def test_a_world_among_several_sources():
         read_rows(["world:review?pairs=4", ROWS])
 
 
+def test_the_split_of_a_world_is_an_option_of_it():
+    """Beside the world it would be ignored, and the training prompts used."""
+    with pytest.raises(TokenRatioError, match=r"write world:reviews\?pairs=4&seed=1&split=test"):
+        DataSource(WORLD, split="test")
+    with pytest.raises(TokenRatioError, match="'test' does not apply to a world"):
+        draw_worlds({"path": WORLD, "split": "test"}, lambda prompts, num: [])
+
+
 def test_responses_of_worlds_are_drawn_beforehand():
     def sampler(prompts, _):
         return [["good", "bad"]] * len(prompts)

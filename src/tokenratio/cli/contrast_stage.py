@@ -175,7 +175,9 @@ def _key(
     """Digest of everything that the scores depend on, by content."""
     args = main.args
     document = {
-        "dpo": stage_key(contrast.dpo, models["reference"], tokenizer),
+        "dpo": stage_key(
+            replace(contrast.dpo, train_dataset=sources[0]), models["reference"], tokenizer
+        ),
         "models": {name: model_digest(model) for name, model in models.items()},
         "data": [
             (role, source_digest(read_rows(source, split=args.split(role))))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
     """
     args = stage.args
     model = policy_of(recipe, stage, tokenizer)
-    key = stage_key(stage, model, tokenizer)
+    sources = sources_of(stage, model, tokenizer)
+    key = stage_key(replace(stage, train_dataset=sources[0]), model, tokenizer)
     is_named = "output_dir" in (recipe.sft or {})
     folder = Path(args.output_dir if is_named else f"{args.output_dir}-{key[:8]}")
     args.output_dir = str(folder)
@@ -178,7 +180,7 @@ def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase)
     # All processes must have looked before the first one clears the folder.
     args.distributed_state.wait_for_everyone()
     claim_output(args, overwrite=recipe.overwrite or not is_named, inputs=_inputs(recipe))
-    train_policy(stage, model, tokenizer, sources=sources_of(stage, model, tokenizer))
+    train_policy(stage, model, tokenizer, sources=sources)
     if args.should_save:
         mark_done(folder, key)
     args.distributed_state.wait_for_everyone()

@@ -44,6 +44,12 @@ class DataSource:
                 f"weight of {printable(str(self.path))} must be a positive number, not "
                 f"{self.weight!r}"
             )
+        is_world = isinstance(self.path, str) and is_world_source(self.path)
+        if is_world and self.split is not None:
+            raise TokenRatioError(
+                f"{self.path}: split {self.split!r} does not apply to a world; write "
+                f"{self.path}&split={self.split}"
+            )
 
 
 Source: TypeAlias = (

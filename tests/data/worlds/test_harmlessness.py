@@ -55,11 +55,18 @@ def test_transcripts_without_columns(hh):
 
 def test_conversations_and_plain_texts(hh):
     hh.write_text(json.dumps({"prompt": [{"role": "user", "content": "Why?"}]}) + "\n")
-    (row,) = world_rows("world:harmlessness?prompts=1&file=hh.jsonl&seed=1")
+    (row,) = world_rows("world:harmlessness?prompts=1&file=hh.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "Why?"}]
     hh.write_text(json.dumps({"prompt": "Why not?"}) + "\n")
-    (row,) = world_rows("world:harmlessness?prompts=1&file=hh.jsonl&seed=2")
+    (row,) = world_rows("world:harmlessness?prompts=1&file=hh.jsonl")  # the file as it is now
     assert row["prompt"] == [{"role": "user", "content": "Why not?"}]
+
+
+def test_an_instruction_that_quotes_a_transcript_keeps_all_its_text(hh):
+    text = "Summarise this:\n\nHuman: Hi\n\nAssistant: Hello"
+    hh.write_text(json.dumps({"prompt": text}) + "\n")
+    (row,) = world_rows("world:harmlessness?prompts=1&file=hh.jsonl")
+    assert row["prompt"] == [{"role": "user", "content": text}]
 
 
 def test_a_folder_has_splits(hh):
@@ -75,6 +82,7 @@ def test_a_folder_has_splits(hh):
     ("source", "message"),
     [
         ("world:harmlessness?prompts=2", "add file=PATH"),
+        ("world:harmlessness?prompts=2&file=", "add file=PATH"),
         ("world:harmlessness?prompts=2&file=none.jsonl", "none.jsonl: no such file"),
         ("world:harmlessness?prompts=2&fil=hh.jsonl", "did you mean 'file'"),
         ("world:harmlessness?pairs=2&file=hh.jsonl", "its pairs come from a policy"),

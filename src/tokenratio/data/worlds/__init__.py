@@ -80,8 +80,9 @@ def world_rows(source: str, *, sampler: Sampler | None = None) -> list[dict[str,
         For `pairs`, preference rows; for `corpus`, rows with prompt and completion; for `prompts`,
         rows with a prompt.
     """
-    # Cached, because a run reads a source several times.
-    rows = _own_rows(source) if sampler is None else _rows(source, sampler)
+    # Cached, because a run reads a source several times; except with a file, which may change.
+    is_fixed = sampler is None and not world_of(source).own_options
+    rows = _own_rows(source) if is_fixed else _rows(source, sampler)
     return [dict(row) for row in rows]
 
 

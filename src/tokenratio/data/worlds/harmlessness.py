@@ -37,12 +37,14 @@ class HarmlessnessWorld(ChatWorld):
     def prompts(
         self, num: int, *, seed: int, split: Split = "train", **own: str
     ) -> list[WorldPrompt]:
-        """Draw prompts of the source `file`, of its split if it has several; each one once.
+        """Draw different prompts of the source `file`, of one split if it has several.
+
+        When all have been drawn, they are drawn again.
 
         Raises:
             TokenRatioError: `file` is not given, cannot be read, or has a row without a prompt.
         """
-        if "file" not in own:
+        if not own.get("file"):
             raise TokenRatioError(
                 "world:harmlessness has no prompts of its own: add file=PATH, a source with HH's "
                 "layout, such as world:harmlessness?prompts=200&file=hh/test.jsonl"
@@ -91,13 +93,13 @@ def _conversations(source: str, split: str) -> list[WorldPrompt]:
 
 
 def _turns(text: str) -> list[dict[str, str]]:
-    r"""The messages of a transcript; a text without turns is one of the user.
+    r"""The messages of a transcript; any other text is one turn of the user.
 
     >>> _turns("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:")[1:]
     [{'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Why?'}]
     """
-    _, *parts = _TURN.split(text)
-    if not parts:
+    before, *parts = _TURN.split(text)
+    if before.strip() or not parts:  # an instruction that quotes a transcript is no transcript
         return [{"role": "user", "content": text.strip()}] if text.strip() else []
     speakers = zip(parts[::2], parts[1::2], strict=True)
     turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in speakers]
