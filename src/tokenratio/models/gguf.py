@@ -53,6 +53,12 @@ def is_gguf(name: str | Path) -> bool:
     return str(name).lower().endswith(".gguf") and not os.path.isdir(name)
 
 
+def require_gguf(what: str) -> None:
+    """Raise `TokenRatioError` if the package `gguf`, which `what` needs, is missing."""
+    if find_spec("gguf") is None:
+        raise TokenRatioError(f"{what} needs the package gguf: pip install 'tokenratio[gguf]'")
+
+
 def quantisation(path: str | Path) -> str:
     """How the file says that its weights are stored, such as `Q4_1` or `F16`; "" if it does not."""
     from gguf import LlamaFileType
@@ -132,10 +138,7 @@ def gguf_ends(path: str | Path) -> list[int] | None:
 
 def _metadata(path: str | Path) -> dict[str, Any]:
     """The file's metadata, without its lists of texts; refuses a file that holds no whole model."""
-    if find_spec("gguf") is None:
-        raise TokenRatioError(
-            f"reading {path} needs the package gguf: pip install 'tokenratio[gguf]'"
-        )
+    require_gguf(f"reading {path}")
     with reported_as(f"{path} is not a GGUF file, or a broken one"):
         metadata, tensors = read_gguf_metadata(str(path))
     kind = metadata.get("general.type", "model")

