@@ -1,6 +1,7 @@
 """A GGUF file as a model's name in every command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_run_and_its_evaluation(capfd):
     out = capfd.readouterr().out
     assert "other.gguf" in out
     assert "tiny.gguf" in out
+
+
+@pytest.mark.slow
+def test_a_file_in_the_run_to_be_replaced_is_not_removed(folder, capsys):
+    run("train", recipe(save_strategy="steps", save_steps=1))
+    start = Path("run/checkpoint-1/start.gguf")
+    shutil.copy(folder / "tiny.gguf", start)
+    assert main(["train", "recipe.yaml", "--model", str(start), "--overwrite"]) == 2
+    assert "part of the run in run that --overwrite would remove" in capsys.readouterr().err
+    assert start.is_file()
 
 
 @pytest.mark.slow

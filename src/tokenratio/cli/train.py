@@ -152,13 +152,13 @@ def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str
 
 
 def _inputs(recipe: Recipe) -> tuple[str, ...]:
-    """All folders that a run reads its models from, including the bases of adapters."""
+    """All folders and files that a run reads its models from, including the bases of adapters."""
     parts: list[str] = []
     for name in (recipe.model, recipe.ref_model):
-        if name is not None and Path(name).is_dir():
+        if name is not None and Path(name).exists():
             base, _, adapters = chain_of(name)
             parts += [base, *(adapter.name for adapter in adapters)]
-    return tuple(part for part in parts if Path(part).is_dir())
+    return tuple(part for part in parts if Path(part).exists())
 
 
 def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
