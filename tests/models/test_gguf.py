@@ -203,6 +203,13 @@ def test_a_missing_package_is_named(written, monkeypatch):
         load_model(written[2]["F32"])
 
 
+def test_a_file_is_not_quantised_again(written):
+    path = written[2]["Q8_0"]
+    with pytest.raises(TokenRatioError, match="quantization_config does not apply to a GGUF file"):
+        load_model(path, {"quantization_config": {"load_in_4bit": True}})
+    assert load_model(path, {"quantization_config": None}).dtype == torch.float32
+
+
 def test_a_missing_file_is_not_asked_of_the_hub(tmp_path):
     for name in (tmp_path / "none.gguf", "none.gguf", "models/none.gguf"):
         for load in (load_model, load_tokenizer, load_config, load_reward_model):

@@ -64,6 +64,7 @@ def test_the_run_records_one_name(config, tmp_path):
         ({"dtype": "int8"}, "dtype in model_init_kwargs must be"),
         ({"dtype": "nn"}, "dtype in model_init_kwargs must be"),
         ({"output_loading_info": True}, "cannot have output_loading_info"),
+        ({"gguf_file": "x.gguf"}, "name the file itself as the model, such as path/to/x.gguf"),
         ("bfloat16", "must hold `name: value` lines"),
     ],
 )

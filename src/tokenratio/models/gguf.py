@@ -78,6 +78,11 @@ def load_gguf(path: str | Path, arguments: Mapping[str, Any]) -> PreTrainedModel
         TokenRatioError: `gguf` is not installed, or the file is broken or holds something else.
     """
     how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
+    if how.pop("quantization_config", None) is not None:
+        raise TokenRatioError(
+            f"{path}: quantization_config does not apply to a GGUF file, which is dequantised: "
+            "remove it, or use the model's safetensors"
+        )
     config = load_gguf_config(path)
     # Its bar is drawn with tqdm itself, whatever the switch of transformers says.
     cast(Any, transformers_gguf).tqdm = transformers_logging.tqdm

@@ -20,7 +20,8 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
     Args:
         where: the setting they come from, for messages.
     Raises:
-        TokenRatioError: not a mapping; two dtypes that differ; one that torch does not have.
+        TokenRatioError: not a mapping; two dtypes that differ; one that torch does not have; an
+            argument that has another place.
     """
     if init_kwargs is None:
         return None
@@ -28,6 +29,11 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
         raise TokenRatioError(f"{where} must hold `name: value` lines, not {init_kwargs!r}")
     if "output_loading_info" in init_kwargs:
         raise TokenRatioError(f"{where} cannot have output_loading_info")
+    if "gguf_file" in init_kwargs:
+        raise TokenRatioError(
+            f"{where} cannot have gguf_file: name the file itself as the model, such as "
+            f"path/to/{init_kwargs['gguf_file']}"
+        )
     read = dict(init_kwargs)
     dtypes = {name: read.pop(name, None) for name in ("dtype", "torch_dtype")}
     given = [_dtype_name(v, f"{k} in {where}") for k, v in dtypes.items() if v is not None]
