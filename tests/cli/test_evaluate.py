@@ -624,16 +624,20 @@ def test_suite(capsys, monkeypatch):
     Path("task.yaml").write_text(yaml.safe_dump(task))
     loads = []
     load = load_model
-    monkeypatch.setattr(
-        "tokenratio.evaluation.suite.load_model", lambda *args: loads.append(args) or load(*args)
-    )
-    shown = evaluate(capsys, "tiny", "--suite", "task.yaml")
+    for module in ("suite", "inputs"):
+        monkeypatch.setattr(
+            f"tokenratio.evaluation.{module}.load_model",
+            lambda path, how: loads.append((path, how["dtype"])) or load(path, how),
+        )
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    shown = evaluate(capsys, "tiny", "--suite", "task.yaml", "--reference", "tiny")
     score = json.loads(Path("evaluation/tiny/suite.json").read_text())["scores"][0]
     found = measures("tiny").named("suite/word_choice (0-shot acc)")
     assert (found.mean, found.standard_error) == (score["value"], score["stderr"])
     assert (found.num, found.better) == (12, "higher")
     assert measures("tiny").named("suite/mean").mean == found.mean
-    assert loads == []  # the evaluation's own model is asked
+    # The evaluation's own model is asked, and not loaded again if nothing is left to score.
+    assert loads == [("tiny", "bfloat16")] * 2
     assert f"| suite/mean ↑ | {found.text} |" in shown
 
 

@@ -186,6 +186,8 @@ class _Evaluation:
         if self._prompts.prompts or options.suite:
             # A call of its own: its model's memory is free before the one to score with is loaded.
             generations, suite = self._sample(subject)
+        if not generations and pairs is None:  # a suite alone: nothing is left to score
+            return generations, (suite, [])
         ref_model = None
         if self._reference is not None and subject.name != REFERENCE:
             ref_model = self._models.model(self._reference)
