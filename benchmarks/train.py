@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--weights", choices=_WEIGHTS, default="float32")
     parser.add_argument("--number", type=int, default=64, help="how many pairs")
-    parser.add_argument("--order", choices=_ORDERS, default="grouped")
+    parser.add_argument("--order", choices=_ORDERS, default="file")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV to append to")
