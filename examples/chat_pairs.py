@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenratio.data import PreferenceExample, read_rows
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.formats import DataParser
+from tokenratio.errors import TokenRatioError
 
 Messages = list[dict[str, str]]
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -65,6 +66,9 @@ def main(source: str, output: str, num: int | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
+    if len(sys.argv) not in (3, 4) or not all(word.isdecimal() for word in sys.argv[3:]):
         sys.exit(__doc__)
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    try:
+        main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    except TokenRatioError as error:
+        sys.exit(f"chat_pairs: {error}")

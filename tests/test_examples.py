@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,19 @@ def test_texts_become_conversations(tmp_path, capsys):
     assert found[1]["prompt"] == [{"role": "user", "content": "Human: what is it?"}]
     assert found[2] == rows[3]
     assert convert(str(source), str(output), 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.jsonl", "out.jsonl"], "chat_pairs: none.jsonl: no such file or folder."),
+        (["none.jsonl", "out.jsonl", "-5"], "ROWS takes that many"),
+    ],
+)
+def test_mistakes_in_making_conversations_are_named(words, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["chat_pairs.py", *words])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(EXAMPLES / "chat_pairs.py"), run_name="__main__")
 
 
 @pytest.mark.slow

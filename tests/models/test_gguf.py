@@ -241,8 +241,8 @@ def test_anything_else_with_this_ending_is_one_line(tmp_path):
     [
         ({"general.architecture": "clip"}, "architecture clip is not supported"),
         ({"general.architecture": "t5"}, "holds a model of kind t5, not a causal language model"),
-        ({"general.type": "adapter"}, r"holds no model but a part of one \(adapter\)"),
-        ({"general.type": "mmproj"}, r"holds no model but a part of one \(mmproj\)"),
+        ({"general.type": "adapter"}, r"holds only a part of a model \(adapter\)"),
+        ({"general.type": "mmproj"}, r"holds only a part of a model \(mmproj\)"),
         ({"split.count": 3}, "is one of 3 parts of a model"),
     ],
     ids=["unknown", "encoder", "adapter", "vision", "split"],

@@ -148,7 +148,7 @@ def _metadata(path: str | Path) -> dict[str, Any]:
         metadata, tensors = read_gguf_metadata(str(path))
     kind = metadata.get("general.type", "model")
     if kind != "model":
-        raise TokenRatioError(f"{path} holds no model but a part of one ({kind})")
+        raise TokenRatioError(f"{path} holds only a part of a model ({kind})")
     if metadata.get("split.count", 1) > 1:
         raise TokenRatioError(
             f"{path} is one of {metadata['split.count']} parts of a model: join them with "

