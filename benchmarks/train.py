@@ -34,7 +34,7 @@ RESULTS = Path(__file__).with_name("train_results.csv")
 _BATCH, _MAX_LENGTH = 4, 320
 _WEIGHTS = ("float32", "bfloat16")
 _ORDERS = {"grouped": "this library's default order", "file": "the file's order"}
-_MEMORY_STEPS = 2  # this library's order begins with its longest batch
+_MEMORY_STEPS = 2
 _SHORT = {"prompt": "Say yes.", "chosen": " Yes.", "rejected": " No, no."}
 _TOLERANCE = 3e-2  # of bfloat16, as in step.py
 _MARK = "reading: "
@@ -293,7 +293,7 @@ def _table(results: Results, where: Setting, row: TrainRow) -> str:
         line = [CASES[case].label, f"{seconds:.2f}", f"{row.tokens / seconds:,.0f}"]
         line += [f"{peak / 2**20:,.0f}", f"{start:.0f} s"]
         for peer, aims in _PEERS.items():
-            is_aimed = case == _AIMS_OF and (row.weights, row.order) == ("float32", "grouped")
+            is_aimed = case == _AIMS_OF and (row.weights, row.order) == ("float32", "file")
             bounds = aims if is_aimed else (None, None)
             ratios = [
                 results.ratios(case, peer, value, "")
