@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,13 @@ def test_pairs_are_the_references_own(capsys):
         )
         found.append(evaluate([f"{name}=base"], options, report=lambda line: None)[-1].contents)
     assert found[0] == found[1]
+
+
+def test_pairs_of_a_recorded_reference_that_is_gone(capsys):
+    shutil.copytree("base", "moved")
+    Path("moved/run.json").write_text(json.dumps({"reference": {"name": "./gone"}}))
+    assert main(["evaluate", "moved", "--pairs", "world:sentiment?pairs=3&split=test"]) == 2
+    assert "the runs recorded it as their reference; give --reference" in capsys.readouterr().err
 
 
 def test_training_on_a_world_without_a_policy_says_what_to_do(capsys):

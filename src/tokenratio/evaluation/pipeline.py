@@ -162,9 +162,10 @@ class _Evaluation:
         options = self._options
         if not self._draws_pairs or self._reference is None:
             return options.pairs
+        model = self._load(self._models.sampling_model, self._subjects[0])  # the reference
         tokenizer, template = self._templates.of(self._reference, load_tokenizer(self._reference))
         sampler = policy_sampler(
-            self._models.sampling_model(self._reference),
+            model,
             tokenizer,
             max_new_tokens=options.max_new_tokens,
             max_prompt_length=options.max_prompt_length,
