@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys):
     """On any machine: it asks for bfloat16."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -150,6 +150,7 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @each(POLICIES)
 def test_a_policy_is_dry_run_and_trained(path, hub, project, capsys):
     recipe, settings = read_recipe(str(path), {})

@@ -47,6 +47,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "sizes", "defects", "odd"), FOUND)
 def test_listed_defects(folder, sizes, defects, odd):
     for split, size in sizes.items():
@@ -61,6 +62,7 @@ def test_listed_defects(folder, sizes, defects, odd):
     assert 0.13 < report.share_past_shorter < 0.43
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [found[0] for found in FOUND])
 def test_inspect_data(folder):
     shown = inspect_source(DATA / folder, num_rows=1)
@@ -94,6 +96,7 @@ def test_conversations_are_encoded(chat_tokenizer):
             assert len(row["prompt_ids"]) + len(ids) <= 512
 
 
+@pytest.mark.slow
 def test_texts_are_encoded(tokenizer):
     prepared = prepare_pairs(DATA / "hh_small", tokenizer, max_length=None, max_prompt_length=None)
     assert prepared.report.rows_kept == 1518

@@ -157,6 +157,7 @@ responses = st.lists(
 )
 
 
+@pytest.mark.slow
 @exact
 @given(responses)
 def test_against_scipy(pairs):
@@ -198,6 +199,7 @@ def test_only_the_order_counts():
     assert turned.spearman.low == pytest.approx(-plain.spearman.high)
 
 
+@pytest.mark.slow
 def test_perfect_credit_is_1_and_random_credit_is_0():
     predicted, gold, prompts = noisy(60, noise=0.0)
     perfect = credit(predicted, gold, prompts, num_bootstrap=20)

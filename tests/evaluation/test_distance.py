@@ -55,6 +55,7 @@ def test_no_distance_from_oneself(policies, samples):
     assert ours == [0.0] * len(ours)
 
 
+@pytest.mark.slow
 def test_a_small_distance_is_exact(policies, samples, make_policy):
     """Far below the rounding of Σ p (log p − log p_ref) in float32."""
     near, ref = policies[0], make_policy(0)

@@ -85,6 +85,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_round_trip(name, tmp_path_factory):
     read, write, record = FORMATS[name]

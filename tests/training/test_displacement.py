@@ -111,6 +111,7 @@ def test_it_speaks_once_in_a_run_and_is_recorded(loss, tmp_path, caplog):
             assert len(alarms(caplog)) == (checkpoint < step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"learning_rate": 1e-5}, {"loss": "simpo"}, {"loss": "sft"}, {"logging_steps": 20}]
 )

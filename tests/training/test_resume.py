@@ -111,6 +111,7 @@ def test_resumed_run_is_bit_identical(loss, tmp_path):
         assert_identical(whole, state_of(folder))
 
 
+@pytest.mark.slow
 def test_metrics_of_an_unfinished_interval_are_not_lost(tmp_path):
     """Logged every 4 steps, cut after 3: the line of step 4 covers steps 1 to 4."""
     trainer_in(tmp_path / "whole", "tbpo_q", logging_steps=4).train()

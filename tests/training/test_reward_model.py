@@ -349,6 +349,7 @@ def test_a_bad_recipe(changes, message, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_or_refused(make_trainer, tmp_path, caplog):
     rows = separable_pairs(40)
 

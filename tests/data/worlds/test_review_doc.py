@@ -5,6 +5,8 @@ import statistics
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from tokenratio.data.worlds import review_lexicon as lexicon
 from tokenratio.data.worlds.review_grammar import all_prompts
 from tokenratio.data.worlds.reviews import ReviewWorld
@@ -94,6 +96,7 @@ def render(doc):
     return doc
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_code_does():
     doc = DOC.read_text()
     assert len(re.findall("<!-- table:", doc)) == 6

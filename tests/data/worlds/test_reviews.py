@@ -169,6 +169,7 @@ def test_tokens_are_the_words_that_the_reward_sees(tokenizer, text):
     assert len(ids) == len(WORLD.token_rewards(text))
 
 
+@pytest.mark.slow
 def test_statistics_of_the_world():
     """The figures of docs/review-world.md."""
     pairs = WORLD.preference_pairs(4000, seed=11)
