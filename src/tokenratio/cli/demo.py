@@ -47,7 +47,7 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Settings of `demo`; with the defaults it takes under 12 minutes on two cores."""
+    """Settings of `demo`; the defaults are for two cores."""
 
     output_dir: str = option("runs/demo", "Output folder; an existing one is replaced.")
     model: str = option("package:smollm2", "Chat model to align: a name, folder or package.")

@@ -150,9 +150,32 @@ def token_scores(
     Raises:
         TokenRatioError: β ≤ 0, a missing baseline, a missing adapter, or what `score_rows` refuses.
     """
+    (scores,) = scores_by_term(
+        model,
+        ref_model,
+        responses,
+        beta=beta,
+        state_terms=[state_term],
+        baseline=baseline,
+        batch_size=batch_size,
+    )
+    return scores
+
+
+def scores_by_term(
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    responses: Sequence[TokenRow],
+    *,
+    beta: float,
+    state_terms: Sequence[StateTerm],
+    baseline: Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens"]] | None = None,
+    batch_size: int = 16,
+) -> list[list[Array]]:
+    """`token_scores` with each of several state terms, from one pass of both models."""
     if not (math.isfinite(beta) and beta > 0):
         raise TokenRatioError(f"beta must be positive and finite, not {beta}")
-    if (state_term == "baseline") != (baseline is not None):
+    if ("baseline" in state_terms) != (baseline is not None):
         raise TokenRatioError(
             "the state term 'baseline' needs a baseline; the others do not take one"
         )
@@ -161,24 +184,29 @@ def token_scores(
     models = [model] if ref_model is None else [model, ref_model]
     reference = Reference(ref_model)  # type: ignore[arg-type]
 
-    def scores(batch: CompletionBatch) -> list[Array]:
+    def scores(batch: CompletionBatch) -> list[list[Array]]:
         request = TokenRequest(
             batch.states,
             batch.labels,
             ref_hidden=reference.hidden(batch, model, adapters),
             ref_head=reference.head,
-            with_kl=state_term == "kl",
+            with_kl="kl" in state_terms,
         )
         answer = model(**model_inputs(batch, base), token_request=request)
-        score = answer["log_probs"] - answer["ref_log_probs"]
-        if state_term == "kl":
-            score = score + answer["kl_ref_policy"]
-        elif baseline is not None:
-            score = score + baseline(answer["hidden"])
+        log_ratio = answer["log_probs"] - answer["ref_log_probs"]
         lengths = batch.completion_mask.sum(1).tolist()
-        return [part.numpy() for part in (beta * score).double().cpu().split(lengths)]
+        of_terms = []
+        for term in state_terms:
+            score = log_ratio
+            if term == "kl":
+                score = score + answer["kl_ref_policy"]
+            elif term == "baseline" and baseline is not None:
+                score = score + baseline(answer["hidden"])
+            of_terms.append([part.numpy() for part in (beta * score).double().cpu().split(lengths)])
+        return [list(of_row) for of_row in zip(*of_terms, strict=True)]
 
-    return score_rows(models, responses, scores, batch_size=batch_size)
+    rows = score_rows(models, responses, scores, batch_size=batch_size)
+    return [[of_row[index] for of_row in rows] for index in range(len(state_terms))]
 
 
 def _adapters(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenratio.data import PreparedData
 from tokenratio.data.worlds import WordValue, World
-from tokenratio.evaluation.credit import StateTerm, credit, token_scores
+from tokenratio.evaluation.credit import StateTerm, credit, scores_by_term
 from tokenratio.evaluation.inputs import LoadedPolicy
 from tokenratio.evaluation.results import Measure
 from tokenratio.models.token_rows import TokenRow
@@ -52,17 +52,17 @@ def measure_credit(
     if true is None:
         true = _exact(world, policy.tokenizer, rows)
     terms: list[StateTerm] = ["none", "kl"] if baseline is None else ["none", "kl", "baseline"]
+    scores_of = scores_by_term(
+        policy.model,
+        policy.ref_model,
+        rows,
+        beta=beta,
+        state_terms=terms,
+        baseline=baseline,
+        batch_size=policy.batch_size,
+    )
     measures = []
-    for term in terms:
-        scores = token_scores(
-            policy.model,
-            policy.ref_model,
-            rows,
-            beta=beta,
-            state_term=term,
-            baseline=baseline if term == "baseline" else None,
-            batch_size=policy.batch_size,
-        )
+    for term, scores in zip(terms, scores_of, strict=True):
         target: Target = "action_value" if term == "baseline" else "advantage"
         found = credit(scores, true[target], [row.prompt_ids for row in rows])
         name = "log_ratio" if term == "none" else f"log_ratio+{term}"
