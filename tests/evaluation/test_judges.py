@@ -266,7 +266,7 @@ def test_reward_models_are_loaded_from_a_folder(tmp_path):
     policy = tiny_model("llama")
     policy.save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
-    with pytest.raises(TokenRatioError, match=r"is not a reward model: it has no weights"):
+    with pytest.raises(TokenRatioError, match=r"as a reward model: it has no weights"):
         RewardModelJudge.load(tmp_path / "policy", {"num_labels": 1})
     with pytest.raises(TokenRatioError, match="has 3 outputs"):
         RewardModelJudge(reward_model(num_labels=3), tokenizer)

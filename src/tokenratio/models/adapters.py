@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,6 +26,7 @@ from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.adapter_checks import require_same, sample_log_probs
 from tokenratio.models.provenance import Origin, origin_of, set_origin
 from tokenratio.models.token_requests import language_model
+from tokenratio.models.weights import describe
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,21 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
     inner._hf_peft_config_loaded = True  # as transformers marks a model with an adapter in it
     set_origin(inner, Origin(name, below.base, (*below.adapters, name)))
     return inner
+
+
+def check_adapter_file(model: PeftModel, folder: Path) -> None:
+    """Refuse a checkpoint of the adapter that lacks weights or has others; it was just loaded."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        found = set(file.keys())
+    missing, over = (
+        get_peft_model_state_dict(model, save_embedding_layers=False).keys() - found,
+        found - get_peft_model_state_dict(model, save_embedding_layers=True).keys(),
+    )
+    if missing or over:
+        raise TokenRatioError(f"{path} is not of this run's adapter: {describe(missing, over)}")
 
 
 def _fit_vocabulary(model: PreTrainedModel, name: str, where: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.models.weights import require_whole
 from tokenratio.run_folder import package_version
 
 _log = logging.getLogger(__name__)
@@ -95,10 +96,7 @@ def load_gguf(path: str | Path, arguments: Mapping[str, Any]) -> PreTrainedModel
             output_loading_info=True,
         )
     model, info = loaded
-    if info["missing_keys"]:
-        raise TokenRatioError(
-            f"{path} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}"
-        )
+    require_whole(model, info["missing_keys"], info["unexpected_keys"], f"cannot load {path}")
     model.config.name_or_path = model.name_or_path = str(path)
     model.generation_config.eos_token_id = gguf_ends(path)
     return model

@@ -38,6 +38,7 @@ from tokenratio.models.token_requests import (
     language_model,
     own_head,
 )
+from tokenratio.models.weights import load_whole
 
 
 def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -47,7 +48,7 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
     repository. An adapter is loaded in its base, active and frozen; adapters below it are merged.
 
     Raises:
-        TokenRatioError: it cannot be found or loaded.
+        TokenRatioError: it cannot be found or loaded, or its weights do not fit it.
     """
     arguments = loading_arguments(init_kwargs)
     how = {key: value for key, value in arguments.items() if key not in WHERE_KWARGS}
@@ -57,8 +58,8 @@ def load_model(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> P
     if is_gguf(base):
         model = load_gguf(base, how)
     else:
-        with reported_as(f"cannot load model {base!r}{of}"):
-            model = AutoModelForCausalLM.from_pretrained(base, **how, **where)
+        how = {**how, **where}
+        model = load_whole(AutoModelForCausalLM, base, how, f"model {base!r}{of}")
     for adapter in adapters:
         model = load_adapter(model, adapter.name, adapter.where)
     return model

@@ -1,7 +1,6 @@
 """Reward models: a language model's body with one output, read at a row's last token."""
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from transformers import (
     set_seed,
 )
 
-from tokenratio.errors import TokenRatioError, reported_as
+from tokenratio.errors import TokenRatioError
 from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import load_merged, load_model
 from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.provenance import resolved_name
 from tokenratio.models.token_requests import embedding_weight
+from tokenratio.models.weights import load_whole, require_whole
 
 _PAD = "<|pad|>"
 
@@ -37,30 +37,24 @@ def load_reward_model(
     Raises:
         TokenRatioError: it cannot be loaded, or weights other than the head's are missing.
     """
-    arguments = {**loading_arguments(init_kwargs), "output_loading_info": True}
+    arguments = loading_arguments(init_kwargs)
     name = resolved_name(name)
+    what = f"{name!r} to start a reward model from"
     policy = load_model(name, init_kwargs) if is_gguf(name) else load_merged(name, init_kwargs)
-    if policy is not None:
-        model = build_reward_model(policy.config, seed=seed)
-        model.to(policy.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-        missing = model.load_state_dict(policy.state_dict(), strict=False).missing_keys
-        return _with_whole_body(model, missing, name)
-    set_seed(seed)
-    with reported_as(f"cannot load {name!r} to start a reward model from"):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, num_labels=1, **arguments
+    if policy is None:
+        set_seed(seed)
+        return load_whole(
+            AutoModelForSequenceClassification,
+            name,
+            {"num_labels": 1, **arguments},
+            what,
+            only_body=True,
         )
-    return _with_whole_body(model, info["missing_keys"], name)
-
-
-def _with_whole_body(
-    model: PreTrainedModel, missing: Iterable[str], name: str | Path
-) -> PreTrainedModel:
-    """The model, if only its head is missing."""
-    body = f"{model.base_model_prefix}."
-    missing_body = sorted(key for key in missing if key.startswith(body))
-    if missing_body:
-        raise TokenRatioError(f"{name} has no weights for {', '.join(missing_body[:3])}")
+    model = build_reward_model(policy.config, seed=seed)
+    model.to(policy.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    left = model.load_state_dict(policy.state_dict(), strict=False)
+    missing, unexpected = left.missing_keys, left.unexpected_keys
+    require_whole(model, missing, unexpected, f"cannot load {what}", only_body=True)
     return model
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
@@ -19,7 +20,10 @@ from transformers.trainer_utils import PredictionOutput
 from tokenratio.data import LengthGroupedSampler, PreparedData, row_lengths
 from tokenratio.data.template import depends_on_day
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.adapters import check_adapter_file
 from tokenratio.models.loading import check_fits
+from tokenratio.models.token_requests import language_model
+from tokenratio.models.weights import require_whole
 from tokenratio.run_folder import read_run_file, replace_text
 from tokenratio.training.callbacks import EpochSetter, StepGuard
 from tokenratio.training.metrics import ExampleLosses, MetricSums
@@ -298,6 +302,20 @@ class PairTrainer(ResumableTrainer):
             self.check_encoded(source)
             return source
         return None if source is None else _datasets_of(self._prepare_parts(source))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(self._bare_model, PeftModel) and not is_sharded:
+            check_adapter_file(self._bare_model, Path(resume_from_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse what transformers only warns of."""
+        problem = "the checkpoint does not fit the model"
+        model = language_model(self._bare_model)
+        require_whole(model, load_result.missing_keys, load_result.unexpected_keys, problem)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and tokenizer; in a checkpoint also the metrics not logged yet."""

@@ -11,7 +11,7 @@ from tokenratio.data.chat import Conversation, Prompt, answered, render, render_
 from tokenratio.data.defects import RowDefectError
 from tokenratio.data.encoding import Limits, assemble, special_tokens, tokenise
 from tokenratio.data.template import TemplateSettings, turn_end
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.judges.bradley_terry import bradley_terry, weights_digest
 from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.models.response import Response
@@ -91,7 +91,7 @@ class RewardModelJudge:
             tokenizer: default: the one saved with the model.
             options: of the judge.
         Raises:
-            TokenRatioError: it cannot be loaded, or has no weights for its head.
+            TokenRatioError: it cannot be loaded, or lacks weights, such as those of its head.
         """
         from transformers import AutoModelForSequenceClassification
 
@@ -99,6 +99,7 @@ class RewardModelJudge:
         from tokenratio.models.loading import load_tokenizer
         from tokenratio.models.pretrained_arguments import loading_arguments
         from tokenratio.models.provenance import resolved_name
+        from tokenratio.models.weights import load_whole
 
         if is_gguf(name):
             raise TokenRatioError(
@@ -107,18 +108,12 @@ class RewardModelJudge:
             )
         folder = resolved_name(name)
         tokenizer = tokenizer or load_tokenizer(name, init_kwargs)
-        arguments = {**loading_arguments(init_kwargs, "init_kwargs"), "output_loading_info": True}
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(folder, **arguments)
-        except Exception as error:  # errors of many kinds: wrong files or arguments
-            raise TokenRatioError(
-                f"cannot load reward model {str(name)!r}: {first_line(error)}"
-            ) from None
-        if info["missing_keys"]:
-            raise TokenRatioError(
-                f"{name} is not a reward model: it has no weights for "
-                f"{', '.join(sorted(info['missing_keys'])[:3])}"
-            )
+        model = load_whole(
+            AutoModelForSequenceClassification,
+            folder,
+            loading_arguments(init_kwargs, "init_kwargs"),
+            f"{str(name)!r} as a reward model",
+        )
         config = model.config.get_text_config()
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
