@@ -6,9 +6,7 @@ that whatever else the machine does falls on all alike, and ratios are formed wi
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import warnings
 from dataclasses import asdict
@@ -19,17 +17,17 @@ from typing import Any
 
 import jobs
 import table
+import worker
 from cases import CASES
 from jobs import Job
 from lengths import token_rows
-from measure import MALLOC_SETTINGS, measure, product_seconds
+from measure import measure, product_seconds
 from models import ModelSpec, build, gradient_bytes
 from results import RESULTS, Row, Setting, append, setting
 from step_case import UnavailableError
 
 _CPU_MODELS, _CUDA_MODELS = ("32k", "128k"), ("8b-8-layers", "8b-8-layers-lora")
 _PRODUCT_ROWS = 2048
-_MARK = "reading: "
 
 
 def main() -> int:
@@ -136,19 +134,8 @@ def _row(job: Job, number: int, reading: dict[str, Any]) -> Row:
 
 def _measured(job: Job, where: Setting) -> dict[str, Any]:
     task = asdict(job) | {"device": where.device, "dtype": where.dtype, "threads": where.threads}
-    environment = os.environ | MALLOC_SETTINGS | {"OMP_NUM_THREADS": str(where.threads)}
-    process = subprocess.run(
-        [sys.executable, __file__, "--worker"],
-        input=json.dumps(task),
-        capture_output=True,
-        text=True,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    readings = [line for line in process.stdout.splitlines() if line.startswith(_MARK)]
-    if process.returncode or not readings:
-        raise SystemExit(f"{job.case} on {job.model} failed:\n{process.stderr[-4000:]}")
-    return json.loads(readings[-1].removeprefix(_MARK))
+    name = f"{job.case} on {job.model}"
+    return worker.measured(__file__, task, threads=where.threads, name=name)
 
 
 def _work() -> int:
@@ -156,7 +143,7 @@ def _work() -> int:
     import torch
 
     warnings.simplefilter("ignore")
-    task = json.loads(sys.stdin.read())
+    task = worker.task()
     torch.set_num_threads(task["threads"])
     dtype, device = getattr(torch, task["dtype"]), task["device"]
     spec = ModelSpec(**task["spec"])
@@ -166,7 +153,7 @@ def _work() -> int:
         reading = {"skipped": str(error)}
     except torch.cuda.OutOfMemoryError:
         reading = {"skipped": "out of memory"}
-    print(_MARK + json.dumps(reading))
+    worker.answer(reading)
     return 0
 
 

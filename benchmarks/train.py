@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +21,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+import worker
 from lengths import DATA
-from measure import MALLOC_SETTINGS, peak_memory, settle_malloc, start_memory
+from measure import peak_memory, settle_malloc, start_memory
 from results import Results, Setting, append, read, setting
 from table import NOT_MEASURED, PAGE, against, filled, markdown
 from tokenratio import packaged_model
@@ -37,7 +37,6 @@ _ORDERS = {"grouped": "this library's default order", "file": "the file's order"
 _MEMORY_STEPS = 2
 _SHORT = {"prompt": "Say yes.", "chosen": " Yes.", "rejected": " No, no."}
 _TOLERANCE = 3e-2  # of bfloat16, as in step.py
-_MARK = "reading: "
 _PEERS = {"trl_dpo": (0.25, 0.40), "trl_dpo_completions": (0.45, 0.40)}  # TBPO-A's aims
 _AIMS_OF = "tbpo_a"
 
@@ -151,7 +150,12 @@ def run(args: argparse.Namespace) -> list[str]:
         for case in args.cases:
             with tempfile.TemporaryDirectory() as output:
                 task = Task(model, args.weights, [_SHORT] * _BATCH + rows, _BATCH, output)
-                reading = readings[case] = _measured(case, task, args.threads)
+                reading = readings[case] = worker.measured(
+                    __file__,
+                    {"case": case, "launched": time.time(), "task": asdict(task)},
+                    threads=args.threads,
+                    name=case,
+                )
             row = TrainRow(
                 workload=workload,
                 model=Path(args.model).name,
@@ -205,25 +209,9 @@ def _pairs(model: str, path: Path, number: int, *, is_grouped: bool) -> tuple[Ro
     return chosen, tokens
 
 
-def _measured(case: str, task: Task, threads: int) -> dict[str, Any]:
-    environment = os.environ | MALLOC_SETTINGS | {"OMP_NUM_THREADS": str(threads)}
-    process = subprocess.run(
-        [sys.executable, __file__, "--worker"],
-        input=json.dumps({"case": case, "launched": time.time(), "task": asdict(task)}),
-        capture_output=True,
-        text=True,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    readings = [line for line in process.stdout.splitlines() if line.startswith(_MARK)]
-    if process.returncode or not readings:
-        raise SystemExit(f"{case} failed:\n{process.stderr[-4000:]}")
-    return json.loads(readings[-1].removeprefix(_MARK))
-
-
 def _work() -> int:
     """One run from standard input, its reading to standard output."""
-    job = json.loads(sys.stdin.read())
+    job = worker.task()
     case, watch = CASES[job["case"]], Watch(job["launched"])
     trainer = case.make(Task(**job["task"]))
     trainer.add_callback(watch)
@@ -238,7 +226,7 @@ def _work() -> int:
         "chosen_logp": float(first["logps/chosen"]),
         "tokens_digest": _digest(trainer.train_dataset),
     }
-    print(_MARK + json.dumps(reading))
+    worker.answer(reading)
     return 0
 
 

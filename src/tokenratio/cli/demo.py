@@ -127,7 +127,7 @@ def demo(options: DemoOptions) -> None:
         )
         aligned = load_model(str(folder / options.loss), {"dtype": dtype}).to(device)
         after = _likeliest_answers(aligned, tokenizer, test_prompts)
-        del aligned, policy
+        del aligned, policy, sampler
         gc.collect()  # a trainer refers to itself, and to the model and its gradients
         text = _side_by_side(test_prompts, before, after, options.loss)
         replace_text(folder / _ANSWERS_FILE, text)

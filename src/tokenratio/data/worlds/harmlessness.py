@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from tokenratio.data.worlds.chat_world import ChatWorld
 from tokenratio.data.worlds.drawing import draw_prompts
 from tokenratio.data.worlds.pairs import WorldPrompt
-from tokenratio.data.worlds.protocol import ResponseMeasure, Split
+from tokenratio.data.worlds.protocol import ResponseMeasure, Split, World
 from tokenratio.errors import TokenRatioError
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -22,7 +21,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True)
-class HarmlessnessWorld(ChatWorld):
+class HarmlessnessWorld(World):
     """Prompts of a file that the user names, and a reward for answers without profanity.
 
     Attributes:
@@ -32,6 +31,7 @@ class HarmlessnessWorld(ChatWorld):
     scale: float = 7.0
 
     name: ClassVar[str] = "harmlessness"
+    has_responses: ClassVar[bool] = False
     own_options: ClassVar[tuple[str, ...]] = ("file",)
 
     def prompts(

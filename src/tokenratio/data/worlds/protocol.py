@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenratio.data.worlds import pairs
 from tokenratio.data.worlds.pairs import Sampler, WorldPrompt
 from tokenratio.errors import TokenRatioError
 
@@ -64,29 +65,63 @@ class World(Protocol):
     """A world. A class that derives from this inherits the optional parts.
 
     Attributes:
+        name: as in `world:NAME`.
         own_options: options of its sources besides those of every world, passed on as texts.
         has_responses: pairs can be drawn without a sampler.
     """
 
+    name: ClassVar[str]
     own_options: ClassVar[tuple[str, ...]] = ()
     has_responses: ClassVar[bool] = True
 
     def prompts(self, num: int, *, seed: int, split: Split = ...) -> Sequence[WorldPrompt]: ...
+
+    def gold_reward(self, text: str) -> float: ...
+
+    # The rest is optional.
 
     def preference_pairs(
         self,
         num: int,
         *,
         seed: int,
-        temperature: float = ...,
-        flip_rate: float = ...,
-        split: Split = ...,
-        sampler: Sampler | None = ...,
-    ) -> list[dict[str, Any]]: ...
+        temperature: float = 1.0,
+        flip_rate: float = 0.0,
+        split: Split = "train",
+        sampler: Sampler | None = None,
+        **own: str,
+    ) -> list[dict[str, Any]]:
+        """Pairs of responses labelled by Bradley–Terry on the gold reward (see `worlds.pairs`).
 
-    def gold_reward(self, text: str) -> float: ...
+        Args:
+            temperature: of the labels, in units of reward; small is decisive.
+            flip_rate: probability that a label is reversed.
+            sampler: where responses come from, such as `models.generation.policy_sampler`; the
+                world's own distribution if None.
+            own: options of this world.
+        Raises:
+            TokenRatioError: there is no sampler and the world has no responses of its own, or a
+                package that the reward needs is missing.
+        """
+        sampler = sampler or self.own_sampler(seed=seed, split=split)
+        self.require()
+        draw: Any = self.prompts  # only some worlds have options
+        return pairs.preference_pairs(
+            draw(num, seed=seed, split=split, **own),
+            sampler,
+            self.gold_reward,
+            seed=seed,
+            temperature=temperature,
+            flip_rate=flip_rate,
+        )
 
-    # The rest is optional.
+    def own_sampler(self, *, seed: int, split: Split) -> Sampler:
+        """Responses from the world's own distribution, if it has one."""
+        raise TokenRatioError(
+            f"world:{self.name} has no responses of its own: its pairs come from a policy. "
+            "`tokenratio train` and `evaluate` draw them; in Python, pass a sampler "
+            "to world_rows, such as policy_sampler(model, tokenizer, ...)"
+        )
 
     def require(self) -> None:
         """Raise `TokenRatioError` if a package that the reward needs is missing."""

@@ -7,9 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tokenratio.data.worlds import pairs
 from tokenratio.data.worlds.drawing import draw_prompts
 from tokenratio.data.worlds.grammar import StochasticGrammar
 from tokenratio.data.worlds.pairs import Sampler
@@ -47,6 +46,8 @@ class ReviewWorld(World):
 
     grammar: ReviewGrammar = field(default_factory=ReviewGrammar)
     reward: ReviewReward = field(default_factory=ReviewReward)
+
+    name: ClassVar[str] = "reviews"
 
     @cached_property
     def _derivations(self) -> StochasticGrammar:
@@ -89,33 +90,10 @@ class ReviewWorld(World):
             for prompt, (completion,) in zip(prompts, responses, strict=True)
         ]
 
-    def preference_pairs(
-        self,
-        num: int,
-        *,
-        seed: int,
-        temperature: float = 1.0,
-        flip_rate: float = 0.0,
-        split: Split = "train",
-        sampler: Sampler | None = None,
-    ) -> list[dict[str, Any]]:
-        """Pairs of responses labelled by Bradley–Terry on the gold reward (see `worlds.pairs`).
-
-        Args:
-            temperature: of the labels, in units of reward; small is decisive.
-            flip_rate: probability that a label is reversed.
-            sampler: where responses come from, such as the reference; the grammar if None.
-        """
-        prompts = self.prompts(num, seed=seed, split=split)
+    def own_sampler(self, *, seed: int, split: Split) -> Sampler:
+        """Responses from the grammar."""
         rng = random.Random(f"pairs {split} {seed}")
-        return pairs.preference_pairs(
-            prompts,
-            sampler or partial(self.sample_responses, rng=rng),
-            self.gold_reward,
-            seed=seed,
-            temperature=temperature,
-            flip_rate=flip_rate,
-        )
+        return partial(self.sample_responses, rng=rng)
 
     def token_rewards(self, text: str | Sequence[str]) -> list[float]:
         """Gold reward of each word of a response, which no later word changes (`ReviewReward`)."""

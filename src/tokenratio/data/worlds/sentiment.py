@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from tokenratio.data.worlds.chat_world import ChatWorld
 from tokenratio.data.worlds.drawing import draw_prompts
 from tokenratio.data.worlds.pairs import WorldPrompt
-from tokenratio.data.worlds.protocol import Split, WordValue
+from tokenratio.data.worlds.protocol import Split, WordValue, World
 from tokenratio.data.worlds.sentiment_prompts import prompts_by_split
 from tokenratio.data.worlds.vader import analyzer, word_valences
 
@@ -20,7 +19,7 @@ _ALPHA = 15.0
 
 
 @dataclass(frozen=True)
-class SentimentWorld(ChatWorld):
+class SentimentWorld(World):
     """Prompts and reward of the sentiment world.
 
     Attributes:
@@ -30,6 +29,7 @@ class SentimentWorld(ChatWorld):
     scale: float = 4.0
 
     name: ClassVar[str] = "sentiment"
+    has_responses: ClassVar[bool] = False
 
     @cached_property
     def _splits(self) -> dict[str, list[str]]:
