@@ -11,7 +11,7 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants cases wheel-test clean
+.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture cases wheel-test clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
@@ -42,6 +42,9 @@ bench-smoke: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 cases:
 	@PY=$(abspath $(BIN)/python) TR=$(abspath $(BIN)/tokenratio) tests/cases.sh $(CASES)

@@ -1,11 +1,26 @@
-"""The exception for mistakes that a user can fix; the command line prints it as one line."""
+"""The errors that the command line prints as one line, and what a full disk looks like."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+DISK_FULL = "the disk is full: free space, or keep fewer checkpoints (save_total_limit)"
+_FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
 class TokenRatioError(ValueError):
     """Data, settings or a model that cannot be used: says what is wrong, where, and what to do."""
+
+
+class StorageError(OSError):
+    """A run's folder that can no longer be written to: says why, what is kept and how to go on."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error says that a disk or a quota is full."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_full or bool(_FULL_TEXT.search(str(error)))
 
 
 def first_line(error: Exception) -> str:

@@ -16,6 +16,8 @@ EVAL_FILE = "eval.json"
 # The base of a run's adapter, if it exists nowhere else, and a record of its origin.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
+# Where a checkpoint is written before it is complete, and moved to before it is removed.
+UNFINISHED_FOLDER = "unfinished-checkpoint"
 _SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
 MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 
 import pytest
 import yaml
@@ -19,7 +21,9 @@ class Failing(TrainerCallback):
         self.error, self.step = error, step
 
     def on_step_begin(self, args, state, control, **_):
-        if state.global_step == self.step:
+        if state.global_step == self.step and isinstance(self.error, signal.Signals):
+            os.kill(os.getpid(), self.error)
+        elif state.global_step == self.step:
             raise self.error
 
 
@@ -104,6 +108,23 @@ def test_an_interrupted_run_says_what_is_kept(run):
     code, printed = run(KeyboardInterrupt(), 3)
     assert code == 130
     assert "interrupted. The newest checkpoint is" in printed
+
+
+def test_a_signal_ends_a_run_with_its_code(run, caplog):
+    kept = "The newest checkpoint is"
+    code, printed = run(signal.SIGINT, 2)
+    assert code == 130
+    assert f"interrupted. {kept}" in printed
+    assert "checkpoint-3: --resume_from_checkpoint true resumes it" in printed
+    code, printed = run(signal.SIGTERM, 2)
+    assert code == 143
+    assert printed == ""
+    assert f"stopped by SIGTERM after step 3. {kept}" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_named():
+    error = OSError(errno.EROFS, "Read-only file system", "o/run.json")
+    assert describe_failure(error, "train") == "train stopped: o/run.json: Read-only file system"
 
 
 def test_before_the_first_step_a_setting_is_at_fault(run):

@@ -16,8 +16,8 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import TokenRequest
 from tokenratio.statistics import head
+from tokenratio.training.checkpoints import last_checkpoint
 from tokenratio.training.forward import Forward
-from tokenratio.training.resume import last_checkpoint
 from tokenratio.types import PairBatch
 
 LOSSES = ("tbpo_a", "tbpo_q", "tbpo", "dpo")

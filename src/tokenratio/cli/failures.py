@@ -1,35 +1,39 @@
 """Messages for unexpected errors."""
 
-import errno
 import os
 import re
 
+from tokenratio.errors import DISK_FULL, StorageError, is_disk_full
+
 _MEMORY = re.compile(r"out of memory|not enough memory|cannot allocate memory", re.IGNORECASE)
-_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _OUT_OF_MEMORY = (
     "out of memory: lower per_device_train_batch_size (and raise gradient_accumulation_steps by as "
     "much) or max_length, set activation_checkpointing to true, train a LoRA adapter (peft), or "
     "lower the batch size of evaluation"
 )
-_DISK_FULL = "the disk is full: free space, or keep fewer checkpoints (save_total_limit)"
 
 
 def shortage(error: BaseException) -> str | None:
     """Advice if memory or disk space ran out; None for other errors."""
-    text = str(error)
-    if isinstance(error, MemoryError) or _MEMORY.search(text):
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
         return _OUT_OF_MEMORY
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return _DISK_FULL if is_full or _DISK.search(text) else None
+    return DISK_FULL if is_disk_full(error) else None
 
 
 def describe_failure(error: BaseException, command: str) -> str:
     """One line: what went wrong, what was saved (from the error's notes) and what to do."""
+    if isinstance(error, StorageError):
+        return str(error)
     kept = " ".join(getattr(error, "__notes__", []))
     found = shortage(error)
     if found is not None:
         return ". ".join(filter(None, (found, kept)))
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        # The system says which file and why: nothing to debug.
+        return ". ".join(
+            filter(None, (f"{command} stopped: {error.filename}: {error.strerror}", kept))
+        )
     report = (
         "set TOKENRATIO_DEBUG=1 to see the traceback; if the message does not explain what to fix, "
         f"please report it with the traceback ({os.path.basename(_where(error))})"

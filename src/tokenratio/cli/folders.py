@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.run_folder import BASE_FOLDER, EVAL_FILE, METRICS_FILE, ORIGIN_FILE, RUN_FILE
+from tokenratio.run_folder import (
+    BASE_FOLDER,
+    EVAL_FILE,
+    METRICS_FILE,
+    ORIGIN_FILE,
+    RUN_FILE,
+    UNFINISHED_FOLDER,
+)
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -79,5 +86,7 @@ def _artefacts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             yield path
+    if (folder / UNFINISHED_FOLDER).is_dir():
+        yield folder / UNFINISHED_FOLDER
     if (folder / BASE_FOLDER / ORIGIN_FILE).is_file():
         yield folder / BASE_FOLDER

@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         _print_line(". ".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
         return 130
+    except SystemExit as stop:  # a signal ended training, which has said so
+        return int(stop.code or 0)
     except Exception as error:
         if os.environ.get("TOKENRATIO_DEBUG"):
             raise

@@ -9,7 +9,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from tokenratio.cli.failures import shortage
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import StorageError, TokenRatioError
 
 
 def is_terminal() -> bool:
@@ -52,22 +52,21 @@ def user_mistakes(doing: str) -> Iterator[None]:
 def training(trainer: Trainer) -> Iterator[None]:
     """Add the newest checkpoint to the error of a run that fails, as a note.
 
-    Optimizers, schedules and samplers are built when training begins, so an error before the first
-    step means an invalid setting and becomes a `TokenRatioError`.
+    Where the run's folder is at fault, the error says so. Optimizers, schedules and
+    samplers are built when training begins, so an error before the first step means an invalid
+    setting and becomes a `TokenRatioError`.
     """
-    from tokenratio.training.resume import last_checkpoint
+    from tokenratio.training.checkpoints import what_is_kept
+    from tokenratio.training.storage import storage_faults
 
+    folder = trainer.args.output_dir
     try:
-        yield
-    except TokenRatioError:
+        with storage_faults(folder):
+            yield
+    except (TokenRatioError, StorageError):
         raise
     except BaseException as error:
-        newest = last_checkpoint(trainer.args.output_dir, quiet=True)
-        error.add_note(
-            "No checkpoint has been written yet"
-            if newest is None
-            else f"The newest checkpoint is {newest}: --resume_from_checkpoint true resumes it"
-        )
+        error.add_note(what_is_kept(folder))
         if isinstance(error, Exception) and trainer.state.global_step == 0:
             with user_mistakes("the run cannot be started"):
                 raise

@@ -6,16 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    SchedulerType,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_utils import TrainOutput
+from transformers import SchedulerType, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
@@ -23,15 +18,16 @@ from tokenratio.models.reference import describe_reference
 from tokenratio.run_folder import (
     RUN_FILE,
     mask_secrets,
-    read_document,
     read_run_file,
     versions,
     write_run_file,
 )
 from tokenratio.training.arguments import shown
+from tokenratio.training.checkpoints import remove_unfinished, resolve_checkpoint
 from tokenratio.training.model_card import own_settings, write_model_card
 from tokenratio.training.pair_config import PairConfig
 from tokenratio.training.run_checks import schedule_of
+from tokenratio.training.saving import SavingTrainer
 
 # Settings that change neither the order of the rows nor the arithmetic. All others must stay the
 # same, including those that transformers adds later.
@@ -69,61 +65,7 @@ _WHEN_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start")
 # A run without a best checkpoint may start to select one.
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better")
 _COMPARED_VERSIONS = ("torch", "transformers", "tokenratio")
-# transformers writes this last, so a checkpoint with a whole one is complete.
-_LAST_FILE = "trainer_state.json"
 _log = logging.getLogger(__name__)
-
-
-def last_checkpoint(folder: str | Path, *, quiet: bool = False) -> Path | None:
-    """The newest checkpoint that can be resumed; skipped ones are logged, unless `quiet`."""
-    found = [(int(path.name.removeprefix("checkpoint-")), path) for path in _checkpoints(folder)]
-    for _, path in sorted(found, reverse=True):
-        missing = _what_is_missing(path)
-        if missing is None:
-            return path
-        if not quiet:
-            _log.warning("%s is skipped: %s", path, missing)
-    return None
-
-
-def resolve_checkpoint(resume: str | Path | bool | None, folder: str | Path) -> Path | None:
-    """The complete checkpoint that is meant: a path, or for True the newest of the folder."""
-    if resume is None or resume is False:
-        return None
-    if resume is True:
-        found = last_checkpoint(folder)
-        if found is None:
-            held = sorted(path.name for path in _checkpoints(folder))
-            why = f": {held[-1]}: {_what_is_missing(Path(folder) / held[-1])}" if held else ""
-            raise TokenRatioError(f"{folder} holds no complete checkpoint to resume from{why}")
-        return found
-    path = Path(resume)
-    if not path.is_dir():
-        raise TokenRatioError(f"checkpoint folder {path} does not exist")
-    missing = _what_is_missing(path)
-    if missing is not None:
-        raise TokenRatioError(f"{path} is not a complete checkpoint: {missing}")
-    return path
-
-
-def _checkpoints(folder: str | Path) -> Iterator[Path]:
-    for path in Path(folder).glob("checkpoint-*"):
-        if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit():
-            yield path
-
-
-def _what_is_missing(checkpoint: Path) -> str | None:
-    """Why a folder cannot be resumed exactly; None if it can."""
-    if read_document(checkpoint / _LAST_FILE) is None:
-        return f"{_LAST_FILE} is missing or cut off"
-    for pattern, what in (
-        ("optimizer*", "its optimizer (save_only_model leaves it out)"),
-        ("scheduler.pt", "its learning-rate schedule"),
-        ("rng_state*", "the state of its random numbers"),
-    ):
-        if not any(checkpoint.glob(pattern)):
-            return f"it was saved without {what}, so it cannot be resumed exactly"
-    return None
 
 
 def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
@@ -215,7 +157,7 @@ def _adapter_differences(
                 yield f"the adapter's {name}", was[name], value
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(SavingTrainer):
     """A trainer whose runs are resumed exactly, or refused with the reason."""
 
     args: PairConfig
@@ -245,19 +187,18 @@ class ResumableTrainer(Trainer):
                 f"dataloader_drop_last leaves nothing to train on: {len(self.train_dataset)} rows "
                 f"fill no batch of {batch}"
             )
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = self._choose(resume_from_checkpoint)
         vars(self).pop("_identity", None)  # of an earlier call
         self._run()
         if checkpoint is not None:
             check_same_run(checkpoint, self._identity)
         if self.is_world_process_zero():
+            remove_unfinished(Path(self.args.output_dir))
             write_run_file(self.args.output_dir, **self._identity)
         self.before_training(checkpoint)
         if checkpoint is None:
             return super().train(**kwargs)
-        state = TrainerState.load_from_json(str(checkpoint / _LAST_FILE))
-        if _is_finished(state, self.args):
-            return self._finish(checkpoint, state)
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         callback = _CurrentIntervals(state.max_steps)
         self.add_callback(callback)
         try:
@@ -265,19 +206,18 @@ class ResumableTrainer(Trainer):
         finally:
             self.remove_callback(callback)
 
-    def _finish(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
-        """Restore the end of a finished run; transformers would train another step."""
-        _log.warning(
-            "%s is the end of a finished run (%d steps): nothing is left to train; to train "
-            "further, raise num_train_epochs or max_steps",
-            checkpoint,
-            state.global_step,
-        )
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = state
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load_best_model()
-        return TrainOutput(state.global_step, 0.0, {})
+    def _choose(self, resume: str | Path | bool | None) -> Path | None:
+        """The checkpoint to resume; one process checks it for all, since that reads it whole."""
+        chosen: list[Any] = [None]
+        if self.is_world_process_zero():
+            try:
+                chosen = [resolve_checkpoint(resume, self.args.output_dir)]
+            except TokenRatioError as error:
+                chosen = [error]
+        found = broadcast_object_list(chosen)[0]
+        if isinstance(found, TokenRatioError):
+            raise found
+        return cast(Path | None, found)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer and model card; a checkpoint also records its run."""
@@ -327,12 +267,6 @@ class ResumableTrainer(Trainer):
             _log.warning("%s/README.md was not written by tokenratio and is kept", folder)
 
 
-def _is_finished(state: TrainerState, args: TrainingArguments) -> bool:
-    if args.max_steps > 0:
-        return state.global_step >= args.max_steps
-    return (state.epoch or 0) >= args.num_train_epochs
-
-
 class _CurrentIntervals(TrainerCallback):
     """Gives a resumed run the intervals of its settings; transformers keeps the checkpoint's.
 
@@ -347,6 +281,12 @@ class _CurrentIntervals(TrainerCallback):
         self, args: Any, state: TrainerState, control: Any, lr_scheduler: Any = None, **_: Any
     ) -> None:
         state.compute_steps(args, state.max_steps)
+        if state.global_step >= state.max_steps and state.is_world_process_zero:
+            _log.warning(
+                "the run is finished (%d steps), nothing is left to train: to train further, raise "
+                "num_train_epochs or max_steps",
+                state.global_step,
+            )
         if state.best_metric is not None and state.best_model_checkpoint is None:
             state.best_metric = state.best_global_step = None
             if state.is_world_process_zero:

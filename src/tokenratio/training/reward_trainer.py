@@ -135,5 +135,6 @@ class RewardTrainer(PairTrainer):
         chosen, rejected = scores.float().chunk(2)
         losses = bradley_terry_loss(chosen, rejected)
         total = losses.sum() * processes / weight
-        metrics = ExampleMetrics(reward_metrics(chosen.detach(), rejected.detach()))
-        return ExampleLosses(total, losses.detach(), metrics)
+        metrics = {"loss": (losses.detach(), torch.ones_like(losses))}
+        metrics |= reward_metrics(chosen.detach(), rejected.detach())
+        return ExampleLosses(total, losses.detach(), ExampleMetrics(metrics))

@@ -1,0 +1,150 @@
+"""A trainer that saves checkpoints whole, and that a signal stops after saving one."""
+
+import logging
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
+
+from tokenratio.run_folder import UNFINISHED_FOLDER
+from tokenratio.training.checkpoints import (
+    checkpoint_name,
+    publish,
+    remove_surplus,
+    seal,
+    what_is_kept,
+)
+from tokenratio.training.stop_signals import StopSignals
+from tokenratio.training.storage import storage_faults
+
+_log = logging.getLogger(__name__)
+
+
+class SavingTrainer(Trainer):
+    """A trainer whose checkpoints are complete or not there.
+
+    transformers writes a checkpoint into a folder of another name; synced and with a manifest, it
+    gets its own. SIGTERM and SIGINT end training after the step with a checkpoint, and training
+    never goes past its last step.
+    """
+
+    _signals = StopSignals()
+    # Where the checkpoint is that is being written.
+    _unfinished: Path | None = None
+    # The steps of the last checkpoint, and of the last call of `_maybe_log_save_evaluate`.
+    _saved_step = _left_step = -1
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as transformers does.
+
+        Raises:
+            KeyboardInterrupt: SIGINT ended the run, after a checkpoint.
+            SystemExit: so did SIGTERM; the code is 143.
+            StorageError: the output folder can no longer be written to.
+        """
+        self._saved_step = self._left_step = -1
+        folder, announce = str(self.args.output_dir), self.is_world_process_zero()
+        with storage_faults(folder), StopSignals(announce=announce) as self._signals:
+            output = super().train(*args, **kwargs)
+            # The best model, once loaded, is not to be saved as the last step's.
+            if self._saved_step == self.state.global_step or not self.args.load_best_model_at_end:
+                self._stop_if_asked()
+        return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The last checkpoint of a finished run may lie within an epoch: transformers would then
+        # train another step before it looks whether that was the last one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save after a step, then stop if a signal asks for it.
+
+        Called twice at an epoch's last step: after the step, and after the epoch. Its checkpoint is
+        the epoch's, because a run resumed there begins the next epoch without evaluating this one.
+        """
+        is_first = self._left_step != self.state.global_step
+        self._left_step = self.state.global_step
+        if not (is_first and float(self.state.epoch or 0).is_integer()):
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            self._stop_if_asked()
+            return
+        waits = self.control.should_save and self.args.save_strategy != SaveStrategy.BEST
+        self.control.should_save &= not waits
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.control.should_save |= waits
+
+    def _stop_if_asked(self) -> None:
+        """End the run with a checkpoint if any of its processes got a signal."""
+        number = self._signals.received
+        if self.accelerator.num_processes > 1:
+            numbers = torch.tensor([number], device=self.args.device)
+            number = int(self.accelerator.gather(numbers).max())
+        if not number:
+            return
+        step = self.state.global_step
+        if self._saved_step != step:
+            self._save_checkpoint(self.model_wrapped, None)
+        if self.is_world_process_zero():
+            kept = what_is_kept(str(self.args.output_dir))
+            stopped = f"stopped by {signal.Signals(number).name} after step {step}. {kept}"
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt(stopped)
+            _log.warning(stopped)
+        raise SystemExit(128 + number)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint under another name, and name it once it is complete."""
+        folder = Path(super()._get_output_dir(trial))
+        unfinished, saves = folder / UNFINISHED_FOLDER, self.args.should_save
+        try:
+            with storage_faults(folder):
+                self._write_checkpoint(model, trial, folder)
+        except Exception:
+            if saves:  # to free the disk
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        finally:
+            self._unfinished = None
+        self._saved_step = self.state.global_step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / checkpoint_name(self.state.global_step)))
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, folder: Path) -> None:
+        unfinished, saves = folder / UNFINISHED_FOLDER, self.args.should_save
+        name = checkpoint_name(self.state.global_step)
+        written, checkpoint = unfinished / name, folder / name
+        if saves:
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+            unfinished.mkdir()  # fails if the run's folder is gone
+        self.accelerator.wait_for_everyone()
+        self._unfinished = unfinished
+        super()._save_checkpoint(model, trial)
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best) == written:
+            self.state.best_model_checkpoint = best = str(checkpoint)
+            if saves:
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if saves:
+            seal(written)
+            publish(written, checkpoint)
+            keep = [checkpoint] if best is None else [checkpoint, Path(best)]
+            remove_surplus(folder, self.args.save_total_limit, keep)
+        self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._unfinished is None:  # uploads run in the background, and need the final name
+            super()._push_from_checkpoint(checkpoint_folder)

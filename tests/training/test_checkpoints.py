@@ -1,0 +1,257 @@
+"""Checkpoints are complete or not there; damage is named, and the one before is used."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+
+import pytest
+from transformers import TrainerCallback
+from transformers.trainer import Trainer
+
+from tokenratio.errors import TokenRatioError
+from tokenratio.run_folder import UNFINISHED_FOLDER
+from tokenratio.training.checkpoints import (
+    MANIFEST_FILE,
+    checkpoints_of,
+    defect,
+    last_checkpoint,
+    remove_surplus,
+    resolve_checkpoint,
+)
+from training.short_runs import assert_identical, state_of, trainer_in
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :]
+    ),
+}
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of two of its steps. Read only: copy before changing it."""
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(folder, "tbpo_a", cut=2).train()
+    return folder
+
+
+@pytest.fixture
+def run(begun, tmp_path):
+    return shutil.copytree(begun, tmp_path / "run")
+
+
+def damage(path, how):
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+
+
+def names(folder):
+    return [path.name for path in checkpoints_of(folder)]
+
+
+def test_a_checkpoint_has_another_name_until_it_is_complete(tmp_path, monkeypatch):
+    seen = []
+
+    def save_rng_state(self, output_dir):
+        seen.append((os.path.relpath(output_dir, tmp_path), names(tmp_path)))
+        saves(self, output_dir)
+
+    saves = Trainer._save_rng_state
+    monkeypatch.setattr(Trainer, "_save_rng_state", save_rng_state)
+    trainer_in(tmp_path, "tbpo_a", max_steps=2).train()
+    assert seen == [
+        (f"{UNFINISHED_FOLDER}/checkpoint-1", []),
+        (f"{UNFINISHED_FOLDER}/checkpoint-2", ["checkpoint-1"]),
+    ]
+    assert not (tmp_path / UNFINISHED_FOLDER).exists()
+
+
+def test_the_manifest_is_that_of_every_file(begun):
+    folder = begun / "checkpoint-2"
+    recorded = json.loads((folder / MANIFEST_FILE).read_text())["files"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE]
+    assert recorded == {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in files
+    }
+    assert {*FILES, "trainer_state.json", "run.json"} < recorded.keys()
+
+
+def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    def fails(self, output_dir):
+        if output_dir.endswith("-2"):
+            raise RuntimeError("no more")
+
+    monkeypatch.setattr(Trainer, "_save_scaler", fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer_in(tmp_path, "tbpo_a").train()
+    assert names(tmp_path) == ["checkpoint-1"]
+    assert not (tmp_path / UNFINISHED_FOLDER).exists()
+    assert defect(tmp_path / "checkpoint-1") is None
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", [*FILES, "trainer_state.json", "run.json", MANIFEST_FILE])
+def test_damage_is_named_and_the_one_before_is_used(run, name, how, caplog):
+    newest = run / "checkpoint-2"
+    damage(newest / name, how)
+    if (name, how) == (MANIFEST_FILE, "flipped"):  # then any file may be the one that differs
+        name = ""
+    assert resolve_checkpoint(True, run) == run / "checkpoint-1"
+    (said,) = caplog.messages
+    assert f"{newest} is skipped: {name}" in said
+    with pytest.raises(TokenRatioError, match=f"not a complete checkpoint: {name}"):
+        resolve_checkpoint(newest, run)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_found_without_a_manifest(run, name, how):
+    """As far as the files have checksums of their own: safetensors has none."""
+    newest = run / "checkpoint-2"
+    (newest / MANIFEST_FILE).unlink()
+    assert defect(newest) is None
+    damage(newest / name, how)
+    # Half of the small scheduler.pt is padding.
+    if how != "flipped" or name in ("optimizer.pt", "rng_state.pth"):
+        assert defect(newest).startswith(f"{name} is ")
+        assert last_checkpoint(run, quiet=True) == run / "checkpoint-1"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(run, name):
+    (run / "checkpoint-2" / name).unlink()
+    assert "cannot be resumed exactly" in defect(run / "checkpoint-2")
+    assert last_checkpoint(run, quiet=True) == run / "checkpoint-1"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": []}', '{"files": {"model": 1}}'])
+def test_a_manifest_of_another_shape_is_refused(run, text):
+    (run / "checkpoint-2" / MANIFEST_FILE).write_text(text)
+    assert defect(run / "checkpoint-2") is not None
+
+
+def test_without_digests_only_sizes_are_compared(run):
+    newest = run / "checkpoint-2"
+    damage(newest / "optimizer.pt", "flipped")
+    assert defect(newest, digests=False) is None
+    damage(newest / "optimizer.pt", "cut")
+    assert "optimizer.pt has" in defect(newest, digests=False)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_damaged_checkpoint_ends_the_same(run, tmp_path):
+    trainer_in(tmp_path / "whole", "tbpo_a").train()
+    damage(run / "checkpoint-2" / "optimizer.pt", "flipped")
+    trainer_in(run, "tbpo_a").train(resume_from_checkpoint=True)
+    assert_identical(state_of(tmp_path / "whole"), state_of(run))
+    assert defect(run / "checkpoint-2") is None  # written again
+
+
+def test_what_a_killed_run_left_is_said_once_and_removed(run, caplog):
+    left = run / UNFINISHED_FOLDER / "checkpoint-3"
+    shutil.copytree(run / "checkpoint-2", left)
+    assert last_checkpoint(run) == run / "checkpoint-2"
+    caplog.set_level(logging.WARNING)
+    trainer_in(run, "tbpo_a").train(resume_from_checkpoint=True)
+    assert sum("holds checkpoint-3" in message for message in caplog.messages) == 1
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        (None, [1, 2, 3, 4, 5]),
+        (0, [1, 2, 3, 4, 5]),
+        (9, [1, 2, 3, 4, 5]),
+        (4, [1, 2, 3, 5]),
+        (3, [1, 3, 5]),
+        (2, [1, 5]),
+        (1, [1, 5]),
+    ],
+)
+def test_retention_removes_damaged_then_old_ones(run, limit, left):
+    for step in (3, 4, 5):
+        shutil.copytree(run / "checkpoint-2", run / f"checkpoint-{step}")
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    remove_surplus(run, limit, [run / "checkpoint-5", run / "checkpoint-1"])
+    assert names(run) == [f"checkpoint-{step}" for step in left]
+    assert not (run / UNFINISHED_FOLDER).exists()
+
+
+def test_retention_keeps_the_one_just_written(run):
+    """Where a later one is there, damaged or of a run that went on from an earlier step."""
+    for step in (7, 8):
+        shutil.copytree(run / "checkpoint-2", run / f"checkpoint-{step}")
+    damage(run / "checkpoint-8" / "optimizer.pt", "empty")
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(run, "tbpo_a", cut=3, save_total_limit=1).train(run / "checkpoint-2")
+    assert names(run) == ["checkpoint-3"]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_recorded_by_its_own_name(tmp_path):
+    settings = {"load_best_model_at_end": True, "save_steps": 3, "save_total_limit": 1}
+    trainer = trainer_in(tmp_path, "tbpo_a", metric_for_best_model="eval_loss", **settings)
+    trainer.train()
+    best = str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    assert trainer.state.best_model_checkpoint == best
+    state = json.loads((tmp_path / names(tmp_path)[-1] / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == best
+
+
+def test_a_checkpoint_is_pushed_under_its_own_name(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        Trainer,
+        "_push_from_checkpoint",
+        lambda self, folder: pushed.append((folder, defect(tmp_path / "checkpoint-1"))),
+    )
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_, **__: None)
+    trainer = trainer_in(tmp_path, "tbpo_a", max_steps=1)
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == [(str(tmp_path / "checkpoint-1"), None)]
+
+
+class CutAfterEpoch(TrainerCallback):
+    """Ends the process between an epoch's last step and its evaluation."""
+
+    def on_epoch_end(self, args, state, control, **_):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_the_evaluation_at_an_epochs_end_is_not_lost(tmp_path):
+    """A run resumed after an epoch's last step begins the next one."""
+    settings = {"eval_strategy": "epoch", "max_steps": 6}
+    trainer_in(tmp_path / "whole", "tbpo_a", **settings).train()
+    trainer = trainer_in(tmp_path / "cut", "tbpo_a", **settings)
+    trainer.add_callback(CutAfterEpoch())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer_in(tmp_path / "cut", "tbpo_a", **settings).train(resume_from_checkpoint=True)
+    assert_identical(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+
+
+@pytest.mark.slow
+def test_a_part_of_an_epoch_is_trained_to_its_end(tmp_path):
+    """The first of two steps takes four of seven batches, but 0.55 epochs are two steps."""
+    settings = {"num_train_epochs": 0.55, "max_steps": -1, "gradient_accumulation_steps": 4}
+    whole = trainer_in(tmp_path / "whole", "tbpo_a", **settings)
+    assert whole.train().global_step == 2
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(tmp_path / "cut", "tbpo_a", cut=1, **settings).train()
+    resumed = trainer_in(tmp_path / "cut", "tbpo_a", **settings)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 2
+    assert_identical(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))

@@ -1,0 +1,122 @@
+"""SIGTERM and SIGINT: a checkpoint after the step, then the end; a second one ends at once."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from transformers import TrainerCallback
+
+from tokenratio.run_folder import UNFINISHED_FOLDER
+from tokenratio.training.checkpoints import checkpoints_of, defect
+from training.short_runs import STEPS, assert_identical, state_of, trainer_in
+
+
+class Sends(TrainerCallback):
+    """Sends this process signals in the middle of a step."""
+
+    def __init__(self, step, *numbers, event="on_pre_optimizer_step"):
+        self.step, self.numbers = step, numbers
+        setattr(self, event, self.send)
+
+    def send(self, args, state, control, **_):
+        if state.global_step == self.step:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+ENDS = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    trainer_in(folder, "tbpo_a", save_steps=4).train()
+    return state_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(number, strategy, tmp_path, whole, caplog):
+    """After step 3, where nothing was to be saved."""
+    before = [signal.getsignal(each) for each in ENDS]
+    trainer = trainer_in(tmp_path, "tbpo_a", save_steps=4, save_strategy=strategy)
+    trainer.add_callback(Sends(2, number))
+    with pytest.raises(ENDS[number]) as end:
+        trainer.train()
+    assert [signal.getsignal(each) for each in ENDS] == before
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-3"]
+    assert defect(tmp_path / "checkpoint-3") is None
+    said = (
+        f"stopped by {number.name} after step 3. The newest checkpoint is {tmp_path}/checkpoint-3"
+    )
+    if number == signal.SIGTERM:
+        assert end.value.code == 143
+        assert said in caplog.text
+    else:
+        assert said in str(end.value)
+    assert f"{number.name}: a checkpoint is saved after this step" in caplog.text
+    trainer_in(tmp_path, "tbpo_a", save_steps=4).train(resume_from_checkpoint=True)
+    assert_identical(whole, state_of(tmp_path))
+
+
+@pytest.mark.parametrize("step", [2, STEPS - 1])
+def test_a_step_is_not_saved_twice(step, tmp_path, monkeypatch):
+    trainer = trainer_in(tmp_path, "tbpo_a")
+    saved, save = [], trainer._save_checkpoint
+    monkeypatch.setattr(
+        trainer,
+        "_save_checkpoint",
+        lambda *args: (saved.append(trainer.state.global_step), save(*args)),
+    )
+    trainer.add_callback(Sends(step, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert saved == list(range(1, step + 2))
+
+
+def test_a_signal_at_the_very_end_still_ends_the_run(tmp_path):
+    """The caller must not go on as if nothing had been asked."""
+    trainer = trainer_in(tmp_path, "tbpo_a", max_steps=1)
+    trainer.add_callback(Sends(1, signal.SIGTERM, event="on_train_end"))
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert defect(tmp_path / "checkpoint-1") is None
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path):
+    trainer = trainer_in(tmp_path, "tbpo_a")
+    trainer.add_callback(Sends(2, signal.SIGTERM, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert not (tmp_path / UNFINISHED_FOLDER).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_program_is_kept(tmp_path):
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    try:
+        trainer = trainer_in(tmp_path, "tbpo_a", max_steps=2)
+        trainer.add_callback(Sends(1, signal.SIGTERM))
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_an_epochs_evaluation_comes_before_the_end(tmp_path):
+    """A run resumed after the epoch's last step would not evaluate it."""
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer_in(tmp_path / "whole", "tbpo_a", **settings).train()
+    trainer = trainer_in(tmp_path / "cut", "tbpo_a", **settings)
+    trainer.add_callback(Sends(3, signal.SIGTERM))  # in the last of four steps
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert [path.name for path in checkpoints_of(tmp_path / "cut")] == ["checkpoint-4"]
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    trainer_in(tmp_path / "cut", "tbpo_a", **settings).train(resume_from_checkpoint=True)
+    assert_identical(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
