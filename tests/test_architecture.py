@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
-VOCABULARY = ["errors", "names", "foreign_names", "settings", "run_folder", "types"]
+VOCABULARY = ["errors", "names", "foreign_names", "settings", "run_folder", "locks", "types"]
 ORDER = [*VOCABULARY, "data", "statistics", "ratios", "bregman", "losses"]
 ORDER += ["models", "training", "evaluation", "cli"]
 # The mathematics: torch, jaxtyping's annotations and the standard library, nothing else.

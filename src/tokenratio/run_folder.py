@@ -13,6 +13,11 @@ from typing import Any
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 EVAL_FILE = "eval.json"
+STAGE_FILE = "stage.json"
+CARD_FILE = "README.md"
+CARD_MARK = (
+    "<!-- Written by tokenratio from run.json; remove this line to keep your own changes. -->"
+)
 # The base of a run's adapter, if it exists nowhere else, and a record of its origin.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"

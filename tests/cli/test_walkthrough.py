@@ -6,7 +6,7 @@ import pytest
 
 from tokenratio.cli.main import main
 from tokenratio.cli.terminal import quiet_libraries
-from tokenratio.cli.walkthrough import check_loss, claim
+from tokenratio.cli.walkthrough import alone_in, check_loss, claim
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import replace_text
 
@@ -74,7 +74,7 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "demo"):
         with pytest.raises(TokenRatioError, match="file is a file"):
-            claim(folder, "demo", OPTIONS, written=[])
+            alone_in(folder).__enter__()
 
 
 def test_the_model_to_start_from_is_not_removed(folder):

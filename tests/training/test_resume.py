@@ -14,7 +14,7 @@ from tokenratio import TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import write_run_file
 from tokenratio.training.checkpoints import MANIFEST_FILE, last_checkpoint, resolve_checkpoint
-from tokenratio.training.resume import MAY_DIFFER, check_same_run
+from tokenratio.training.run_record import MAY_DIFFER, check_same_run
 from training.short_runs import STEPS, Cut, assert_identical, state_of, trainer_in
 
 
@@ -118,9 +118,16 @@ def test_resuming_from_another_start_is_refused(tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
-def test_nothing_to_resume_is_said(tmp_path):
-    with pytest.raises(TokenRatioError, match="no complete checkpoint"):
-        trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=True)
+def test_nothing_to_resume_is_said(tmp_path, caplog):
+    """A new run starts, unless the folder holds what such a run would write over."""
+    trainer_in(tmp_path, "tbpo_a", max_steps=1).train(resume_from_checkpoint=True)
+    assert f"no complete checkpoint in {tmp_path}: starting from the beginning" in caplog.text
+    assert last_checkpoint(tmp_path).name == "checkpoint-1"
+    trained = trainer_in(tmp_path / "done", "tbpo_a", max_steps=1, save_strategy="no")
+    trained.train()
+    trained.save_model()
+    with pytest.raises(TokenRatioError, match="holds a trained model and no checkpoint"):
+        trained.train(resume_from_checkpoint=True)
     with pytest.raises(TokenRatioError, match=r"checkpoint folder .* does not exist"):
         trainer_in(tmp_path, "tbpo_a").train(resume_from_checkpoint=tmp_path / "nowhere")
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,18 +13,28 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenratio.cli.folders import claim_output
 from tokenratio.cli.recipe import TRAINED, Contrast, Stage
-from tokenratio.cli.stages import by_role, is_done, mark_done, report, stage_key, train_policy
+from tokenratio.cli.stages import (
+    begin_stage,
+    by_role,
+    is_done,
+    mark_done,
+    report,
+    stage_key,
+    train_policy,
+)
 from tokenratio.data import PreparedData, padding_id, read_rows, source_digest
 from tokenratio.data.columns import Columns
 from tokenratio.data.contrast import PLACE, with_prompt_template
 from tokenratio.data.template import TemplateSettings
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import merge_adapters
-from tokenratio.models.loading import load_model
+from tokenratio.models.loading import load_merged, load_model
+from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.reference import model_digest
 from tokenratio.run_folder import read_run_file
+from tokenratio.training.checkpoints import checkpoints_of
+from tokenratio.training.output_folder import on_first_process, output_held
 from tokenratio.training.pair_config import encode_source
 from tokenratio.training.reference_cache import CacheSettings
 from tokenratio.training.token_contrast import (
@@ -47,22 +58,33 @@ def score_stage(
     use them. `sources` are the run's training and held-out data.
     """
     args = main.args
-    if args.fsdp:
-        raise TokenRatioError(
-            "score_tokens is not supported with FSDP, which splits the models: compute the scores "
-            "first with `tokenratio score-tokens` and set token_scores to their folder"
-        )
     models: dict[str, PreTrainedModel] = {"reference": model}
     for name in (contrast.positive, contrast.negative):
         if name not in ("reference", *TRAINED):
             models[name] = load_model(name, args.model_init_kwargs)
     key = _key(contrast, main, models, tokenizer, sources)
     folder = Path(f"{contrast.dpo.args.output_dir}-{key[:8]}")
-    if is_done(folder, key) and _can_be_read(folder):
-        report(args, f"token scores: {folder} has the same settings and data; using it")
-        return folder
+    is_finished = is_done(folder, key) and _can_be_read(folder)
     # All processes must have looked before the first one writes.
     args.distributed_state.wait_for_everyone()
+    if is_finished:
+        report(args, f"token scores: {folder} has the same settings and data; using it")
+        return folder
+    with output_held(args, folder):
+        _compute(contrast, main, models, tokenizer, sources, folder, key)
+    return folder
+
+
+def _compute(
+    contrast: Contrast,
+    main: Stage,
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    sources: tuple[Any, Any],
+    folder: Path,
+    key: str,
+) -> None:
+    args = main.args
     parts = [
         (source, role, encode_source(source, tokenizer, args, role=role))
         for source, role in by_role(args, *sources)
@@ -71,7 +93,9 @@ def score_stage(
     for name in TRAINED:
         if name in (contrast.positive, contrast.negative):
             data = pairs if name == "dpo" else _swapped(pairs)
-            models[name] = _trained(contrast.dpo, folder / name, model, tokenizer, data)
+            models[name] = _trained(
+                contrast.dpo, folder / name, key, models["reference"], tokenizer, data
+            )
     scores: TokenContrast | None = None
     compared = [
         (models[contrast.positive], contrast.positive_prompt),
@@ -96,14 +120,13 @@ def score_stage(
         mark_done(folder, key)
     args.distributed_state.wait_for_everyone()
     report(args, f"token scores: {summary(scores.values.values())}, in {folder}")
-    return folder
 
 
-def scores_of_run(resume: str | bool | None, output_dir: str) -> str | None:
+def scores_of_run(checkpoint: Path | None) -> str | None:
     """The folder of token scores that a run to be resumed began with; None if it has none."""
-    if not resume:
+    if checkpoint is None:
         return None
-    began = read_run_file(*([output_dir] if resume is True else [resume, Path(resume).parent]))
+    began = read_run_file(checkpoint, checkpoint.parent)
     # If the folder cannot be read, resuming reports it.
     return None if began is None else began["config"].get("token_scores")
 
@@ -147,16 +170,32 @@ def _swapped(data: PreparedData) -> PreparedData:
 def _trained(
     stage: Stage,
     folder: Path,
+    key: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
 ) -> PreTrainedModel:
-    """A copy of the starting policy after DPO on these pairs, on the CPU."""
+    """A copy of the starting policy after DPO on these pairs, on the CPU.
+
+    One that an interrupted stage with the same key has trained is loaded, or trained further.
+    """
     stage = replace(stage, args=copy.copy(stage.args))
-    stage.args.output_dir = str(folder)
-    report(stage.args, f"training a model to score tokens with: {folder.name}")
-    claim_output(stage.args, overwrite=True, inputs=())
-    trainer = train_policy(stage, copy.deepcopy(model), tokenizer, sources=(data, None))
+    args = stage.args
+    args.output_dir = str(folder)
+    if on_first_process(args, lambda: is_done(folder, key)):
+        report(args, f"{folder} has been trained; using it")
+        given = (args.model_init_kwargs or {}).items()
+        how = {name: value for name, value in given if name not in WHERE_KWARGS}
+        return load_merged(folder, how) or load_model(folder, how)
+    report(args, f"training a model to score tokens with: {folder.name}")
+    begun = on_first_process(args, lambda: begin_stage(folder, key, overwrite=True))
+    trainer = train_policy(
+        stage, copy.deepcopy(model), tokenizer, sources=(data, None), resume=begun
+    )
+    if args.should_save:
+        mark_done(folder, key)
+        for checkpoint in checkpoints_of(folder):
+            shutil.rmtree(checkpoint)
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy = merge_adapters(policy) if isinstance(policy, PeftModel) else policy
     # The next model then has the device to itself.

@@ -14,6 +14,7 @@ from tokenratio.cli.command import Command
 from tokenratio.cli.walkthrough import (
     EVALUATION,
     TABLE_FILE,
+    alone_in,
     check_loss,
     check_seed,
     claim,
@@ -70,6 +71,11 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> None:
     """Run all steps; print the table of both policies and their answers."""
+    with alone_in(Path(options.output_dir)):
+        _demo(options)
+
+
+def _demo(options: DemoOptions) -> None:
     from peft import LoraConfig
     from transformers import set_seed
 

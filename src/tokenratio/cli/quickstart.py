@@ -7,6 +7,7 @@ from tokenratio.cli.command import Command
 from tokenratio.cli.walkthrough import (
     EVALUATION,
     TABLE_FILE,
+    alone_in,
     check_loss,
     check_seed,
     claim,
@@ -55,6 +56,11 @@ class QuickstartOptions:
 
 def quickstart(options: QuickstartOptions) -> None:
     """Run all steps and print the table of both policies."""
+    with alone_in(Path(options.output_dir)):
+        _quickstart(options)
+
+
+def _quickstart(options: QuickstartOptions) -> None:
     from transformers import LlamaForCausalLM, set_seed
 
     from tokenratio.cli.terminal import quiet_libraries

@@ -114,13 +114,15 @@ _CARRIED_TO_DPO = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm", "train_sampling_strategy"),
+    *("save_steps", "resume_with_changes"),
 )
 # What is held out of the run is held out of every stage before it.
 _OF_ALL_STAGES = ("held_out_share", "selection_seed")
 # Only what depends on the machine and the data: SFT is another kind of run.
 _CARRIED_TO_SFT = (
     *("max_length", "max_prompt_length", "on_bad_row", "seed", "use_cpu", "bf16"),
-    *("data_cache_dir", "dataset_num_proc", *_OF_ALL_STAGES, *TEMPLATE_FLAGS),
+    *("data_cache_dir", "dataset_num_proc", "resume_with_changes"),
+    *(*_OF_ALL_STAGES, *TEMPLATE_FLAGS),
 )
 _DATA = ("train_dataset", "eval_dataset")
 # The SFT stage may have its own data and adapter, and any setting of a run.
@@ -199,6 +201,11 @@ def read_recipe(path: str, flags: dict[str, Any]) -> tuple[Recipe, dict[str, Any
             _check_sources(recipe.sft.get(name), f"{name} in sft of {path}")
         if not isinstance(recipe.sft.get("peft") or {}, dict):
             raise TokenRatioError(f"peft in sft of {path} must hold `key: value` lines")
+        if "resume_from_checkpoint" in recipe.sft:
+            raise TokenRatioError(
+                f"resume_from_checkpoint in sft of {path}: an interrupted stage goes on by "
+                "itself; leave it out"
+            )
         for name in _OF_ALL_STAGES:
             if name in recipe.sft:
                 raise TokenRatioError(
@@ -310,7 +317,10 @@ def _contrast(
         if name in own:
             raise TokenRatioError(f"dpo in {where} cannot have {name}")
     shared = {k: v for k, v in settings.items() if k in _CARRIED_TO_DPO}
-    fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_strategy": "no"}
+    # Checkpoints serve only to go on after an interruption.
+    strategy = settings.get("save_strategy")
+    shared["save_strategy"] = strategy if strategy in ("no", "epoch") else "steps"
+    fixed = {"output_dir": str(base / "score_tokens"), "loss": "dpo", "save_total_limit": 1}
     config = _config({**shared, **own, **fixed}, where)
     return Contrast(**chosen, dpo=Stage(config, main.train_dataset, None, main.peft))
 

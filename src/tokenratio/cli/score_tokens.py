@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
+from tokenratio.locks import held
 from tokenratio.models.template_options import TemplateOptions, template_of
 from tokenratio.names import require_at_least
 from tokenratio.settings import option
@@ -71,8 +72,14 @@ class ScoreOptions(TemplateOptions):
 
 def score_source(source: str, options: ScoreOptions) -> None:
     """Score every token of a source's pairs and add the scores to the output folder."""
+    folder = Path(options.output).expanduser()
+    with held(folder, instead="choose another --output"):
+        _score(source, options, folder)
+
+
+def _score(source: str, options: ScoreOptions, folder: Path) -> None:
     from tokenratio.cli.contrast_stage import contrast_sides
-    from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
+    from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.models.device import default_device, describe_device
     from tokenratio.models.loading import load_model, load_tokenizer
@@ -85,7 +92,6 @@ def score_source(source: str, options: ScoreOptions) -> None:
     )
 
     quiet_libraries()
-    folder = Path(options.output).expanduser()
     before = TokenContrast.open(folder) if (folder / "scores.json").exists() else None
     print(f"device: {describe_device()}; {options.dtype}")
     positive = load_model(options.positive_model, {"dtype": options.dtype})
@@ -126,8 +132,6 @@ def score_source(source: str, options: ScoreOptions) -> None:
     )
     if before is not None:
         before.require_same(contrast_ingredients(*sides))
-    with user_mistakes(f"cannot write to {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
     settings = CacheSettings(
         root=options.cache_dir,
         batch_size=options.batch_size,

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenratio.cli.folders import claim_folder
 from tokenratio.cli.progress import describe_held_out, held_out_figures, use_terminal
 from tokenratio.cli.recipe import Stage
 from tokenratio.cli.terminal import training, user_mistakes
@@ -17,7 +18,8 @@ from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.models.device import describe_training
 from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import language_model
-from tokenratio.run_folder import EVAL_FILE, read_document, replace_text
+from tokenratio.run_folder import EVAL_FILE, STAGE_FILE, read_document, replace_text
+from tokenratio.training.checkpoints import last_checkpoint
 from tokenratio.training.memory import estimate_memory
 from tokenratio.training.pair_config import PairConfig, Role
 from tokenratio.training.pair_trainer import PairTrainer
@@ -25,11 +27,11 @@ from tokenratio.training.trainer import TokenRatioTrainer
 
 # Held-out metrics, the figures among them for eval.json, and a line that describes them.
 HeldOut: TypeAlias = tuple[dict[str, float], dict[str, Any] | None, str]
-_FILE = "stage.json"
+_BEGUN, _DONE = "begun", "done"
 # Settings that do not change the weights a stage ends with.
 _NOT_IN_KEY = (
     *("output_dir", "run_name", "logging_dir", "disable_tqdm", "resume_from_checkpoint"),
-    *("data_cache_dir", "dataset_num_proc"),
+    *("data_cache_dir", "dataset_num_proc", "resume_with_changes"),
 )
 
 
@@ -40,11 +42,13 @@ def train_policy(
     *,
     sources: tuple[object, object],
     ref_model: str | None = None,
+    resume: str | bool = False,
 ) -> TokenRatioTrainer:
     """Train, save and evaluate; returns the trainer.
 
     Args:
         sources: the training and held-out data, as the trainer takes them.
+        resume: as the trainer takes it.
     """
     args = stage.args
     with user_mistakes("the run cannot be set up"):
@@ -70,7 +74,7 @@ def train_policy(
         reference_copy=ref_model is not None or not is_adapted,
     )
     notes.append(f"rows of up to {longest} tokens; {estimate.brief}")
-    run_stage(trainer, stage, name=args.loss, notes=notes, evaluate=_evaluate)
+    run_stage(trainer, stage, name=args.loss, notes=notes, evaluate=_evaluate, resume=resume)
     return trainer
 
 
@@ -86,6 +90,7 @@ def run_stage(
     name: str,
     notes: Iterable[str],
     evaluate: Callable[[Any], HeldOut],
+    resume: str | bool,
 ) -> None:
     """Train, save and evaluate; the held-out metrics are printed and written to `eval.json`.
 
@@ -93,6 +98,7 @@ def run_stage(
         name: what is trained, for the printed lines.
         notes: more lines to print before training.
         evaluate: called with the trainer if there are held-out rows.
+        resume: as the trainer takes it.
     """
     args, trained = stage.args, trainer.train_data
     assert trained is not None
@@ -106,7 +112,7 @@ def run_stage(
     weights = language_model(trainer.model).dtype
     report(args, f"device: {describe_training(args.device, weights, args.autocast_dtype)}")
     with training(trainer):
-        result = trainer.train(resume_from_checkpoint=resume_of(args))
+        result = trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
     report(args, f"{name}: {result.global_step} steps, saved in {args.output_dir}")
     if trainer.eval_data is None:
@@ -145,12 +151,15 @@ def leave_together(args: PairConfig) -> None:
 
 def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of what a stage depends on, by content; one with the same key need not be rerun."""
+    left_out = set(_NOT_IN_KEY)
+    if not stage.args.load_best_model_at_end:
+        left_out |= {"save_strategy", "save_steps", "save_total_limit"}
     document = {
         "model": model_digest(model),
         "config": model.config.to_dict(),
         "tokenizer": tokenizer_digest(tokenizer),
         "adapter": stage.peft,
-        "settings": {k: v for k, v in stage.args.to_dict().items() if k not in _NOT_IN_KEY},
+        "settings": {k: v for k, v in stage.args.to_dict().items() if k not in left_out},
         "data": [
             (part.weight, source_digest(part.rows()))
             for part in locate(stage.train_dataset, split=stage.args.split("train"), prefer="sft")
@@ -162,9 +171,34 @@ def stage_key(stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 def is_done(folder: Path, key: str) -> bool:
     """Whether the folder holds a finished stage with that key."""
-    return (read_document(folder / _FILE) or {}).get("key") == key
+    return _state(folder, key) == _DONE
+
+
+def begin_stage(folder: Path, key: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> bool:
+    """Whether to resume an interrupted stage with that key; if not, the folder is cleared.
+
+    Args:
+        overwrite: remove another run or stage that the folder holds.
+        inputs: models that the stage starts from.
+    """
+    is_same = _state(folder, key) == _BEGUN
+    if is_same and last_checkpoint(folder, digests=False) is not None:
+        return True
+    claim_folder(folder, overwrite=overwrite or is_same, inputs=inputs)
+    _mark(folder, key, _BEGUN)
+    return False
 
 
 def mark_done(folder: Path, key: str) -> None:
     """Record that the folder's stage is finished."""
-    replace_text(folder / _FILE, json.dumps({"key": key}) + "\n")
+    _mark(folder, key, _DONE)
+
+
+def _mark(folder: Path, key: str, state: str) -> None:
+    replace_text(folder / STAGE_FILE, json.dumps({"key": key, "state": state}) + "\n")
+
+
+def _state(folder: Path, key: str) -> str | None:
+    """How far the folder's stage is; None if it holds none with that key."""
+    found = read_document(folder / STAGE_FILE) or {}
+    return found.get("state", _DONE) if found.get("key") == key else None

@@ -12,7 +12,7 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from tokenratio.cli.contrast_stage import score_stage, scores_of_run
-from tokenratio.cli.folders import claim_output
+from tokenratio.cli.folders import check_folder, claimed_output
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.recipe_models import (
     adapter_size,
@@ -22,6 +22,7 @@ from tokenratio.cli.recipe_models import (
     tokenizer_of,
 )
 from tokenratio.cli.stages import (
+    begin_stage,
     by_role,
     is_done,
     leave_together,
@@ -34,15 +35,18 @@ from tokenratio.cli.stages import (
 from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.data.sources import needs_policy
-from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.errors import TokenRatioError
+from tokenratio.models.loading import load_config, load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
-from tokenratio.run_folder import mask_secrets
+from tokenratio.run_folder import mask_secrets, read_run_file
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
-from tokenratio.training.pair_config import encode_source
+from tokenratio.training.output_folder import on_first_process, output_held
+from tokenratio.training.pair_config import PairConfig, encode_source
 from tokenratio.training.run_checks import check_settings, refuse_dtype
+from tokenratio.training.run_record import check_same_settings
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
@@ -98,6 +102,16 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
     Args:
         dry: nothing will be run, so this machine is not checked.
     """
+    contrast, main = resolved.contrast, resolved.main.args
+    if contrast is not None:
+        if main.fsdp:
+            raise TokenRatioError(
+                "score_tokens is not supported with FSDP, which splits the models: compute the "
+                "scores first with `tokenratio score-tokens` and set token_scores to their folder"
+            )
+        for name in (contrast.positive, contrast.negative):
+            if name not in ("reference", *TRAINED):
+                load_config(name, main.model_init_kwargs)  # is there such a model?
     for stage in _stages(resolved).values():
         if not dry:
             check_machine(stage.args)
@@ -116,12 +130,22 @@ def train(resolved: ResolvedRecipe) -> None:
         if stage is not None and stage.peft is not None:
             peft_config_of(stage.peft)  # reports mistakes before a folder is claimed
     _check_stages(resolved, dry=False)
-    resume = resume_of(args)
-    if not resume:
-        claim_output(args, overwrite=recipe.overwrite, inputs=_inputs(recipe))
+    inputs, resume = _inputs(recipe), resume_of(args)
+    with claimed_output(
+        args, overwrite=recipe.overwrite, inputs=inputs, resume=resume
+    ) as checkpoint:
+        if checkpoint is not None:
+            _check_resumed(args, checkpoint)
+        _train(resolved, checkpoint, resume=resume)
+    leave_together(args)
+
+
+def _train(resolved: ResolvedRecipe, checkpoint: Path | None, *, resume: str | bool) -> None:
+    recipe, main = resolved.recipe, resolved.main
+    args = main.args
     tokenizer = tokenizer_of(recipe, args)
     if resolved.sft is not None:
-        folder = _sft_stage(recipe, resolved.sft, tokenizer)
+        folder = _sft_stage(resolved, resolved.sft, tokenizer, checkpoint)
         # Settings of where the starting policy is loaded from do not apply to the stage's folder.
         given = (args.model_init_kwargs or {}).items()
         how = {name: value for name, value in given if name not in WHERE_KWARGS}
@@ -130,11 +154,20 @@ def train(resolved: ResolvedRecipe) -> None:
         model = policy_of(recipe, main, tokenizer)
     sources = sources_of(main, model, tokenizer)
     if resolved.contrast is not None:
-        args.token_scores = scores_of_run(resume, args.output_dir) or str(
+        args.token_scores = scores_of_run(checkpoint) or str(
             score_stage(resolved.contrast, main, model, tokenizer, sources)
         )
-    train_policy(main, model, tokenizer, sources=sources, ref_model=recipe.ref_model)
-    leave_together(args)
+    resume = resume if checkpoint is not None else False
+    train_policy(main, model, tokenizer, sources=sources, ref_model=recipe.ref_model, resume=resume)
+
+
+def _check_resumed(args: PairConfig, checkpoint: Path) -> None:
+    """Refuse what can be refused before the stages that come first."""
+    now = {"config": args.to_dict(), "processes": args.world_size}
+    for name in ("template_date", "token_scores"):  # set during the run
+        if now["config"].get(name) is None:
+            del now["config"][name]
+    check_same_settings(checkpoint, now, with_changes=args.resume_with_changes)
 
 
 def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str, Any] | None:
@@ -161,27 +194,65 @@ def _inputs(recipe: Recipe) -> tuple[str, ...]:
     return tuple(part for part in parts if Path(part).exists())
 
 
-def _sft_stage(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Run the SFT stage unless it has been run; returns its folder.
+def _sft_stage(
+    resolved: ResolvedRecipe,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: Path | None,
+) -> Path:
+    """Run the SFT stage, or what is left of it, unless it has been run; returns its folder.
 
     By default the folder's name has a digest of everything the stage depends on, so that a changed
     stage gets a new folder and adapters trained on the old one keep their base.
+
+    Args:
+        checkpoint: the checkpoint from which the run itself will be resumed.
     """
-    args = stage.args
+    recipe, args = resolved.recipe, stage.args
     model = policy_of(recipe, stage, tokenizer)
     sources = sources_of(stage, model, tokenizer)
     key = stage_key(replace(stage, train_dataset=sources[0]), model, tokenizer)
     is_named = "output_dir" in (recipe.sft or {})
     folder = Path(args.output_dir if is_named else f"{args.output_dir}-{key[:8]}")
     args.output_dir = str(folder)
-    if is_done(folder, key):
+    # All processes must have looked before the first one changes the folder.
+    is_finished = is_done(folder, key)
+    args.distributed_state.wait_for_everyone()
+    if is_finished:
         report(args, f"sft: {folder} has the same settings and data; using it")
         return folder
-    # All processes must have looked before the first one clears the folder.
-    args.distributed_state.wait_for_everyone()
-    claim_output(args, overwrite=recipe.overwrite or not is_named, inputs=_inputs(recipe))
-    train_policy(stage, model, tokenizer, sources=sources)
-    if args.should_save:
-        mark_done(folder, key)
-    args.distributed_state.wait_for_everyone()
+    if checkpoint is not None:
+        _check_start(checkpoint, folder)
+    _check_data(resolved.main, tokenizer)
+    overwrite, inputs = recipe.overwrite or not is_named, _inputs(recipe)
+    on_first_process(args, lambda: check_folder(folder, inputs))
+    with output_held(args):
+        if on_first_process(args, lambda: is_done(folder, key)):  # by another run, meanwhile
+            return folder
+        begun = on_first_process(
+            args, lambda: begin_stage(folder, key, overwrite=overwrite, inputs=inputs)
+        )
+        train_policy(stage, model, tokenizer, sources=sources, resume=begun)
+        if args.should_save:
+            mark_done(folder, key)
+        args.distributed_state.wait_for_everyone()
     return folder
+
+
+def _check_start(checkpoint: Path, folder: Path) -> None:
+    """Refuse to train a stage from which the resumed run did not start."""
+    began = read_run_file(checkpoint, checkpoint.parent) or {}
+    start = Path(str(began.get("model") or folder))
+    if start.name != folder.name:
+        raise TokenRatioError(
+            f"the run of {checkpoint} started from {start}, and with its settings, model and data "
+            f"of now the sft stage would make {folder}: restore them, or start a new run in "
+            "another output_dir"
+        )
+
+
+def _check_data(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse data of a later stage before an earlier one is trained."""
+    for source, role in by_role(stage.args, stage.train_dataset, stage.eval_dataset):
+        if not needs_policy(source):
+            encode_source(source, tokenizer, stage.args, role=role)

@@ -43,7 +43,7 @@ def reward_fields() -> dict[str, Field]:
 def train_reward(path: str, flags: dict[str, Any]) -> None:
     """Train what a recipe describes, save and evaluate it."""
     recipe, settings = read_values(path, flags, reward_fields(), _RECIPE_KEYS)
-    from tokenratio.cli.folders import claim_output
+    from tokenratio.cli.folders import claimed_output
     from tokenratio.cli.recipe_models import reward_model_of, tokenizer_of
     from tokenratio.cli.stages import leave_together, resume_of, run_stage
     from tokenratio.cli.terminal import is_terminal, quiet_libraries, user_mistakes
@@ -58,16 +58,21 @@ def train_reward(path: str, flags: dict[str, Any]) -> None:
     stage = Stage(args, recipe.train_dataset, recipe.eval_dataset)
     check_machine(args)
     check_settings(args, stage.eval_dataset)
-    if not resume_of(args):
-        claim_output(args, overwrite=recipe.overwrite, inputs=(recipe.model,))
-    tokenizer = tokenizer_of(recipe, args)
-    model = reward_model_of(recipe, args, tokenizer)
-    with user_mistakes("the run cannot be set up"):
-        trainer = RewardTrainer(
-            model, args, stage.train_dataset, stage.eval_dataset, processing_class=tokenizer
+    inputs, resume = (recipe.model,), resume_of(args)
+    with claimed_output(
+        args, overwrite=recipe.overwrite, inputs=inputs, resume=resume
+    ) as checkpoint:
+        resume = resume if checkpoint is not None else False
+        tokenizer = tokenizer_of(recipe, args)
+        model = reward_model_of(recipe, args, tokenizer)
+        with user_mistakes("the run cannot be set up"):
+            trainer = RewardTrainer(
+                model, args, stage.train_dataset, stage.eval_dataset, processing_class=tokenizer
+            )
+        notes = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+        run_stage(
+            trainer, stage, name="reward model", notes=notes, evaluate=_evaluate, resume=resume
         )
-    notes = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
-    run_stage(trainer, stage, name="reward model", notes=notes, evaluate=_evaluate)
     leave_together(args)
 
 

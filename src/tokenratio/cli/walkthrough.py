@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,26 @@ def check_seed(seed: int) -> None:
         raise TokenRatioError(f"seed must lie between 0 and 2^32 - 1, not {seed}")
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a command's folder, which need not exist.
+
+    Raises:
+        TokenRatioError: another process is using it, or it cannot be a folder.
+    """
+    from tokenratio.locks import held
+
+    first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not first.is_dir():
+        raise TokenRatioError(f"output_dir {folder}: {first} is a file")
+    with held(folder):
+        yield
+
+
 def claim(
     folder: Path, command: str, options: Any, *, written: Iterable[str], model: str | None = None
 ) -> None:
-    """Make the folder of a command, instead of the one it left there before.
+    """Make the folder of a command, instead of the one it left there before; it holds it alone.
 
     Args:
         written: what the command writes besides the folder of a loss and what every one writes.
@@ -51,29 +68,27 @@ def claim(
     Raises:
         TokenRatioError: the folder holds anything else, or the model.
     """
+    from tokenratio.locks import LOCK_FILE
     from tokenratio.losses import LOSSES
     from tokenratio.run_folder import replace_text
 
     mark = folder / f"{command}.json"  # only a folder that holds this file may be replaced
-    first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not first.is_dir():
-        raise TokenRatioError(f"output_dir {folder}: {first} is a file")
     start = Path(model or "").resolve()
     if model is not None and start.exists() and folder.resolve() in (start, *start.parents):
         raise TokenRatioError(
             f"{model} is in {folder}, which {command} replaces: choose another --output_dir"
         )
-    if folder.exists():
-        ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *written, *LOSSES}
-        for path in folder.iterdir():
-            if path.name not in ours or not mark.is_file():
-                raise TokenRatioError(
-                    f"{folder} holds {path.name}, which {command} did not write: choose another "
-                    "--output_dir"
-                )
-        # The mark goes last: what an interruption leaves is still ours. The folder may be a link.
-        for path in sorted(folder.iterdir(), key=lambda path: path == mark):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = [path for path in folder.glob("*") if path.name != LOCK_FILE]
+    ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *written, *LOSSES}
+    for path in found:
+        if path.name not in ours or not mark.is_file():
+            raise TokenRatioError(
+                f"{folder} holds {path.name}, which {command} did not write: choose another "
+                "--output_dir"
+            )
+    # The mark goes last: what an interruption leaves is still ours.
+    for path in sorted(found, key=lambda path: path == mark):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     replace_text(mark, json.dumps(asdict(options), indent=2) + "\n")
 
 

@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.locks import open_alone
 from tokenratio.run_folder import read_document, replace_bytes
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs that write one file are then not detected
-    fcntl = None  # type: ignore[assignment]
 
 
 class Record(Protocol):
@@ -112,7 +108,12 @@ class Journal(Generic[Key, R]):
         self.items = lines.unique(items)
         self.records: dict[Key, R] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _open_alone(path)
+        descriptor = open_alone(path)
+        if descriptor is None:
+            raise TokenRatioError(
+                f"{path} is being written by another process: wait for it, or choose another file"
+            )
+        self._file = descriptor
         try:
             with open(self._file, "rb", closefd=False) as file:
                 content = file.read()
@@ -323,24 +324,3 @@ def _object(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _open_alone(path: Path) -> int:
-    while True:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise TokenRatioError(f"cannot write {path}: {error.strerror}") from None
-        if fcntl is None:
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise TokenRatioError(
-                f"{path} is being written by another process: wait for it, or choose another file"
-            ) from None
-        # Before it was locked, another process may have replaced the file.
-        if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
-            return file
-        os.close(file)

@@ -30,6 +30,7 @@ from tokenratio.evaluation.policy_measures import measure_log, measure_responses
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures, table
 from tokenratio.evaluation.verdict_stage import VerdictStage
+from tokenratio.locks import held
 from tokenratio.models.device import describe_device, describe_sampling
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_tokenizer
@@ -57,8 +58,19 @@ def evaluate(
         report: receives, line by line, what was reused and any notes.
         progress: draw progress bars.
     Raises:
-        TokenRatioError: a setting, model, file or judge cannot be used.
+        TokenRatioError: a setting, model, file or judge cannot be used; another process is using
+            the output folder.
     """
+    with held(options.output_dir):
+        return _evaluate(policies, options, report, progress)
+
+
+def _evaluate(
+    policies: Sequence[str | Path],
+    options: EvaluateOptions,
+    report: Callable[[str], None],
+    progress: bool,
+) -> list[PolicyMeasures]:
     found = _Evaluation(policies, options, report, progress).run()
     lines = frontier_lines(found, REFERENCE)
     notes = [f"{policy.policy}: {note}" for policy in found for note in policy.notes]

@@ -14,12 +14,18 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from tokenratio.models.reference import describe_reference
-from tokenratio.run_folder import EVAL_FILE, MASK, RUN_FILE, mask_secrets, read_document
+from tokenratio.run_folder import (
+    CARD_FILE,
+    CARD_MARK,
+    EVAL_FILE,
+    MASK,
+    RUN_FILE,
+    mask_secrets,
+    read_document,
+)
 from tokenratio.training.method_settings import MethodSettings
 
-CARD_FILE = "README.md"
 # A card with neither this line nor PEFT's heading was written by hand and is kept.
-_MARK = "<!-- Written by tokenratio from run.json; remove this line to keep your own changes. -->"
 _OF_PEFT = "# Model Card for Model ID"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
@@ -40,7 +46,7 @@ def write_model_card(
     path = folder / CARD_FILE
     if path.is_file():
         old = path.read_text(encoding="utf-8", errors="replace")
-        if _MARK not in old and _OF_PEFT not in old:
+        if CARD_MARK not in old and _OF_PEFT not in old:
             return False
     model_card(folder, run, settings, **metadata).save(path)
     return True
@@ -102,7 +108,7 @@ def model_card(
     name = model_name or folder.resolve().name
     own = [(setting, _value(value)) for setting, value in settings.items()]
     sections = {
-        "": f"{_MARK}\n\n# {_text(name)}\n\n{_introduction(run, method)}",
+        "": f"{CARD_MARK}\n\n# {_text(name)}\n\n{_introduction(run, method)}",
         "How to load it": _loading(name, is_adapter, is_reward),
         "Training": _training(run, method),
         "Data": _data(run),

@@ -172,7 +172,14 @@ class PairConfig(DataSettings, TrainingArguments):
     """
 
     resume_from_checkpoint: str | None = option(
-        None, "Resume a run: true for the newest complete checkpoint, or a checkpoint's folder."
+        None,
+        "Resume a run: a checkpoint's folder, or true for the newest complete checkpoint in "
+        "output_dir, and for a new run where there is none.",
+    )
+    resume_with_changes: bool = option(
+        False,
+        "Resume with another learning rate, batch size, number of processes or the like. The run "
+        "then ends otherwise than it would have; run.json records what changed.",
     )
     num_train_epochs: float = option(1.0, "Passes over the training data.")
     logging_steps: float = option(1, "Steps between two logged lines.")

@@ -18,6 +18,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallbac
 from transformers.trainer_utils import PredictionOutput
 
 from tokenratio.data import LengthGroupedSampler, PreparedData, row_lengths
+from tokenratio.data.prepared_cache import tokenizer_digest
 from tokenratio.data.template import depends_on_day
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import check_adapter_file
@@ -138,7 +139,8 @@ class PairTrainer(ResumableTrainer):
         data = {"train": self.train_data}
         data |= {f"eval {name}".strip(): part for name, part in evaluated.items()}
         parts = {name: part.identity() for name, part in data.items() if part is not None}
-        return {**self.model_identity(), "data": parts}
+        tokenizer = tokenizer_digest(self.processing_class)
+        return {**self.model_identity(), "tokenizer": tokenizer, "data": parts}
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """Training: batches of what the loss needs. Evaluation: whole responses of all rows."""

@@ -1,160 +1,39 @@
 """Resuming a run exactly, or refusing to."""
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
-from tokenratio.models.reference import describe_reference
 from tokenratio.run_folder import (
-    RUN_FILE,
     mask_secrets,
-    read_run_file,
     versions,
     write_run_file,
 )
-from tokenratio.training.arguments import shown
-from tokenratio.training.checkpoints import remove_unfinished, resolve_checkpoint
+from tokenratio.training.checkpoints import remove_unfinished
 from tokenratio.training.model_card import own_settings, write_model_card
+from tokenratio.training.output_folder import (
+    checkpoint_to_resume,
+    on_first_process,
+    output_held,
+)
 from tokenratio.training.pair_config import PairConfig
 from tokenratio.training.run_checks import schedule_of
+from tokenratio.training.run_record import (
+    MAY_DIFFER,
+    check_same_run,
+    report_changes,
+    resumed_record,
+)
 from tokenratio.training.saving import SavingTrainer
 
-# Settings that change neither the order of the rows nor the arithmetic. All others must stay the
-# same, including those that transformers adds later.
-MAY_DIFFER = frozenset(
-    (
-        *("output_dir", "run_name", "project", "resume_from_checkpoint", "do_train", "do_eval"),
-        *("do_predict", "local_rank", "debug", "skip_memory_metrics", "check_reference"),
-        *("logging_strategy", "logging_steps", "logging_first_step", "logging_dir", "report_to"),
-        *("log_on_each_node", "log_level", "log_level_replica", "logging_nan_inf_filter"),
-        *("disable_tqdm", "include_num_input_tokens_seen", "trackio_space_id"),
-        *("trackio_bucket_id", "trackio_static_space_id"),
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "prediction_loss_only"),
-        *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
-        *("eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"),
-        *("bf16_full_eval", "fp16_full_eval", "load_best_model_at_end"),
-        *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
-        *("save_only_model", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
-        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
-        *("hub_always_push", "hub_revision"),
-        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
-        *("activation_checkpointing", "activation_checkpointing_kwargs"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
-        *("ddp_timeout", "ddp_backend", "use_cpu", "reference_cache_dir", "token_scores"),
-        # The rows themselves are compared.
-        *("on_bad_row", "train_split", "eval_split", "max_eval_samples"),
-        *("columns", "data_cache_dir", "dataset_num_proc"),
-    )
-)
-# These may grow; the effect on the learning rate is logged.
-_LENGTH = ("num_train_epochs", "max_steps")
-# These learning rates depend on when evaluations take place.
-_FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
-_WHEN_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start")
-# A run without a best checkpoint may start to select one.
-_OF_THE_BEST = ("metric_for_best_model", "greater_is_better")
-_COMPARED_VERSIONS = ("torch", "transformers", "tokenratio")
 _log = logging.getLogger(__name__)
-
-
-def check_same_run(checkpoint: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to resume with anything that would change what the run computes.
-
-    A policy built from the checkpoint would become its own reference; another batch size or seed
-    would repeat some rows and skip others.
-
-    Args:
-        identity: what `run.json` would hold now.
-    Raises:
-        TokenRatioError: something differs; names it.
-    """
-    began = read_run_file(checkpoint, checkpoint.parent)
-    if began is None:
-        raise TokenRatioError(
-            f"neither {checkpoint} nor the folder it is in holds a {RUN_FILE}: the run's settings "
-            "cannot be checked, so it cannot be resumed exactly"
-        )
-    now = json.loads(json.dumps(mask_secrets(identity), default=str))
-    run = f"the run of {checkpoint}"
-    reference, old_reference = now.get("reference") or {}, began.get("reference") or {}
-    if began.get("kind") != now.get("kind"):
-        raise TokenRatioError(
-            f"{run} trained a {began.get('kind', 'policy')}, not a {now.get('kind', 'policy')}"
-        )
-    # Settings first, because another method has another reference.
-    for name, was, is_now in _differences(began, now):
-        raise TokenRatioError(
-            f"{run} began with {name} {shown(was)}, not {shown(is_now)}; set it back, or start a "
-            "new run in another output_dir"
-        )
-    if reference.get("sha256") != old_reference.get("sha256"):
-        raise TokenRatioError(
-            f"the reference is not the one that {run} began with "
-            f"({describe_reference(old_reference)}): start from the same model as then, not from a "
-            "checkpoint"
-        )
-    if now["data"]["train"]["digest"] != began["data"]["train"]["digest"]:
-        raise TokenRatioError(f"the training data, tokenizer or lengths differ from those of {run}")
-    for name in _COMPARED_VERSIONS:
-        was, is_now = (of.get(name) for of in (began.get("versions", {}), versions()))
-        if None not in (was, is_now) and was != is_now:
-            _log.warning("the run began with %s %s, and continues with %s", name, was, is_now)
-
-
-def _differences(
-    began: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Each setting that may not differ but does: its name, old and new value."""
-    if "processes" in began and began["processes"] != now["processes"]:
-        yield "processes", began["processes"], now["processes"]
-    was, is_now = began["config"], now["config"]
-    may_differ = set(MAY_DIFFER)
-    if is_now.get("lr_scheduler_type") in _FOLLOWS_EVALUATION:
-        may_differ -= set(_WHEN_EVALUATED)
-    elif was.get("metric_for_best_model") is None:
-        may_differ |= set(_OF_THE_BEST)
-    # The method before the settings that follow from it.
-    for name in sorted(is_now, key=lambda name: name != "loss"):
-        if name in may_differ or name in _LENGTH or name not in was:
-            continue
-        old, new = was[name], is_now[name]
-        if name == "model_init_kwargs":
-            old, new = (
-                {k: v for k, v in loading_arguments(value).items() if k not in WHERE_KWARGS}
-                for value in (old, new)
-            )
-        if old != new:
-            yield name, old, new
-    limits = [(of["max_steps"], of["num_train_epochs"]) for of in (was, is_now)]
-    if (limits[0][0] > 0) != (limits[1][0] > 0) or limits[0][0] > limits[1][0]:
-        yield "max_steps", limits[0][0], limits[1][0]
-    elif limits[1][0] <= 0 and limits[0][1] > limits[1][1]:
-        yield "num_train_epochs", limits[0][1], limits[1][1]
-    if "adapters" in began and began["adapters"] != now.get("adapters"):
-        yield from _adapter_differences(began["adapters"] or {}, now.get("adapters") or {})
-
-
-def _adapter_differences(
-    began: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    if began.keys() != now.keys():
-        yield "adapters", sorted(began) or None, sorted(now) or None
-    for adapter, settings in now.items():
-        was = began.get(adapter, {})
-        for name, value in settings.items():
-            if name in was and was[name] != value:
-                yield f"the adapter's {name}", was[name], value
 
 
 class ResumableTrainer(SavingTrainer):
@@ -162,6 +41,8 @@ class ResumableTrainer(SavingTrainer):
 
     args: PairConfig
     train_dataset: Dataset | None
+    # Whether the run goes on with settings after which it ends otherwise.
+    _is_changed = False
 
     def run_identity(self) -> dict[str, Any]:
         """What `run.json` records of the run, and a resumed checkpoint must share."""
@@ -175,10 +56,17 @@ class ResumableTrainer(SavingTrainer):
     ) -> Any:
         """Train, or resume from a folder, or with True from the newest complete checkpoint.
 
+        With True it starts where the output folder holds no checkpoint, as in a job that a
+        scheduler starts again.
+
         Raises:
-            TokenRatioError: no complete checkpoint, one of another run, no training data, a loss
-                that is not finite.
+            TokenRatioError: a checkpoint of another run, or one that is not complete; another run
+                is using the output folder; no training data; a loss that is not finite.
         """
+        with output_held(self.args):
+            return self._train_alone(resume_from_checkpoint, **kwargs)
+
+    def _train_alone(self, resume_from_checkpoint: str | Path | bool | None, **kwargs: Any) -> Any:
         if self.train_dataset is None:
             raise TokenRatioError("no train_dataset was given")
         batch = self.args.train_batch_size * self.accelerator.num_processes
@@ -187,11 +75,14 @@ class ResumableTrainer(SavingTrainer):
                 f"dataloader_drop_last leaves nothing to train on: {len(self.train_dataset)} rows "
                 f"fill no batch of {batch}"
             )
-        checkpoint = self._choose(resume_from_checkpoint)
-        vars(self).pop("_identity", None)  # of an earlier call
+        checkpoint = on_first_process(
+            self.args, lambda: checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        )
+        for name in ("_identity", "_is_changed"):  # of an earlier call
+            vars(self).pop(name, None)
         self._run()
         if checkpoint is not None:
-            check_same_run(checkpoint, self._identity)
+            self._identity = self._resume(checkpoint)
         if self.is_world_process_zero():
             remove_unfinished(Path(self.args.output_dir))
             write_run_file(self.args.output_dir, **self._identity)
@@ -199,25 +90,39 @@ class ResumableTrainer(SavingTrainer):
         if checkpoint is None:
             return super().train(**kwargs)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        callback = _CurrentIntervals(state.max_steps)
+        callback = _CurrentIntervals(state.max_steps, is_changed=self._is_changed)
         self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
         finally:
             self.remove_callback(callback)
 
-    def _choose(self, resume: str | Path | bool | None) -> Path | None:
-        """The checkpoint to resume; one process checks it for all, since that reads it whole."""
-        chosen: list[Any] = [None]
+    def _resume(self, checkpoint: Path) -> dict[str, Any]:
+        """The record of the resumed run; refuses what differs too much from the run."""
+        identity, accepts = self._run(), self.args.resume_with_changes
+        changes = check_same_run(checkpoint, identity, with_changes=accepts)
+        self._is_changed = any(change.kind == "inexact" for change in changes)
         if self.is_world_process_zero():
-            try:
-                chosen = [resolve_checkpoint(resume, self.args.output_dir)]
-            except TokenRatioError as error:
-                chosen = [error]
-        found = broadcast_object_list(chosen)[0]
-        if isinstance(found, TokenRatioError):
-            raise found
-        return cast(Path | None, found)
+            report_changes(changes)
+        step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        return resumed_record(checkpoint, step, identity, self.args.output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore both. If the run's settings have changed, the new ones are used."""
+        given = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in cast(Optimizer, self.optimizer).param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        if not self._is_changed or not isinstance(schedule, LambdaLR):
+            return
+        groups = cast(Optimizer, self.optimizer).param_groups
+        schedule.base_lrs = [settings["initial_lr"] for settings in given]
+        for group, settings, factor in zip(groups, given, schedule.lr_lambdas, strict=True):
+            group |= settings
+            group["lr"] = settings["initial_lr"] * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]  # which is logged
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer and model card; a checkpoint also records its run."""
@@ -272,15 +177,22 @@ class _CurrentIntervals(TrainerCallback):
 
     Args:
         max_steps: the run's length when the checkpoint was written.
+        is_changed: a setting differs on which the end of the run depends.
     """
 
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
+    def __init__(self, max_steps: int, *, is_changed: bool) -> None:
+        self.max_steps, self.is_changed = max_steps, is_changed
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: Any, lr_scheduler: Any = None, **_: Any
     ) -> None:
         state.compute_steps(args, state.max_steps)
+        if self.is_changed and state.global_step > state.max_steps:
+            steps = "1 step" if state.max_steps == 1 else f"{state.max_steps} steps"
+            raise TokenRatioError(
+                f"with these settings the run has only {steps}, and the checkpoint is of step "
+                f"{state.global_step}: set max_steps"
+            )
         if state.global_step >= state.max_steps and state.is_world_process_zero:
             _log.warning(
                 "the run is finished (%d steps), nothing is left to train: to train further, raise "

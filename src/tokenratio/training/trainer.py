@@ -18,7 +18,7 @@ from tokenratio.data.inspection import end_disagreement
 from tokenratio.data.template import with_chat_template
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.loading import generation_ends, load_tokenizer
-from tokenratio.models.reference import Reference
+from tokenratio.models.reference import Reference, model_digest
 from tokenratio.models.state_baseline import (
     OPTIMIZER_FILE,
     StateBaseline,
@@ -214,13 +214,15 @@ class TokenRatioTrainer(PairTrainer):
 
     def model_identity(self) -> dict[str, Any]:
         """Model, adapters and reference, with digests."""
-        start = self._setup.origin.as_dict()
+        start, reference = self._setup.origin.as_dict(), self.reference
+        if reference is None and self._setup.adapters is not None:
+            start["sha256"] = model_digest(self._bare_model)  # the adapter's base
         return {
             "model": start["path"] or start["base"],
             "starts_from": start,
             "run_folder": os.path.abspath(self.args.output_dir),
             "adapters": _adapter_identity(self._bare_model),
-            "reference": self.reference and self.reference.identity(self._bare_model),
+            "reference": reference and reference.identity(self._bare_model),
         }
 
     # --- saving -----------------------------------------------------------------------------------
