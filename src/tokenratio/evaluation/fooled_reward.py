@@ -9,14 +9,15 @@ from tokenratio.evaluation.results import Measure
 MOST_PERPLEXITY = 1.5
 # A difference counts if it exceeds this many of its standard errors.
 _ERRORS = 2.0
-_DIVERSITY = ("diversity/distinct_1", "diversity/distinct_2")
+# Not distinct-1: it falls where answers only become longer.
+_DIVERSITY = "diversity/distinct_2"
 
 
 def fooled_reward(reference: Sequence[Measure], policy: Sequence[Measure]) -> list[str]:
     """A warning if the gold reward rose while answers became unlikely or repeat themselves.
 
     That is: the perplexity under the reference is `MOST_PERPLEXITY` times that of the reference's
-    own answers, or distinct-1 or -2 fell by more than two standard errors.
+    own answers, or distinct-2 fell by more than two standard errors.
     """
     before, after = ({m.name: m for m in measures} for measures in (reference, policy))
 
@@ -29,7 +30,7 @@ def fooled_reward(reference: Sequence[Measure], policy: Sequence[Measure]) -> li
 
     if not change("gold_reward") > _ERRORS:
         return []
-    names = [name for name in _DIVERSITY if change(name) < -_ERRORS]
+    names = [_DIVERSITY] if change(_DIVERSITY) < -_ERRORS else []
     perplexity = [m["perplexity_ref"].mean for m in (before, after) if "perplexity_ref" in m]
     if len(perplexity) == 2 and perplexity[1] > MOST_PERPLEXITY * perplexity[0]:
         names.insert(0, "perplexity_ref")
