@@ -11,7 +11,7 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture cases wheel-test clean
+.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture processes cases wheel-test clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
@@ -45,6 +45,9 @@ mutants: $(STAMP)
 
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
+
+processes: $(STAMP)
+	$(BIN)/python tests/processes.py
 
 cases:
 	@PY=$(abspath $(BIN)/python) TR=$(abspath $(BIN)/tokenratio) tests/cases.sh $(CASES)

@@ -24,7 +24,8 @@ from tokenratio.run_folder import read_run_file
 RECIPES = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted(RECIPES.rglob("evaluate_*.yaml"))
 REWARDS = sorted(RECIPES.rglob("reward_*.yaml"))
-POLICIES = sorted({*RECIPES.rglob("*.yaml")} - {*EVALUATIONS, *REWARDS})
+LAUNCHERS = sorted((RECIPES / "accelerate").glob("*.yaml"))
+POLICIES = sorted({*RECIPES.rglob("*.yaml")} - {*EVALUATIONS, *REWARDS, *LAUNCHERS})
 # The hub's models in the recipes: a tiny family of tiny.py, a chat template of templates.py.
 MODELS = {
     "HuggingFaceH4/mistral-7b-sft-alpha": ("mistral", "chatml"),

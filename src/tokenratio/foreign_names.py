@@ -163,7 +163,8 @@ _TABLE = {
     "WANDB_PROJECT": "wandb_project wandb_org wandb_group wandb_entity wandb_watch "
     "wandb_log_model wandb_run_id mlflow_tracking_uri mlflow_experiment_name "
     "comet_project_name logging_dir",
-    "DeepSpeed is not supported; use DDP or FSDP": "zero_stage deepspeed_config",
+    "deepspeed": "deepspeed_config",
+    "accelerate launch takes it, or the deepspeed setting": "zero_stage",
     "NEFTune is not supported: its noise makes policy and reference differ": "neftune_alpha "
     "noise_alpha",
     "it is not supported": "f_divergence_type f_alpha_divergence_coef discopop_tau loss_weights "

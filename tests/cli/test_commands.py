@@ -341,7 +341,7 @@ def named_recipe(recipe, tmp_path):
         ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
         ({"lr_scheduler_kwargs": {"foo": 1}}, "foo"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha must be unset"),
-        ({"deepspeed": "zero3.json"}, "use DDP or FSDP"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "set fsdp_version: 2"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_any_stage(
@@ -383,3 +383,12 @@ def test_how_the_model_is_loaded_holds_for_every_stage(named_recipe, tmp_path, c
     assert {value.dtype for value in weights.values()} == {torch.float32}
     adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("command", ["generate", "judge", "evaluate", "score-tokens"])
+def test_a_command_of_one_process_is_not_run_by_several(command, monkeypatch, capsys):
+    """Each would write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main([command, "anything"]) == 2
+    assert f"{command} runs in one process" in capsys.readouterr().err

@@ -84,18 +84,25 @@ def test_answer_is_the_models_own_log_probs_and_gradients(family):
         torch.testing.assert_close(ours[name].grad, parameter.grad, msg=name)
 
 
-def test_the_models_own_head_is_never_run():
-    model = tiny_model()
+def test_the_head_is_called_and_builds_no_logits(monkeypatch):
+    """Wrappers that shard a model hook into the call."""
+    model, calls = tiny_model(), []
     answer_token_requests(model)
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda *_: calls.append(1))
 
-    def refuse(*_):
-        raise AssertionError("logits were built")
+    def forward(self, hidden):
+        assert self is not head, "logits were built"
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
 
-    model.get_output_embeddings().register_forward_pre_hook(refuse)
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     batch = batch_of_rows()
     request = TokenRequest(batch.states, batch.labels)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     assert model(**inputs, token_request=request)["log_probs"].shape == batch.labels.shape
+    assert model(**inputs, token_request=TokenRequest(batch.states))["hidden"].ndim == 2
+    assert calls == [1, 1]
+    assert "forward" not in vars(head)
     with pytest.raises(AssertionError, match="logits were built"):
         model(**inputs)
 

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from tokenratio.errors import TokenRatioError
 from training import distributed_run
 
 pytestmark = pytest.mark.slow
@@ -29,11 +31,12 @@ def two(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": str(Path(script).parents[1]),
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stderr[-8000:]
     return folder
 
 
@@ -72,6 +75,60 @@ def test_two_processes_are_one(name, one, two):
         for key in alone:
             if not any(part in key for part in ("per_second", "runtime", "preparation")):
                 assert alone[key] == pytest.approx(both[key], rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize(("name", "sharded"), [("whole", "fsdp2"), ("baseline", "fsdp2_baseline")])
+def test_two_processes_that_share_the_weights_are_one(name, sharded, one, two):
+    """FSDP2, which accelerate uses on GPUs only, with whole and with sharded checkpoints."""
+    weights, metrics, evaluated = results(one / name, processes=1)
+    both_weights, both_metrics, both_evaluated = results(two / sharded, processes=2)
+    assert json.loads((two / sharded / "run.json").read_text())["wrapper"] == "fsdp2"
+    assert largest_difference(weights, both_weights) < 1e-6
+    for alone, both in [*zip(metrics, both_metrics, strict=True), (evaluated, both_evaluated)]:
+        for key in alone:
+            if not any(part in key for part in ("per_second", "runtime", "preparation")):
+                assert alone[key] == pytest.approx(both[key], rel=1e-3, abs=1e-5), key
+    checkpoint = two / sharded / "checkpoint-10"
+    assert largest_difference(load_file(checkpoint / "model.safetensors"), both_weights) == 0
+    is_sharded = name == "baseline"
+    assert (checkpoint / "optimizer_0").is_dir() == is_sharded
+    assert (checkpoint / "optimizer.bin").is_file() != is_sharded
+
+
+def test_sharded_runs_resume(two):
+    whole, _, _ = results(two / "fsdp2_adam", processes=2)
+    resumed, _, _ = results(two / "fsdp2_resume", processes=2)
+    assert largest_difference(whole, resumed) == 0
+
+
+def test_sharded_runs_compute_in_bfloat16_and_keep_float32(two):
+    weights, lines, _ = results(two / "fsdp2_bf16", processes=2)
+    exact, exact_lines, _ = results(two / "whole", processes=2)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert 0 < largest_difference(exact, weights) < 0.1
+    assert lines[1]["loss"] == pytest.approx(exact_lines[1]["loss"], rel=0.02)
+
+
+def test_a_sharded_gradient_that_is_not_finite_stops_every_process(two):
+    for rank in range(2):
+        error = (two / "fsdp2_broken" / f"error_{rank}.txt").read_text()
+        assert error.startswith("the gradient is not finite at step 1")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(one, two):
+    """Exactly, where the pairs of a step stay the same."""
+    distributed_run.run("resume", one, goes_on=str(two / "whole"))
+    whole, lines, _ = results(one / "whole", processes=1)
+    resumed, others, _ = results(one / "resume", processes=1)
+    assert largest_difference(whole, resumed) < 1e-6
+    for line, other in zip(lines, others, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    with pytest.raises(TokenRatioError, match="began with processes 2, not 1"):
+        distributed_run.run(
+            "other", one, goes_on=str(two / "whole"), per_device_train_batch_size=2, loss="tbpo_a"
+        )
+    with pytest.raises(TokenRatioError, match="began with wrapper fsdp2, not none"):
+        distributed_run.run("other", one, goes_on=str(two / "fsdp2"), loss="tbpo_a")
 
 
 def test_two_processes_without_a_gpu_compute_in_bfloat16(two):

@@ -1,7 +1,10 @@
 """What can be known before the first step is said before the first step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback
 
@@ -10,7 +13,7 @@ from tokenratio import TokenRatioConfig, TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
 from tokenratio.losses import METHODS
 from tokenratio.models.reward_model import load_reward_model
-from tokenratio.training import arguments, run_checks
+from tokenratio.training import arguments, run_checks, wrappers
 from tokenratio.training.metrics import GREATER_IS_BETTER, greater_is_better
 from tokenratio.training.reward_trainer import RewardConfig, RewardTrainer
 
@@ -226,8 +229,7 @@ def test_uploading_needs_a_token(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"deepspeed": "zero3.json"}, "deepspeed must be unset.*use DDP or FSDP"),
-        ({"deepspeed": {"zero_optimization": {}}}, "deepspeed must be unset"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP version 1.*set fsdp_version: 2"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha must be unset.*policy and reference"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size must be false"),
         ({"ignore_data_skip": True}, "ignore_data_skip must be false"),
@@ -259,10 +261,35 @@ def test_settings_that_do_not_go_with_pairs_are_refused_by_name(kind, settings, 
         config(tmp_path, kind, **settings)
 
 
-def test_deepspeed_by_the_launcher_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(TokenRatioError, match="DeepSpeed is not supported"):
-        config(tmp_path)
+@pytest.mark.parametrize("settings", [{"deepspeed": "zero3.json"}, {}], ids=str)
+def test_deepspeed_that_is_not_installed_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(wrappers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", str(not settings))
+    with pytest.raises(TokenRatioError, match=r"not installed: pip install 'tokenratio\[deepspeed"):
+        config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("by_launcher", [True, False])
+def test_fsdp_that_accelerate_would_leave_out_is_refused(by_launcher, tmp_path, monkeypatch):
+    """On CPUs it trains with plain DDP, in one process it wraps nothing, both without a word."""
+    if by_launcher:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    args = config(tmp_path, **({} if by_launcher else {"fsdp": True}))
+    with pytest.raises(TokenRatioError, match=r"FSDP is asked for.*in one process.*leave FSDP out"):
+        arguments.check_machine(args)
+    kind = DistributedType.MULTI_CPU
+    args.distributed_state = SimpleNamespace(distributed_type=kind, num_processes=2)
+    with pytest.raises(TokenRatioError, match=r"on a CPU.*plain DDP"):
+        arguments.check_machine(args)
+    args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    arguments.check_machine(args)
+
+
+def test_every_process_loads_the_whole_model(tmp_path, caplog):
+    args = config(tmp_path, fsdp=True, fsdp_config={"cpu_ram_efficient_loading": True})
+    assert not args.fsdp_plugin_args["cpu_ram_efficient_loading"]
+    assert "cpu_ram_efficient_loading is turned off" in caplog.text
 
 
 # --- the machine ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ COMMANDS = {
     ),
     "demo": ("tokenratio.cli.demo", "align a real chat model on the sentiment world"),
 }
+_ON_SEVERAL_PROCESSES = ("train", "train-reward")
 
 USAGE = "\n".join(
     [
@@ -68,6 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         from tokenratio.settings import check_known
 
         check_known(argv[:1], COMMANDS, "command")
+        is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1" and "LOCAL_RANK" in os.environ
+        if is_one_of_several and argv[0] not in _ON_SEVERAL_PROCESSES:
+            raise TokenRatioError(
+                f"{argv[0]} runs in one process: start it without torchrun or accelerate launch"
+            )
         module = import_module(COMMANDS[argv[0]][0])
         code = module.COMMAND.run(argv[1:])
         sys.stdout.flush()

@@ -47,6 +47,7 @@ from tokenratio.training.output_folder import on_first_process, output_held
 from tokenratio.training.pair_config import PairConfig, encode_source
 from tokenratio.training.run_checks import check_settings, refuse_dtype
 from tokenratio.training.run_record import check_same_settings
+from tokenratio.training.wrappers import asks_for_deepspeed, asks_for_fsdp
 
 
 def dry_run(resolved: ResolvedRecipe) -> str:
@@ -104,9 +105,9 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
     """
     contrast, main = resolved.contrast, resolved.main.args
     if contrast is not None:
-        if main.fsdp:
+        if asks_for_fsdp(main) or asks_for_deepspeed(main):
             raise TokenRatioError(
-                "score_tokens is not supported with FSDP, which splits the models: compute the "
+                "score_tokens is not supported with FSDP and DeepSpeed, which split the models: compute the "
                 "scores first with `tokenratio score-tokens` and set token_scores to their folder"
             )
         for name in (contrast.positive, contrast.negative):

@@ -16,6 +16,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import shared_copy
 from tokenratio.models.packing import model_inputs
 from tokenratio.models.provenance import Origin
+from tokenratio.models.shards import whole
 from tokenratio.models.token_requests import (
     TokenRequest,
     answer_token_requests,
@@ -39,12 +40,14 @@ class Reference:
         kind: `copy`, of the starting policy; `ref_model`, another model; or `adapter_off`.
         origin: what it was assembled from.
         shares_weights: the frozen base of `model` is the policy's own.
+        wrapped: `model` in the wrapper that it is run through.
     """
 
     model: PreTrainedModel | None
     kind: Kind = "ref_model"
     origin: Origin = _UNKNOWN
     shares_weights: bool = False
+    wrapped: nn.Module | None = None
 
     @classmethod
     def frozen(
@@ -84,11 +87,10 @@ class Reference:
         """Its output head; None for the policy's own without adapters."""
         return None if self.model is None else own_head(self.model)
 
-    def prepare(self, prepare_model: Callable[..., Any], device: torch.device) -> None:
-        """Move to `device` and give it the policy's autocast (`Accelerator.prepare_model`)."""
+    def prepare(self, wrap: Callable[[PreTrainedModel], nn.Module]) -> None:
+        """Give it the policy's device, autocast and wrapper; `wrap` changes the model in place."""
         if self.model is not None:
-            self.model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-            self.model = prepare_model(self.model, evaluation_mode=True)
+            self.wrapped = wrap(self.model)
 
     def leave_device(self) -> None:
         """Move it off the device when no longer needed; weights shared with the policy stay."""
@@ -109,7 +111,7 @@ class Reference:
         request = TokenRequest(batch.states)
         if self.model is not None:
             inputs = model_inputs(batch, language_model(self.model))
-            return self.model(**inputs, token_request=request)["hidden"]
+            return (self.wrapped or self.model)(**inputs, token_request=request)["hidden"]
         assert adapters is not None
         inputs = model_inputs(batch, language_model(adapters))
         with adapters.disable_adapter():
@@ -147,6 +149,7 @@ def digest_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 (hex) of named weights: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights, key=lambda named: named[0]):
+        tensor = whole(tensor)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

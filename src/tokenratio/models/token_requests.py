@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.shards import is_sharded, whole
 from tokenratio.statistics import Head, StepLoss, head_statistics, step_losses
 from tokenratio.types import TokenStatistics
 
@@ -39,11 +40,13 @@ class StepObjective:
     log_state_weight: Callable[[Tensor], Float[Tensor, "steps"]] | None = None
 
 
-@dataclass(frozen=True)
 class TokenRequest:
     """Asks a forward pass for the statistics of some tokens, or for a loss on them.
 
-    Attributes:
+    Not a dataclass: wrappers cast the tensors in those to the precision they compute in, and a
+    known log-probability must not be rounded.
+
+    Args:
         states: the positions whose hidden states are wanted: a mask, or indices into the flattened
             rows.
         labels: the token each of them predicts; None to get hidden states only.
@@ -55,13 +58,19 @@ class TokenRequest:
             then indices: of the chosen token of every step, then of the rejected ones.
     """
 
-    states: Bool[Tensor, "rows length"] | Int[Tensor, "tokens"]
-    labels: Int[Tensor, "tokens"] | None = None
-    ref_hidden: Float[Tensor, "tokens hidden"] | None = None
-    ref_head: Head | None = None
-    ref_log_probs: Float[Tensor, "tokens"] | None = None
-    with_kl: bool = False
-    objective: StepObjective | None = None
+    def __init__(
+        self,
+        states: Bool[Tensor, "rows length"] | Int[Tensor, "tokens"],
+        labels: Int[Tensor, "tokens"] | None = None,
+        ref_hidden: Float[Tensor, "tokens hidden"] | None = None,
+        ref_head: Head | None = None,
+        ref_log_probs: Float[Tensor, "tokens"] | None = None,
+        with_kl: bool = False,
+        objective: StepObjective | None = None,
+    ) -> None:
+        self.states, self.labels = states, labels
+        self.ref_hidden, self.ref_head, self.ref_log_probs = ref_hidden, ref_head, ref_log_probs
+        self.with_kl, self.objective = with_kl, objective
 
     def answer(self, model: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
         """What was asked for, by name.
@@ -75,6 +84,11 @@ class TokenRequest:
         head, ref_head = own_head(model), self.ref_head
         if self.ref_hidden is not None and ref_head is None:
             ref_head = own_head(model, adapters=False)
+        if ref_head is not None and is_sharded(ref_head.weight):
+            bias = None if ref_head.bias is None else whole(ref_head.bias)
+            # The policy's is in the precision that both models compute in.
+            whole_head = Head(whole(ref_head.weight), bias, ref_head.softcap)
+            ref_head = whole_head.to(head.weight.dtype)
         if self.objective is None:
             statistics = head_statistics(
                 hidden, head, self.labels, self.ref_hidden, ref_head, with_kl=self.with_kl
@@ -138,9 +152,28 @@ def _answering(model_class: Any) -> Any:
         outputs = self.base_model(*args, **kwargs, use_cache=False)
         hidden, states = outputs.last_hidden_state, token_request.states
         hidden = hidden[states] if states.ndim == 2 else hidden.flatten(0, 1)[states]
-        return token_request.answer(self, hidden)
+        return _answer_inside_head(self, hidden, token_request)
 
     return forward
+
+
+def _answer_inside_head(
+    model: PreTrainedModel, hidden: Tensor, request: TokenRequest
+) -> dict[str, Tensor]:
+    """Answer a request inside the call of the output head.
+
+    The hooks of FSDP2 and ZeRO-3 make the head's weights whole for its call only, and reduce their
+    gradients after it. The model's own forward always calls the head, so this does too.
+    """
+    head = _head_module(model)
+    before = vars(head).get("forward")
+    head.forward = lambda states: request.answer(model, states)
+    try:
+        return cast(dict[str, Tensor], model.get_output_embeddings()(hidden))
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before
 
 
 def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
@@ -151,10 +184,7 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
             `modules_to_save`, whose weights the statistics would not train.
     """
     model = language_model(model)
-    head = model.get_output_embeddings()
-    if isinstance(head, ModulesToSaveWrapper):
-        active = adapters and not head.disable_adapters
-        head = head.modules_to_save[head.active_adapters[0]] if active else head.original_module
+    head = _head_module(model, adapters=adapters)
     if isinstance(head, BaseTunerLayer):
         raise TokenRatioError(
             "an adapter on the output head (lm_head) is not supported: leave it out of "
@@ -162,13 +192,24 @@ def own_head(model: nn.Module, *, adapters: bool = True) -> Head:
             "that is already trained with `tokenratio merge`"
         )
     weight = getattr(head, "weight", None)
-    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+    # ZeRO-3 leaves an empty tensor between calls, and notes the shape.
+    shape = None if weight is None else getattr(weight, "ds_shape", weight.shape)
+    if weight is None or shape is None or len(shape) != 2 or not weight.is_floating_point():
         raise TokenRatioError(
             f"{type(model).__name__} has no output head of the form weight · hidden + bias "
             "(a quantised head is not supported)"
         )
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return Head(weight, getattr(head, "bias", None), softcap)
+
+
+def _head_module(model: PreTrainedModel, *, adapters: bool = True) -> Any:
+    """The module whose weights are the head's: inside PEFT's wrapper, if there is one."""
+    head = model.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        active = adapters and not head.disable_adapters
+        head = head.modules_to_save[head.active_adapters[0]] if active else head.original_module
+    return head
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:

@@ -1,6 +1,5 @@
 """Which of transformers' `TrainingArguments` the trainers support, checked before a run."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
-from transformers.utils.generic import strtobool
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.device import can_pin_memory, default_device
 from tokenratio.models.pretrained_arguments import read_init_kwargs
 from tokenratio.names import require_at_least, require_choice
 from tokenratio.training.metrics import greater_is_better
+from tokenratio.training.wrappers import check_wrapper, prepare_processes, settle_wrapper
 
 if TYPE_CHECKING:
     from tokenratio.training.pair_config import PairConfig
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "remove_unused_columns": ((False,), "pairs are not arguments of the model and would be lost"),
     "label_smoothing_factor": ((0, 0.0), "it is for classes; pairs have label_smoothing"),
-    "deepspeed": ((None, ""), "DeepSpeed is not supported: use DDP or FSDP"),
-    "parallelism_config": ((None,), "only DDP and FSDP are supported"),
+    "parallelism_config": (
+        (None,),
+        "every process runs whole rows: a sequence is not split over processes",
+    ),
     "neftune_noise_alpha": (
         (None,),
         "noise on the embeddings makes policy and reference differ on the same tokens",
@@ -72,11 +73,6 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
         value = getattr(args, name)
         if value not in allowed:
             raise TokenRatioError(f"{name} must be {shown(allowed[0])}, not {shown(value)}: {why}")
-    if strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
-        raise TokenRatioError(
-            "DeepSpeed is not supported: use DDP or FSDP (ACCELERATE_USE_DEEPSPEED is set; "
-            "`accelerate config` changes it)"
-        )
     for name, kind in _CHOICES.items():
         value = getattr(args, name)
         require_choice(
@@ -89,6 +85,7 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
     _choose_direction(args)
     if args.bf16 and default_device().type == "cpu":
         args.use_cpu = True  # which transformers requires for bfloat16 on a CPU
+    prepare_processes(args)
     tf32, args.tf32 = args.tf32, None if default_device().type == "cpu" else args.tf32
     try:
         theirs()
@@ -99,6 +96,7 @@ def resolve_arguments(args: "PairConfig", theirs: Callable[[], None]) -> None:
         message = _ENUMERATION.sub(lambda found: found[1].lower(), message)
         raise TokenRatioError(message) from error
     args.tf32 = tf32
+    settle_wrapper(args)
     args.model_init_kwargs = read_init_kwargs(args.model_init_kwargs)
     for name in ("load_in_4bit", "load_in_8bit", "quantization_config"):
         if (args.model_init_kwargs or {}).get(name):
@@ -116,6 +114,7 @@ def check_machine(args: TrainingArguments) -> None:
             f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
             "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one"
         )
+    check_wrapper(args)
     if args.device.type != "cpu":
         return
     if args.fp16:

@@ -203,7 +203,7 @@ class PairTrainer(ResumableTrainer):
         weight: Tensor | int
         if num_items_in_batch is None:
             processes, weight = 1, self.args.objective.weight(inputs)
-        else:  # DDP and FSDP average gradients over processes; the weight is that of all of them
+        else:  # every wrapper averages gradients over processes; the weight is that of all of them
             processes, weight = self.accelerator.num_processes, num_items_in_batch
         examples = self.example_losses(model, inputs, processes, weight)
         self._require_finite(examples, inputs["row"])
@@ -213,11 +213,8 @@ class PairTrainer(ResumableTrainer):
             self._tokens += int(inputs["attention_mask"].sum())
         return (examples.total, examples) if return_outputs else examples.total
 
-    def check_gradient(self) -> None:
-        """Before each update: stop the run, weights intact, if a gradient is not finite."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
-            self._stop("gradient", self._step_rows, self.train_data)
+    def stop_for_gradient(self) -> NoReturn:
+        self._stop("gradient", self._step_rows, self.train_data)
 
     def _require_finite(self, examples: ExampleLosses, rows: Tensor) -> None:
         finite = examples.loss.isfinite()

@@ -161,6 +161,7 @@ class ResumableTrainer(SavingTrainer):
             self._identity = {
                 "config": self.args.to_dict(),
                 "processes": self.accelerator.num_processes,
+                "wrapper": self.wrapper,
                 **self.run_identity(),
             }
         return self._identity

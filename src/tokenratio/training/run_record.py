@@ -47,6 +47,7 @@ MAY_DIFFER = frozenset(
 _LENGTH = ("num_train_epochs", "max_steps")
 # These learning rates depend on when evaluations take place.
 _FOLLOWS_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+_PER_DEVICE = "per_device_train_batch_size"
 _WHEN_EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start")
 # A run without a best checkpoint may start to select one.
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better")
@@ -228,10 +229,21 @@ def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
     """What differs between the settings of a run and of its resumption; safe changes come last."""
-    if began.get("processes") != now.get("processes") and "processes" in began.keys() & now.keys():
-        yield Change("processes", began["processes"], now["processes"], "inexact")
     was, is_now = began["config"], now["config"]
-    may_differ = set(MAY_DIFFER)
+    may_differ, safe = set(MAY_DIFFER), []
+    if "wrapper" in began.keys() & now.keys() and began["wrapper"] != now["wrapper"]:
+        yield Change("wrapper", began["wrapper"], now["wrapper"], "other run")
+    if began.get("processes") != now.get("processes") and "processes" in began.keys() & now.keys():
+        rows = {of["processes"] * of["config"][_PER_DEVICE] for of in (began, now)}
+        kind: Kind = (
+            "safe" if len(rows) == 1 else "inexact"
+        )  # the order of the rows follows from it
+        change = Change("processes", began["processes"], now["processes"], kind)
+        if kind == "inexact":
+            yield change
+        else:
+            safe.append(change)
+            may_differ.add(_PER_DEVICE)
     if is_now.get("lr_scheduler_type") in _FOLLOWS_EVALUATION:
         may_differ -= set(_WHEN_EVALUATED)
     elif was.get("metric_for_best_model") is None:
@@ -239,7 +251,6 @@ def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chang
     fixed = set(_OF_THE_CHECKPOINT)
     if {was.get("lr_scheduler_type"), is_now.get("lr_scheduler_type")} & set(_FOLLOWS_EVALUATION):
         fixed |= {"lr_scheduler_type", "learning_rate"}
-    safe = []
     # The method before the settings that follow from it.
     for name in sorted(is_now, key=lambda name: name != "loss"):
         if name in _LENGTH or name not in was:

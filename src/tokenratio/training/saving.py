@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
@@ -20,13 +19,14 @@ from tokenratio.training.checkpoints import (
     seal,
     what_is_kept,
 )
+from tokenratio.training.sharding import ShardedTrainer
 from tokenratio.training.stop_signals import StopSignals
 from tokenratio.training.storage import storage_faults
 
 _log = logging.getLogger(__name__)
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(ShardedTrainer):
     """A trainer whose checkpoints are complete or not there.
 
     transformers writes a checkpoint into a folder of another name; synced and with a manifest, it

@@ -103,7 +103,7 @@ class TokenRatioTrainer(PairTrainer):
         self._base_is_saved = False
         if self.reference is not None:
             if not args.keeps_log_probs:
-                self.reference.prepare(self.accelerator.prepare_model, self.args.device)
+                self.reference.prepare(self.prepare_reference)
             if args.method.needs_baseline:
                 self._add_baseline()
 
