@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands import launch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma3Config
 
@@ -276,3 +278,34 @@ def test_a_gemma_that_reads_images_is_trained_on_text(hub, project, capsys):
     run(capsys, "train", path, *flags, *TWO_STEPS)
     names = load_file("runs/gemma3/tbpo_a/adapter_model.safetensors")
     assert {"language_model" in name for name in names} == {True}
+
+
+@each(LAUNCHERS)
+def test_accelerate_reads_the_launchers_configurations(path, monkeypatch):
+    parser = launch.launch_command_parser()
+    command = ["--config_file", str(path), "-m", "tokenratio", "train", "recipe.yaml"]
+    args, found, _ = launch._validate_launch_command(parser.parse_args(command))
+    machines = int(re.search(r"_(\d)x8$", path.stem)[1])
+    assert (args.num_machines, args.num_processes) == (machines, 8 * machines)
+    assert args.module
+    if path.stem.startswith("fsdp2"):
+        assert found.distributed_type == DistributedType.FSDP
+        environment = launch.prepare_multi_gpu_env(args)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+        assert not plugin.cpu_ram_efficient_loading
+        assert "SHARDED" in str(plugin.state_dict_type)
+    else:
+        assert found.distributed_type == DistributedType.DEEPSPEED
+        assert args.zero_stage == int(path.stem[len("zero")])
+        assert args.gradient_accumulation_steps == "auto"
+        assert args.zero_stage == 2 or args.zero3_save_16bit_model
+
+
+def test_the_lines_in_the_documentation_name_files_that_exist():
+    text = (RECIPES.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    named = re.findall(r"recipes/[\w/]+\.yaml", text)
+    assert len(named) >= 5
+    assert all((RECIPES.parent / name).is_file() for name in named)

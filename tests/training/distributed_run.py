@@ -77,6 +77,7 @@ def wrapping(wrapper, patch, state_dict_type):
     kind = ("gloo", DistributedType.MULTI_GPU)
     patch.setattr(PartialState, "_prepare_backend", lambda *_, **__: kind)
     patch.setattr("tokenratio.training.arguments.default_device", lambda: torch.device("meta"))
+    patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     if wrapper == "fsdp2":
         wrap = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": state_dict_type}
         return {"use_cpu": False, "fsdp": True, "fsdp_config": {"version": 2, **wrap}}
