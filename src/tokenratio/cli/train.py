@@ -107,8 +107,9 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
     if contrast is not None:
         if asks_for_fsdp(main) or asks_for_deepspeed(main):
             raise TokenRatioError(
-                "score_tokens is not supported with FSDP and DeepSpeed, which split the models: compute the "
-                "scores first with `tokenratio score-tokens` and set token_scores to their folder"
+                "score_tokens is not supported with FSDP and DeepSpeed, which split the models: "
+                "compute the scores first with `tokenratio score-tokens` and set token_scores to "
+                "their folder"
             )
         for name in (contrast.positive, contrast.negative):
             if name not in ("reference", *TRAINED):
