@@ -26,7 +26,7 @@ PAIRS_PER_STEP = 4  # over all processes
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 HEAD = {**LORA, "modules_to_save": ["lm_head"]}
 # Not settings of a run, but how it is set up.
-_ASIDE = ("wrapper", "peft", "model", "goes_on", "rows", "keeps_start", "is_broken")
+_ASIDE = ("wrapper", "peft", "model", "goes_on", "rows", "keeps_start", "is_broken", "asks")
 # What differs between the runs. "resume" and "epoch" go on from within the second epoch.
 RUNS = {
     "whole": {"loss": "tbpo_a", "save_strategy": "steps"},
@@ -138,6 +138,8 @@ def _run(name, root, processes, settings, patch):
         patch.setattr(EpochSetter, "on_epoch_begin", lambda *_, **__: None)
     if aside["is_broken"]:
         break_gradients(trainer, patch)
+    if aside["asks"]:
+        trainer.evaluate()
     if aside["keeps_start"]:
         trainer.save_model(str(folder / "start"))
     try:
