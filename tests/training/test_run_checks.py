@@ -287,7 +287,7 @@ def test_fsdp_that_accelerate_would_leave_out_is_refused(by_launcher, tmp_path, 
 
 
 def test_every_process_loads_the_whole_model(tmp_path, caplog):
-    args = config(tmp_path, fsdp=True, fsdp_config={"cpu_ram_efficient_loading": True})
+    args = config(tmp_path, fsdp="true", fsdp_config={"cpu_ram_efficient_loading": True})
     assert not args.fsdp_plugin_args["cpu_ram_efficient_loading"]
     assert "cpu_ram_efficient_loading is turned off" in caplog.text
 

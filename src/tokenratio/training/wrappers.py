@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from accelerate import PartialState
@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.utils.generic import strtobool
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.settings import as_bool
 from tokenratio.training.heartbeat import watch_processes
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ def prepare_processes(args: TrainingArguments) -> None:
             "DeepSpeed is asked for (by the deepspeed setting, or by `accelerate config`) but is "
             "not installed: pip install 'tokenratio[deepspeed]'"
         )
+    is_asked = as_bool(args.fsdp)
+    if is_asked is not None:  # recipes and flags give text, which transformers takes for a strategy
+        args.fsdp = cast(Any, is_asked)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if several and (args.use_cpu or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false"))):
         # transformers gives ddp_timeout to processes on GPUs only.
