@@ -76,7 +76,7 @@ def launch(folder: Path, processes: int, runs: dict[str, dict[str, object]]) -> 
         ],
         env={
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         },

@@ -231,8 +231,9 @@ def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chang
     """What differs between the settings of a run and of its resumption; safe changes come last."""
     was, is_now = began["config"], now["config"]
     may_differ, safe = set(MAY_DIFFER), []
-    if "wrapper" in began.keys() & now.keys() and began["wrapper"] != now["wrapper"]:
-        yield Change("wrapper", began["wrapper"], now["wrapper"], "other run")
+    wrappers = [of.get("wrapper", "none") for of in (began, now)]
+    if wrappers[0] != wrappers[1] and not {*wrappers} <= {"none", "ddp"}:  # which save alike
+        yield Change("wrapper", *wrappers, "other run")
     if began.get("processes") != now.get("processes") and "processes" in began.keys() & now.keys():
         rows = {of["processes"] * of["config"][_PER_DEVICE] for of in (began, now)}
         kind: Kind = (
