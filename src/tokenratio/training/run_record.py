@@ -231,8 +231,9 @@ def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chang
     """What differs between the settings of a run and of its resumption; safe changes come last."""
     was, is_now = began["config"], now["config"]
     may_differ, safe = set(MAY_DIFFER), []
-    wrappers = [of.get("wrapper", "none") for of in (began, now)]
-    if wrappers[0] != wrappers[1] and not {*wrappers} <= {"none", "ddp"}:  # which save alike
+    wrappers = [of.get("wrapper") for of in (began, now)]
+    alike = None in wrappers or {*wrappers} <= {"none", "ddp"}  # which save the same files
+    if wrappers[0] != wrappers[1] and not alike:
         yield Change("wrapper", *wrappers, "other run")
     if began.get("processes") != now.get("processes") and "processes" in began.keys() & now.keys():
         rows = {of["processes"] * of["config"][_PER_DEVICE] for of in (began, now)}
