@@ -120,7 +120,9 @@ def test_a_run_goes_on_with_another_number_of_processes(one, two):
     """Exactly, where the pairs of a step stay the same."""
     distributed_run.run("resume", one, goes_on=str(two / "whole"))
     whole, lines, _ = results(one / "whole", processes=1)
-    resumed, others, _ = results(one / "resume", processes=1)
+    resumed, others, _ = results(one / "resume", processes=2)  # as it began
+    run = json.loads((one / "resume" / "run.json").read_text())
+    assert run["resumptions"][-1]["processes"] == 1
     assert largest_difference(whole, resumed) < 1e-6
     for line, other in zip(lines, others, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
