@@ -37,7 +37,6 @@ from evaluation.loopback import KEY, Loopback
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.main import main as tokenratio
 from tokenratio.run_folder import UNFINISHED_FOLDER
-from tokenratio.training.checkpoints import last_checkpoint
 
 # What the commands load lazily.
 IMPORTED_ONCE = ("transformers.trainer", "transformers.models.llama.modeling_llama", "peft")
@@ -102,6 +101,11 @@ TRAINED: dict[str, dict[str, Any]] = {
         "loss": "tbpo_a",
         "sft": {"num_train_epochs": 2, "save_steps": 2, "learning_rate": 1.0e-2},
     },
+    "token scores before": {
+        "loss": "tis_dpo",
+        "score_tokens": {},
+        "reference_cache_dir": str(STAGES / "cache"),
+    },
 }
 
 
@@ -111,21 +115,16 @@ class Case:
 
     Args:
         argv: the command line; `OUT` stands for its folder.
-        resumes: further words that make it go on, where running it again does not.
         moments: when it may be killed.
     """
 
     name: str
     argv: list[str]
-    resumes: list[str] = field(default_factory=list)
     moments: tuple[str, ...] = MOMENTS[:1]
     asks: bool = False
 
     def command(self, folder: Path) -> list[str]:
-        more = self.resumes
-        if more and last_checkpoint(folder, quiet=True) is None:
-            more = ["--overwrite"]
-        return [word.replace("OUT", str(folder)) for word in (*self.argv, *more)]
+        return [word.replace("OUT", str(folder)) for word in self.argv]
 
 
 def cases() -> list[Case]:
@@ -136,16 +135,16 @@ def cases() -> list[Case]:
         rows = word_pairs(num, seed=seed)
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = []
-    resumes = ["--resume_from_checkpoint", "true"]
+    resume = ["--resume_from_checkpoint", "true"]
     for index, (name, settings) in enumerate(TRAINED.items()):
         recipe = f"recipe-{index}.yaml"
         Path(recipe).write_text(yaml.safe_dump({**RECIPE, **settings}))
-        argv = ["train", recipe, "--output_dir", "OUT"]
-        found.append(Case(name, argv, resumes, MOMENTS))
+        argv = ["train", recipe, "--output_dir", "OUT", *resume]
+        found.append(Case(name, argv, MOMENTS))
     reward = {name: value for name, value in RECIPE.items() if name != "baseline_hidden_size"}
     Path("reward.yaml").write_text(yaml.safe_dump(reward))
-    argv = ["train-reward", "reward.yaml", "--output_dir", "OUT"]
-    found.append(Case("reward model", argv, resumes, MOMENTS))
+    argv = ["train-reward", "reward.yaml", "--output_dir", "OUT", *resume]
+    found.append(Case("reward model", argv, MOMENTS))
     sampling = ["--num_samples", "2", "--max_new_tokens", "12"]
     argv = ["generate", "model", "--prompts", "prompts.jsonl", "--batch_size", "2", *sampling]
     found.append(Case("generate", [*argv, "--output", "OUT/generations.jsonl"]))
