@@ -87,9 +87,7 @@ def test_advice_names_only_what_there_is():
     """Every name of the table leads to a field of ours, or of the section that is meant."""
     sections = {
         "peft": {field.name for field in dataclasses.fields(LoraConfig)},
-        "model_init_kwargs": {
-            *("dtype", "attn_implementation", "revision", "trust_remote_code", "rope_scaling")
-        },
+        "model_init_kwargs": {*("dtype", "attn_implementation", "revision", "rope_scaling")},
         "lr_scheduler_kwargs": {"min_lr_rate"},
         "chat_template_kwargs": {"enable_thinking"},
     }

@@ -5,12 +5,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tokenratio.masking import mask_text
+
 DISK_FULL = "the disk is full: free space, or keep fewer checkpoints (save_total_limit)"
 _FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
 class TokenRatioError(ValueError):
-    """Data, settings or a model that cannot be used: says what is wrong, where, and what to do."""
+    """Data, settings or a model that cannot be used: says what is wrong, where, and what to do.
+
+    Its message holds no secrets: they are masked.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_text(str(message)))
 
 
 class StorageError(OSError):

@@ -3,12 +3,12 @@
 import json
 import os
 import platform
-import re
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tokenratio.masking import mask_secrets
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -23,8 +23,6 @@ BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
 # Where a checkpoint is written before it is complete, and moved to before it is removed.
 UNFINISHED_FOLDER = "unfinished-checkpoint"
-_SECRET = re.compile(r"(^|_)(token|secret|password|key|api_key)$", re.IGNORECASE)
-MASK = "<masked>"
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
@@ -42,16 +40,6 @@ def write_run_file(folder: str | Path, **contents: Any) -> None:
     """Write `run.json`: versions and `contents`, secrets masked."""
     document = mask_secrets({"versions": versions(), **contents})
     replace_text(Path(folder) / RUN_FILE, json.dumps(document, indent=2, default=str) + "\n")
-
-
-def mask_secrets(value: Any) -> Any:
-    """The document with every text replaced whose key names a secret."""
-    if isinstance(value, Mapping):
-        return {
-            key: MASK if isinstance(each, str) and _SECRET.search(str(key)) else mask_secrets(each)
-            for key, each in value.items()
-        }
-    return value
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.foreign_names import advice
+from tokenratio.masking import shown_value
 from tokenratio.names import require_choice, suggestion
 
 Options = TypeVar("Options")
@@ -88,7 +89,7 @@ def convert(name: str, value: Any, field: Field) -> Any:
                 if choices and isinstance(converted, str):
                     require_choice(name, converted, choices)
                 return converted
-    raise TokenRatioError(f"{name} must be {_in_words(options)}, not {value!r}")
+    raise TokenRatioError(f"{name} must be {_in_words(options)}, not {shown_value(name, value)}")
 
 
 def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:

@@ -219,7 +219,7 @@ def test_a_users_mistakes(task_file, model, tmp_path):
         run_suite(model, tmp_path / "none.yaml")
     with pytest.raises(TokenRatioError, match="cannot load"):
         run_suite(tmp_path / "none", task_file, device="cpu")
-    with pytest.raises(TokenRatioError, match="trust_remote_code is not supported"):
+    with pytest.raises(TokenRatioError, match="trust_remote_code in init_kwargs must stay false"):
         run_suite(model, task_file, init_kwargs={"trust_remote_code": True}, device="cpu")
     with pytest.raises(TokenRatioError, match="at least 1"):
         run_suite(model, task_file, limit=0, device="cpu")

@@ -44,8 +44,10 @@ def test_every_way_to_ask_for_a_dtype_counts(given, dtype, folder):
 
 def test_other_arguments_are_kept():
     given = {"torch_dtype": "bfloat16", "attn_implementation": "eager"}
-    assert loading_arguments(given) == {"dtype": "bfloat16", "attn_implementation": "eager"}
-    assert loading_arguments({"revision": "v1"}) == {"dtype": "float32", "revision": "v1"}
+    safe = {"trust_remote_code": False, "weights_only": True}
+    kept = {"dtype": "bfloat16", "attn_implementation": "eager"}
+    assert loading_arguments(given) == {**kept, **safe}
+    assert loading_arguments({"revision": "v1"}) == {"dtype": "float32", "revision": "v1", **safe}
     assert read_init_kwargs(None) is None
 
 

@@ -3,6 +3,7 @@
 Not argparse: recipe keys and flags go through the same conversion (see `tokenratio.settings`).
 """
 
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import is_secret
 from tokenratio.models.template_options import TEMPLATE_FLAGS
 from tokenratio.settings import Field, allows, as_bool, build, check_known, fields_of
 
@@ -58,6 +60,12 @@ class Command:
             synopsis = self.usage.partition("\n")[0]
             raise TokenRatioError(f"{name} needs {self.argument}: {synopsis}")
         arguments = [positional] if self.several else positional
+        for flag in filter(is_secret, flags):
+            print(
+                f"tokenratio: every user of this machine can read --{flag} in the list of its "
+                "processes: use an environment variable such as HF_TOKEN, or the recipe",
+                file=sys.stderr,
+            )
         options = flags if self.options is None else build(self.options, flags, name)
         return self.work(*arguments, options) or 0
 

@@ -101,8 +101,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print_line(text: str) -> None:
-    """Print a message on standard error, without control characters."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
+    """Print a message on standard error, without secrets and control characters."""
+    from tokenratio.masking import mask_text
+
+    printable = "".join(c if c.isprintable() else " " for c in mask_text(text))
     print(f"tokenratio: {' '.join(printable.split())}", file=sys.stderr)
 
 

@@ -29,6 +29,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.adapters import add_adapter
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
+from tokenratio.models.pretrained_arguments import DATA_ALONE
 from tokenratio.models.reward_model import build_reward_model, load_reward_model
 from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
@@ -78,7 +79,7 @@ def policy_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase) 
     config = config_of(recipe, tokenizer, stage.args)
     set_seed(stage.args.seed)
     with user_mistakes("cannot build the model"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, **DATA_ALONE)
 
 
 def sources_of(
@@ -110,7 +111,7 @@ def adapter_size(config: PretrainedConfig, settings: PeftConfig | dict[str, Any]
     """Trainable parameters of an adapter, without allocating the model."""
     new = settings if isinstance(settings, PeftConfig) else peft_config_of(settings)
     with user_mistakes("peft"), torch.device("meta"):
-        model = add_adapter(AutoModelForCausalLM.from_config(config), new)
+        model = add_adapter(AutoModelForCausalLM.from_config(config, **DATA_ALONE), new)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -15,6 +15,7 @@ from tokenratio.cli.recipe import Stage
 from tokenratio.cli.terminal import training, user_mistakes
 from tokenratio.data import PreparedData, locate, source_digest, source_name
 from tokenratio.data.prepared_cache import tokenizer_digest
+from tokenratio.masking import mask_text
 from tokenratio.models.device import describe_training
 from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import language_model
@@ -140,7 +141,7 @@ def resume_of(args: PairConfig) -> str | bool:
 def report(args: PairConfig, text: str) -> None:
     """Print on the first process."""
     if args.process_index == 0:
-        print(text, flush=True)
+        print(mask_text(text), flush=True)
 
 
 def leave_together(args: PairConfig) -> None:

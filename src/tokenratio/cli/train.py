@@ -36,10 +36,11 @@ from tokenratio.cli.terminal import user_mistakes
 from tokenratio.data import source_name
 from tokenratio.data.sources import needs_policy
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import mask_secrets
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
-from tokenratio.run_folder import mask_secrets, read_run_file
+from tokenratio.run_folder import read_run_file
 from tokenratio.training.adapter_settings import peft_config_of
 from tokenratio.training.arguments import check_machine
 from tokenratio.training.memory import estimate_memory
@@ -59,14 +60,14 @@ def dry_run(resolved: ResolvedRecipe) -> str:
     _check_stages(resolved, dry=True)
     tokenizer = tokenizer_of(recipe, resolved.main.args)
     config = config_of(recipe, tokenizer, resolved.main.args)
-    named = {k: v for k, v in dataclasses.asdict(recipe).items() if v is not None}
+    named = {k: v for k, v in mask_secrets(dataclasses.asdict(recipe)).items() if v is not None}
     parts = [yaml.safe_dump({"recipe": named}, sort_keys=False)]
     if resolved.contrast is not None:
-        contrast = {k: v for k, v in vars(resolved.contrast).items() if k != "dpo"}
+        contrast = {k: v for k, v in mask_secrets(vars(resolved.contrast)).items() if k != "dpo"}
         parts.append(yaml.safe_dump({"score_tokens": contrast}, sort_keys=False))
     for name, stage in _stages(resolved).items():
         args = stage.args
-        settings = json.loads(json.dumps(mask_secrets(args.to_dict()), default=str))
+        settings = json.loads(json.dumps(args.to_dict(), default=str))
         settings = {k: v for k, v in settings.items() if v is not None}
         parts.append(yaml.safe_dump({name: settings}, sort_keys=False))
         for source, role in by_role(args, stage.train_dataset, stage.eval_dataset):

@@ -23,6 +23,7 @@ from tokenratio.data.rankings import (
     by_strength,
     by_winner,
 )
+from tokenratio.data.template import reserved_argument
 
 Use = Literal["prompt", "pair", "completion"]
 
@@ -358,7 +359,10 @@ def template_kwargs_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise wrong_type("chat_template_kwargs", options, "an object", DefectKind.MALFORMED_ROW)
     # Arrow gives every row the keys of all rows, with null where a row had none.
-    return {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
+    if reason := reserved_argument(options):
+        raise RowDefectError(DefectKind.MALFORMED_ROW, reason)
+    return options
 
 
 def tools_of(fields: Mapping[str, Any]) -> list[Any] | None:

@@ -17,6 +17,7 @@ from tokenratio.errors import TokenRatioError, first_line
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
 
@@ -200,6 +201,8 @@ def _locate_named(
     text: str, spec: DataSource, split: str | None, prefer: str, *, alone: bool
 ) -> list[SourcePart]:
     path, named = Path(text).expanduser(), spec.split
+    if not path.exists() and _ADDRESS.match(text):
+        raise TokenRatioError(f"{text} is an address: download the file and name that.")
     if not path.exists() and "@" in text:
         text, _, named = text.rpartition("@")
         path = Path(text).expanduser()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.data.template_limits import render_within_limits
 from tokenratio.errors import TokenRatioError, first_line
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 _CLOCK = "strftime_now"  # the only input of a template besides its arguments
 _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMpPrRsSTuUVwWxXyYzZ"
+# Arguments of `apply_chat_template` and of the template that rows and settings must not replace;
+# `documents` may be given.
+RESERVED_ARGUMENTS = frozenset(
+    (
+        *("conversation", "conversations", "messages", "tools", "chat_template", "self"),
+        *("add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs", "raise_exception", _CLOCK),
+    )
+)
 # Two days that differ in year, month, day and weekday.
 _TWO_DAYS = (date(1999, 11, 28), date(2004, 5, 3))
 # Placeholders for contents, which no template changes.
@@ -61,6 +72,10 @@ class TemplateSettings:
         day = _today() if template_date is None else parse_day(template_date)
         return cls(dict(chat_template_kwargs or {}), tools or None, day)
 
+    def __post_init__(self) -> None:
+        if reason := reserved_argument(self.kwargs):
+            raise TokenRatioError(reason)
+
     def record(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
         """The settings that this tokenizer's template uses, as arguments of `of`."""
         found = {
@@ -85,6 +100,14 @@ class TurnEnd:
     kept: str
     token: str
     token_id: int
+
+
+def reserved_argument(template_kwargs: Mapping[str, Any]) -> str | None:
+    """Why arguments of the chat template cannot be used; None if they can."""
+    for name in template_kwargs:
+        if name in RESERVED_ARGUMENTS:
+            return f"chat_template_kwargs must not have {name}: it would change how rows are read"
+    return None
 
 
 def parse_day(text: str) -> date:
@@ -136,21 +159,32 @@ def apply_template(
         tools, template_kwargs: the row's own, which take precedence over those of `template`.
     Raises:
         RowDefectError: the template fails on these messages.
+        TokenRatioError: it exceeds a limit (`template_limits`).
     """
+    if template_kwargs and (reason := reserved_argument(template_kwargs)):
+        raise RowDefectError(DefectKind.MALFORMED_ROW, reason)
     tools = list(tools or template.tools or ()) or None
     options = {**template.kwargs, **(template_kwargs or {})}
     try:
         text = tokenizer.get_chat_template(None, tools)
         if _CLOCK in text:
             options["chat_template"] = _with_day(text, template.day)
-        rendered = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **options,
-        )
-        return cast(str, rendered)
+
+        def rendered() -> str:
+            return cast(
+                str,
+                tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    tools=tools,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                ),
+            )
+
+        return render_within_limits(tokenizer.name_or_path, text, rendered)
+    except TokenRatioError:
+        raise
     except Exception as error:  # whatever the template's Jinja raises: refusals, type errors
         raise RowDefectError(
             DefectKind.TEMPLATE_FAILURE,

@@ -31,6 +31,7 @@ from tokenratio.evaluation.openai_api import (
     reason_of,
     retry_after,
 )
+from tokenratio.masking import mask_secrets, mask_text
 from tokenratio.models.response import Response
 from tokenratio.names import require_at_least, require_choice
 from tokenratio.settings import option
@@ -105,7 +106,7 @@ class EndpointSettings:
     def identity(self) -> dict[str, Any]:
         """The settings that the answers depend on, without the key."""
         names = ("base_url", "model", "api")
-        extra = {"extra_body": dict(self.extra_body)} if self.extra_body else {}
+        extra = {"extra_body": mask_secrets(self.extra_body)} if self.extra_body else {}
         return {name: getattr(self, name) for name in names} | extra
 
 
@@ -332,6 +333,7 @@ class Endpoint:
         """A server's message, shortened, without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
+        text = mask_text(text)
         text = " ".join(text.split())
         return text if len(text) <= 300 else text[:300] + " …"
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import clustered_mean
+from tokenratio.masking import mask_secrets
 from tokenratio.run_folder import replace_text, versions
 
 MEASURES_FILE = "measures.json"
@@ -97,6 +98,7 @@ class PolicyMeasures:
     def save(self, folder: Path) -> None:
         """Write `measures.json`."""
         document = {"format": _FORMAT, "versions": versions(), **asdict(self)}
+        document["settings"] = mask_secrets(document["settings"])
         text = json.dumps(without_nan(document), indent=1, ensure_ascii=False)
         replace_text(folder / MEASURES_FILE, text + "\n")
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.masking import mask_secrets
 from tokenratio.models.adapters import load_adapter
 from tokenratio.models.device import default_device
 from tokenratio.models.loading import load_model, load_tokenizer
+from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.provenance import absolute
 from tokenratio.names import require_at_least
 from tokenratio.run_folder import package_version, replace_text, versions
@@ -129,6 +131,7 @@ def run_suite(
     """
     check_installed()
     require_at_least(1, batch_size=batch_size, limit=limit)
+    loading_arguments(init_kwargs, "init_kwargs")  # refuses what would run code
     tasks = _load_tasks(suite)
     lm, weights = _load_lm(model, policy, peft, dict(init_kwargs or {}), device, batch_size)
     settings = {
@@ -137,7 +140,7 @@ def run_suite(
         "model": str(model),
         "peft": None if peft is None else str(peft),
         "weights": weights,
-        "init_kwargs": {k: str(v) for k, v in (init_kwargs or {}).items()},
+        "init_kwargs": mask_secrets({k: str(v) for k, v in (init_kwargs or {}).items()}),
         "limit": limit,
         "questions": _questions_digest(task for _, task in tasks),
         "versions": {**versions(), "lm_eval": package_version("lm_eval")},
@@ -263,11 +266,9 @@ def _load_lm(
 
     from tokenratio.evaluation.judges.bradley_terry import weights_digest
 
-    if init_kwargs.get("trust_remote_code"):
-        raise TokenRatioError("trust_remote_code is not supported: a model must not run code")
     tokenizer = load_tokenizer(model, init_kwargs)
     if policy is None:
-        policy = load_model(model, {**init_kwargs, "trust_remote_code": False})
+        policy = load_model(model, init_kwargs)
         if peft is not None:
             policy = load_adapter(policy, absolute(peft), {})
         policy.to(device or default_device())  # type: ignore[arg-type]  # transformers wraps it

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.adapter_checks import require_same, sample_log_probs
+from tokenratio.models.pretrained_arguments import loading
 from tokenratio.models.provenance import Origin, origin_of, set_origin
 from tokenratio.models.token_requests import language_model
 from tokenratio.models.weights import describe
@@ -63,8 +64,7 @@ def load_adapter(model: PreTrainedModel, name: str, where: Mapping[str, Any]) ->
     below = origin_of(model)
     if has_adapter(model):
         model = merge_adapters(model)
-    kinds = (ValueError, TypeError, RuntimeError, OSError, KeyError)
-    with reported_as(f"cannot load the adapter {name} onto {below}", *kinds):
+    with loading(f"the adapter {name} onto {below}"):
         config = PeftConfig.from_pretrained(name, **where)
         if config.is_prompt_learning:
             raise TokenRatioError(

@@ -27,7 +27,7 @@ from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
 from transformers.utils import logging as transformers_logging
 
 from tokenratio.errors import TokenRatioError, reported_as
-from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.models.pretrained_arguments import DATA_ALONE, WHERE_KWARGS
 from tokenratio.models.weights import require_whole
 from tokenratio.run_folder import package_version
 
@@ -107,7 +107,7 @@ def load_gguf_config(path: str | Path) -> PretrainedConfig:
     metadata = _metadata(path)
     readers = f"gguf {package_version('gguf')} and transformers {package_version('transformers')}"
     with reported_as(f"cannot load {path} with {readers}"), _alone(path) as files:
-        config = AutoConfig.from_pretrained(**files)
+        config = AutoConfig.from_pretrained(**files, **DATA_ALONE)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = metadata["general.architecture"]
         raise TokenRatioError(f"{path} holds a model of kind {kind}, not a causal language model")
@@ -125,7 +125,7 @@ def load_gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             "of a trainer), or use a file that has one"
         )
     with reported_as(f"cannot load the tokenizer of {path}"), _alone(path) as files:
-        tokenizer = AutoTokenizer.from_pretrained(**files)
+        tokenizer = AutoTokenizer.from_pretrained(**files, **DATA_ALONE)
     tokenizer.name_or_path = str(path)
     _remove_made_up_tokens(tokenizer, metadata["tokenizer.ggml.tokens"])
     _split_as_trained(tokenizer, metadata, path)

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tokenratio.data import PreparedData
-from tokenratio.errors import TokenRatioError, first_line, reported_as
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.adapter_checks import is_fresh
 from tokenratio.models.adapters import load_adapter, merge_adapters
 from tokenratio.models.gguf import (
@@ -27,7 +27,12 @@ from tokenratio.models.gguf import (
     load_gguf_config,
     load_gguf_tokenizer,
 )
-from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
+from tokenratio.models.pretrained_arguments import (
+    DATA_ALONE,
+    WHERE_KWARGS,
+    loading,
+    loading_arguments,
+)
 from tokenratio.models.provenance import Origin, chain_of, origin_of, resolved_name, saved_adapter
 from tokenratio.models.reference import Reference
 from tokenratio.models.token_requests import (
@@ -90,8 +95,8 @@ def load_config(name: str | Path, init_kwargs: dict[str, Any] | None = None) -> 
     base, where, _ = chain_of(name, init_kwargs)
     if is_gguf(base):
         return load_gguf_config(base)
-    with reported_as(f"cannot load the configuration of {base!r}"):
-        return AutoConfig.from_pretrained(base, **where)
+    with loading(f"the configuration of {base!r}"):
+        return AutoConfig.from_pretrained(base, **where, **DATA_ALONE)
 
 
 def load_tokenizer(
@@ -109,13 +114,14 @@ def load_tokenizer(
         return load_gguf_tokenizer(name)
     where = {k: v for k, v in (init_kwargs or {}).items() if k in WHERE_KWARGS}
     try:
-        return AutoTokenizer.from_pretrained(name, **where)
-    except Exception as error:
-        message = first_line(error)
+        with loading(f"a tokenizer for {name!r}"):
+            return AutoTokenizer.from_pretrained(name, **where, **DATA_ALONE)
+    except TokenRatioError as error:
+        refusal = error
     adapter = saved_adapter(name, where) if name else None
     if adapter is not None:
         return load_tokenizer(adapter.base, dict(adapter.base_where))
-    raise TokenRatioError(f"cannot load a tokenizer for {name!r}: {message}")
+    raise refusal
 
 
 def generation_ends(config: Any) -> list[int] | None:

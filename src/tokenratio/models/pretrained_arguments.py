@@ -1,14 +1,23 @@
 """The arguments that `from_pretrained` is given for a model named by the user."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, reported_as
+from tokenratio.masking import shown_value
 
 # Arguments of from_pretrained about where to find files, not how to build the model.
 WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+# A model is data alone: its files are never run or unpickled. Without the first, transformers asks
+# on standard input whether to run them.
+DATA_ALONE: Mapping[str, bool] = {"trust_remote_code": False}
+_SAFE = {**DATA_ALONE, "weights_only": True}
+_ONLY_DATA = {**_SAFE, "allow_all_kernels": False}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 
 
@@ -21,12 +30,14 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
         where: the setting they come from, for messages.
     Raises:
         TokenRatioError: not a mapping; two dtypes that differ; one that torch does not have; an
-            argument that has another place.
+            argument that has another place, or that lets a model run code.
     """
     if init_kwargs is None:
         return None
     if not isinstance(init_kwargs, Mapping):
-        raise TokenRatioError(f"{where} must hold `name: value` lines, not {init_kwargs!r}")
+        raise TokenRatioError(
+            f"{where} must hold `name: value` lines, not {shown_value(where, init_kwargs)}"
+        )
     if "output_loading_info" in init_kwargs:
         raise TokenRatioError(f"{where} cannot have output_loading_info")
     if "gguf_file" in init_kwargs:
@@ -34,7 +45,13 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
             f"{where} cannot have gguf_file: name the file itself as the model, such as "
             f"path/to/{init_kwargs['gguf_file']}"
         )
-    read = dict(init_kwargs)
+    for name, value in _ONLY_DATA.items():
+        if init_kwargs.get(name, value) not in (value, None):
+            raise TokenRatioError(
+                f"{name} in {where} must stay {str(value).lower()}: a model must be data alone, "
+                "and tokenratio never runs code that comes with one"
+            )
+    read = {name: value for name, value in init_kwargs.items() if name not in _ONLY_DATA}
     dtypes = {name: read.pop(name, None) for name in ("dtype", "torch_dtype")}
     given = [_dtype_name(v, f"{k} in {where}") for k, v in dtypes.items() if v is not None]
     if len(set(given)) > 1:
@@ -45,8 +62,39 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
 
 
 def loading_arguments(init_kwargs: Any, where: str = "model_init_kwargs") -> dict[str, Any]:
-    """Arguments of `from_pretrained`: those given, and float32 unless they name a dtype."""
-    return {"dtype": "float32", **(read_init_kwargs(init_kwargs, where) or {})}
+    """Arguments of `from_pretrained`: those given, and float32 unless they name a dtype.
+
+    They let no model run code.
+    """
+    given = read_init_kwargs(init_kwargs, where) or {}
+    return {"dtype": "float32", **given, **_SAFE}
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn any error of `from_pretrained` into a line; a model that needs code of its own is named.
+
+    Raises:
+        TokenRatioError: "cannot load" and what, with the reason.
+    """
+    with reported_as(f"cannot load {what}"), warnings.catch_warnings():
+        # torch's, about a file that it then refuses.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        try:
+            yield
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise TokenRatioError(
+                    f"cannot load {what}: it needs Python code that comes with it (auto_map in "
+                    "its configuration), and tokenratio never runs such code: a model must be "
+                    "data alone. Take a model of an architecture that transformers has"
+                ) from None
+            if isinstance(error, UnpicklingError):
+                raise TokenRatioError(
+                    f"cannot load {what}: its pickled weights are damaged, or hold more than "
+                    "tensors, which could run code. Take its safetensors"
+                ) from None
+            raise
 
 
 def _dtype_name(value: Any, where: str) -> str:

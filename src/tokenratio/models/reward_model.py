@@ -15,7 +15,7 @@ from transformers import (
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import load_merged, load_model
-from tokenratio.models.pretrained_arguments import loading_arguments
+from tokenratio.models.pretrained_arguments import DATA_ALONE, loading_arguments
 from tokenratio.models.provenance import resolved_name
 from tokenratio.models.token_requests import embedding_weight
 from tokenratio.models.weights import load_whole, require_whole
@@ -63,7 +63,7 @@ def build_reward_model(config: PretrainedConfig, *, seed: int) -> PreTrainedMode
     config = copy.deepcopy(config)
     config.num_labels = 1
     set_seed(seed)
-    return AutoModelForSequenceClassification.from_config(config)
+    return AutoModelForSequenceClassification.from_config(config, **DATA_ALONE)
 
 
 def with_padding(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import shown_value
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ class TemplateOptions:
 
     def check_template_settings(self) -> None:
         """Read settings given as text; raise `TokenRatioError` for an invalid one."""
-        from tokenratio.data.template import parse_day
+        from tokenratio.data.template import parse_day, reserved_argument
 
         example = "{enable_thinking: false}"
         kwargs = as_mapping("chat_template_kwargs", self.chat_template_kwargs, example)
         self.chat_template_kwargs = kwargs
+        if reason := reserved_argument(kwargs or {}):
+            raise TokenRatioError(reason)
         if self.tools is not None:
             example = "{type: function, function: {name: ...}}"
             self.tools = [as_mapping("each of tools", tool, example) for tool in self.tools]
@@ -74,7 +77,9 @@ def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
         with contextlib.suppress(ValueError):
             found = json.loads(value)
     if found is not None and not isinstance(found, Mapping):
-        raise TokenRatioError(f"{name} must be a mapping such as {example}, not {value!r}")
+        raise TokenRatioError(
+            f"{name} must be a mapping such as {example}, not {shown_value(name, value)}"
+        )
     return None if found is None else dict(found)
 
 

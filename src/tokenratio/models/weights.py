@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from tokenratio.errors import TokenRatioError, reported_as
-from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.errors import TokenRatioError
+from tokenratio.models.pretrained_arguments import DATA_ALONE, WHERE_KWARGS, loading
 
 _NUM_NAMED = 3  # weights of each kind in a message
 
@@ -28,7 +28,7 @@ def load_whole(
     Raises:
         TokenRatioError: it cannot be loaded, or weights are missing or left over; names them.
     """
-    with reported_as(f"cannot load {what}"):
+    with loading(what):
         model, info = kind.from_pretrained(name, **arguments, output_loading_info=True)
         unexpected = info["unexpected_keys"]
         # transformers takes the text part of a model that also reads images.
@@ -85,7 +85,7 @@ def describe(missing: Collection[str], unexpected: Collection[str]) -> str:
 
 def _saved_config(name: str, arguments: Mapping[str, Any]) -> Any:
     where = {key: value for key, value in arguments.items() if key in WHERE_KWARGS}
-    return AutoConfig.from_pretrained(name, **where)
+    return AutoConfig.from_pretrained(name, **where, **DATA_ALONE)
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -104,6 +104,9 @@ class TokenRatioConfig(MethodSettings, PairConfig):
         "reference is meant to be a different model.",
     )
 
+    # Not the one of MethodSettings, which comes first.
+    __repr__ = PairConfig.__repr__
+
     def __post_init__(self) -> None:
         self.resolve_method()
         for name in ("baseline_learning_rate", "baseline_clamp"):

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.training_args import OptimizerNames
 
+from tokenratio.models.pretrained_arguments import DATA_ALONE
 from tokenratio.statistics.chunks import default_chunk_size
 from tokenratio.training.config import TokenRatioConfig
 
@@ -59,7 +60,8 @@ def estimate_memory(
         reference_copy: the reference is a separate model, not the policy with its adapter off.
     """
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, **DATA_ALONE)
+    parameters = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
     trainable = parameters if trainable_parameters is None else trainable_parameters
     rows = args.per_device_train_batch_size * args.objective.rows_per_example

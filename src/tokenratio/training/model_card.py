@@ -13,14 +13,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from tokenratio.masking import MASK
 from tokenratio.models.reference import describe_reference
 from tokenratio.run_folder import (
     CARD_FILE,
     CARD_MARK,
     EVAL_FILE,
-    MASK,
     RUN_FILE,
-    mask_secrets,
     read_document,
 )
 from tokenratio.training.method_settings import MethodSettings
@@ -69,7 +68,7 @@ def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict
         method = MethodSettings(loss=args.loss)
         method.resolve_method()
         defaults |= vars(method)
-    values = mask_secrets(args.to_dict())
+    values = args.to_dict()
     return {
         name: value
         for name, value in values.items()

@@ -1,8 +1,9 @@
 """Settings shared by every trainer, and the interface of an objective."""
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from datasets import DatasetDict
@@ -12,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from tokenratio.data import PreparedData, Selection, prepare_pairs
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import mask_secrets
 from tokenratio.models.template_options import TemplateOptions, as_mapping
 from tokenratio.names import require_at_least
 from tokenratio.settings import option
@@ -209,6 +211,33 @@ class PairConfig(DataSettings, TrainingArguments):
     def __post_init__(self) -> None:
         self.check_data_settings()
         resolve_arguments(self, super().__post_init__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as `run.json`, trackers and logs get them: secrets masked."""
+        masked: dict[str, Any] = mask_secrets(super().to_dict())
+        return masked
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items())
+        return f"{type(self).__name__}({settings})"
+
+    __repr__ = __str__
+
+    # Pickles, such as the training_args.bin that transformers uploads, hold no secrets. Copies do.
+
+    def __getstate__(self) -> dict[str, Any]:
+        masked: dict[str, Any] = mask_secrets(vars(self))
+        return masked
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = object.__new__(type(self))
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
 
     @property
     def init_kwargs(self) -> dict[str, Any] | None:

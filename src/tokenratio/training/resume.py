@@ -11,8 +11,8 @@ from transformers import SchedulerType, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import mask_secrets
 from tokenratio.run_folder import (
-    mask_secrets,
     versions,
     write_run_file,
 )

@@ -54,6 +54,8 @@ class RewardConfig(PairConfig):
         choices=("group_by_length", "random", "sequential"),
     )
 
+    __repr__ = PairConfig.__repr__
+
     @property
     def objective(self) -> Objective:
         """The reward model's objective."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.masking import mask_secrets
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
 from tokenratio.models.reference import describe_reference
-from tokenratio.run_folder import RUN_FILE, mask_secrets, read_run_file, versions
+from tokenratio.run_folder import RUN_FILE, read_run_file, versions
 from tokenratio.training.arguments import shown
 
 # Settings that change neither the order of the rows nor the arithmetic. All others must stay the

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from tokenratio.run_folder import UNFINISHED_FOLDER
@@ -144,6 +144,14 @@ class SavingTrainer(ShardedTrainer):
             keep = [checkpoint] if best is None else [checkpoint, Path(best)]
             remove_surplus(folder, self.args.save_total_limit, keep)
         self.accelerator.wait_for_everyone()
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """As in transformers, but without `training_args.bin`, a pickle that nothing reads."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is None:  # uploads run in the background, and need the final name
