@@ -11,7 +11,8 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture processes cases wheel-test clean
+.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture processes cases wheel-test \
+	minimum audit clean
 
 quickstart: $(STAMP)
 	$(BIN)/tokenratio quickstart
@@ -54,6 +55,20 @@ cases:
 
 wheel-test:
 	PYTHON=$(PYTHON) tests/wheel.sh
+
+# The fast tests with the oldest versions that pyproject.toml allows. torch is PyPI's, with CUDA.
+minimum:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet uv
+	.venv-minimum/bin/uv pip install --quiet --python .venv-minimum/bin/python \
+		--resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+# Known vulnerabilities of the versions that everyone develops with.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

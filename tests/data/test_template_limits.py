@@ -12,6 +12,7 @@ from templates import chat_pair, family_tokenizer
 from tokenratio import TokenRatioConfig
 from tokenratio.cli.main import main
 from tokenratio.data import DefectKind, inspect_source, prepare_pairs, template_limits
+from tokenratio.data.defects import RowDefectError
 from tokenratio.data.template import (
     RESERVED_ARGUMENTS,
     TemplateSettings,
@@ -173,3 +174,22 @@ def test_other_arguments_reach_the_template():
     tokenizer = with_chat_template(tokenizer, template)
     data = prepare_pairs([row], tokenizer, max_length=None, max_prompt_length=None)
     assert "mild a" in tokenizer.decode(data.dataset[0]["prompt_ids"])
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "cycler.__init__.__globals__.os.system('touch PWNED')",
+        "namespace.__init__.__globals__['os'].system('touch PWNED')",
+        "''.__class__.__mro__[1].__subclasses__()[0]",
+        "raise_exception.__globals__",
+        "(messages | attr('__class__')).__base__",
+        "'{0.__class__.__init__.__globals__}'.format(messages)",
+        "messages.append(1)",
+    ],
+)
+def test_a_template_does_not_leave_its_sandbox(expression, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RowDefectError, match=r"SecurityError|UndefinedError"):
+        render(f"{{{{ {expression} }}}}")
+    assert not list(tmp_path.iterdir())

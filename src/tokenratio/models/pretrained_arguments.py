@@ -15,7 +15,7 @@ from tokenratio.masking import shown_value
 WHERE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 # A model is data alone: its files are never run or unpickled. Without the first, transformers asks
 # on standard input whether to run them.
-DATA_ALONE: Mapping[str, bool] = {"trust_remote_code": False}
+DATA_ALONE: Mapping[str, Any] = {"trust_remote_code": False}
 _SAFE = {**DATA_ALONE, "weights_only": True}
 _ONLY_DATA = {**_SAFE, "allow_all_kernels": False}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
