@@ -22,6 +22,7 @@ from tokenratio.evaluation.judges.reward_model import RewardModelJudge
 from tokenratio.evaluation.suite import run_suite
 from tokenratio.models.loading import load_config, load_model, load_tokenizer
 from tokenratio.models.reward_model import load_reward_model
+from tokenratio.training.checkpoints import MANIFEST_FILE
 
 MARK = "PWNED"
 RECIPE = {
@@ -189,8 +190,12 @@ STATES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
-def test_the_state_of_a_checkpoint(name, trained, capsys):
-    """It may be refused, or the checkpoint before be taken; it is not unpickled."""
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_the_state_of_a_checkpoint(name, has_manifest, trained, capsys):
+    """It may be refused, or the checkpoint before be taken; it is not unpickled.
+
+    A manifest finds the change; a checkpoint from elsewhere may have none.
+    """
     for write in POISONS:
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(trained / "run", "run")
@@ -198,6 +203,8 @@ def test_the_state_of_a_checkpoint(name, trained, capsys):
         assert Path("run/checkpoint-1", name).is_file()
         for checkpoint in ("run/checkpoint-1", "run/checkpoint-2"):
             write(f"{checkpoint}/{name}")
+            if not has_manifest:
+                Path(checkpoint, MANIFEST_FILE).unlink()
         settings = ["--baseline_hidden_size", "8", "--max_steps", "3"]
         main(["train", "recipe.yaml", *settings, "--resume_from_checkpoint", "run/checkpoint-1"])
         main(["train", "recipe.yaml", *settings, "--resume_from_checkpoint", "true"])

@@ -430,7 +430,7 @@ def test_auto_samples_in_bfloat16_where_that_is_faster_and_measures_in_float32(
     """The responses are those of `generate`; the measures are those of float32 weights."""
     argv = ["runs/dpo", "--prompts", PROMPTS, "--pairs", pairs, *QUICK]
     evaluate(capsys, *argv, "--output_dir", "plain")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     shown = evaluate(capsys, *argv)
     assert "device: cpu (no GPU found); samples in bfloat16 (dtype: auto; this CPU" in shown
     assert "measures in float32\n" in shown
@@ -629,7 +629,7 @@ def test_suite(capsys, monkeypatch):
             f"tokenratio.evaluation.{module}.load_model",
             lambda path, how: loads.append((path, how["dtype"])) or load(path, how),
         )
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     shown = evaluate(capsys, "tiny", "--suite", "task.yaml", "--reference", "tiny")
     score = json.loads(Path("evaluation/tiny/suite.json").read_text())["scores"][0]
     found = measures("tiny").named("suite/word_choice (0-shot acc)")
