@@ -192,7 +192,7 @@ def test_ids_from_arrow_are_those_from_json_lines(make_tokenizer):
     data = datasets.Dataset.from_list(TOOL_ROWS)
     one, other = (prepare_pairs(s, tokenizer, **limits) for s in (data, TOOL_ROWS))
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    assert [one.dataset[n] for n in names] == [other.dataset[n] for n in names]
+    assert [one.dataset[n][:] for n in names] == [other.dataset[n][:] for n in names]
     assert "null" not in tokenizer.decode(one.dataset[0]["chosen_ids"])
 
 

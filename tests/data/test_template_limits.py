@@ -182,7 +182,7 @@ def test_other_arguments_reach_the_template():
         "cycler.__init__.__globals__.os.system('touch PWNED')",
         "namespace.__init__.__globals__['os'].system('touch PWNED')",
         "''.__class__.__mro__[1].__subclasses__()[0]",
-        "raise_exception.__globals__",
+        "raise_exception.__globals__['os']",
         "(messages | attr('__class__')).__base__",
         "'{0.__class__.__init__.__globals__}'.format(messages)",
         "messages.append(1)",

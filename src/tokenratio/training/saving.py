@@ -151,7 +151,8 @@ class SavingTrainer(ShardedTrainer):
         """As in transformers, but without `training_args.bin`, a pickle that nothing reads."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            folder = Path(output_dir or str(self.args.output_dir))
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is None:  # uploads run in the background, and need the final name
