@@ -102,6 +102,8 @@ def test_standard_error_against_a_bootstrap():
     assert found.standard_error == pytest.approx(np.std(values), rel=0.15)
 
 
+# scikit-learn 1.8.0 warns although no penalty is set.
+@pytest.mark.filterwarnings("ignore:Setting penalty=None")
 def test_coefficients_against_scikit_learn():
     """Soft labels, each prompt once; scikit-learn has no prior here, and gets ours as rows."""
     from sklearn.linear_model import LogisticRegression
