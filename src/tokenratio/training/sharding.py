@@ -49,6 +49,14 @@ class ShardedTrainer(Trainer):
             )
         if self.is_deepspeed_enabled:
             load_whole_models()
+            plugin = self.accelerator.state.deepspeed_plugin
+            zero = plugin.deepspeed_config.get("zero_optimization", {})
+            if plugin.zero_stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+                raise TokenRatioError(
+                    "DeepSpeed ZeRO-3 would save no model: set zero3_save_16bit_model in "
+                    "accelerate's configuration (stage3_gather_16bit_weights_on_model_save in "
+                    "DeepSpeed's) to true"
+                )
 
     def prepare_reference(self, model: PreTrainedModel) -> nn.Module:
         """A frozen model, moved to the device and wrapped like the policy."""
