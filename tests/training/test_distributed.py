@@ -124,8 +124,9 @@ def test_a_run_goes_on_with_another_number_of_processes(one, two):
     run = json.loads((one / "resume" / "run.json").read_text())
     assert run["resumptions"][-1]["processes"] == 1
     assert largest_difference(whole, resumed) < 1e-6
-    for line, other in zip(lines, others, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    losses = [[line["loss"] for line in each if "loss" in line] for each in (lines, others)]
+    assert len(losses[0]) == 10
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     with pytest.raises(TokenRatioError, match="began with processes 2, not 1"):
         distributed_run.run(
             "other", one, goes_on=str(two / "whole"), per_device_train_batch_size=2, loss="tbpo_a"
