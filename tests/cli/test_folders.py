@@ -72,6 +72,7 @@ def weights(folder):
     return {k: v.tolist() for k, v in load_file(Path(folder, "model.safetensors")).items()}
 
 
+@pytest.mark.slow
 def test_one_command_starts_and_resumes(recipe, interrupt, caplog):
     """What a scheduler runs again: with nothing there, killed early, killed later, and done."""
     said = "no complete checkpoint in run: starting from the beginning"
@@ -113,6 +114,7 @@ def test_what_is_not_resumed_is_not_removed(recipe, capsys):
     assert "give only one of them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_over_another(recipe, capsys):
     assert recipe("--output_dir", "first") == 0
     assert recipe() == 0
@@ -147,6 +149,7 @@ def test_a_folder_in_use_is_refused(flags, recipe, in_use, capsys):
     assert f"run is in use by process {in_use} on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -25,6 +25,7 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_change_of_settings_is_accepted_when_asked_for_and_recorded(
     interrupted, tmp_path, caplog
 ):
@@ -72,6 +73,7 @@ def test_a_change_of_settings_is_accepted_when_asked_for_and_recorded(
     assert steps == [2, 6, 2]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_without_changes_records_only_that(interrupted, tmp_path):
     folder = shutil.copytree(interrupted, tmp_path / "run")
     trainer_in(folder, "tbpo_a", resume_with_changes=True).train(resume_from_checkpoint=True)
@@ -124,6 +126,7 @@ def test_another_tokenizer_is_named(interrupted):
         other.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_another_base_below_an_adapter_is_refused_also_without_a_reference(tmp_path):
     def adapted(seed, cut=None):
         return TokenRatioTrainer(
