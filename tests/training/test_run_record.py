@@ -9,6 +9,8 @@ from peft import LoraConfig
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioTrainer
 from tokenratio.errors import TokenRatioError
+from tokenratio.run_folder import versions, write_run_file
+from tokenratio.training.run_record import resumed_record
 from training.short_runs import Cut, assert_identical, state_of, trainer_in
 
 
@@ -153,3 +155,24 @@ def test_a_batch_size_at_which_the_run_is_over_is_not_taken_for_its_end(tmp_path
     trainer = trainer_in(tmp_path, "tbpo_a", max_steps=-1, num_train_epochs=1, **larger)
     with pytest.raises(TokenRatioError, match=r"has only 1 step, and .* step 3"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_the_record_keeps_the_beginning_and_lists_what_differs(interrupted, tmp_path):
+    began = json.loads((interrupted / "run.json").read_text())
+    began["versions"]["torch"] = "1.0"
+    evaluated = {**began["data"]["eval"], "digest": "another"}
+    now = {**began, "processes": 2, "data": {**began["data"], "eval": evaluated}}
+    del now["versions"]
+    checkpoint = tmp_path / "checkpoint-2"
+    write_run_file(checkpoint, **began)
+    record = resumed_record(checkpoint, 2, now, tmp_path)
+    (entry,) = record.pop("resumptions")
+    assert record == began
+    del entry["time"]
+    assert entry == {
+        "checkpoint": "checkpoint-2",
+        "step": 2,
+        "processes": 2,
+        "data": {"eval": evaluated},
+        "versions": {"torch": versions()["torch"]},
+    }
