@@ -235,7 +235,7 @@ def _changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Chang
     wrappers = [of.get("wrapper") for of in (began, now)]
     alike = None in wrappers or {*wrappers} <= {"none", "ddp"}  # which save the same files
     if wrappers[0] != wrappers[1] and not alike:
-        yield Change("wrapper", *wrappers, "other run")
+        yield Change("wrapper", wrappers[0], wrappers[1], "other run")
     if began.get("processes") != now.get("processes") and "processes" in began.keys() & now.keys():
         rows = {of["processes"] * of["config"][_PER_DEVICE] for of in (began, now)}
         kind: Kind = (
