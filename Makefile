@@ -11,7 +11,7 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke mutants torture processes cases wheel-test \
+.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke fuzz mutants torture processes cases wheel-test \
 	minimum audit clean
 
 quickstart: $(STAMP)
@@ -40,6 +40,11 @@ bench: $(STAMP)
 
 bench-smoke: $(STAMP)
 	$(BIN)/python benchmarks/step.py --smoke
+
+# Damaged and hostile input for every reader; each case is a number that repeats it.
+FUZZ ?= 20000
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(FUZZ)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py

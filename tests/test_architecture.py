@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
-VOCABULARY = ["masking", "errors", "names", "foreign_names", "settings", "run_folder", "locks"]
-VOCABULARY += ["types"]
+VOCABULARY = ["masking", "errors", "names", "text_files", "yaml_text", "records", "foreign_names"]
+VOCABULARY += ["settings", "run_folder", "locks", "types"]
 ORDER = [*VOCABULARY, "data", "statistics", "ratios", "bregman", "losses"]
 ORDER += ["models", "training", "evaluation", "cli"]
 # The mathematics: torch, jaxtyping's annotations and the standard library, nothing else.

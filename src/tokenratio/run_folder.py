@@ -6,7 +6,9 @@ import platform
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
+
+from tokenratio.records import as_shape, parse_json
 
 from tokenratio.masking import mask_secrets
 
@@ -58,19 +60,55 @@ def replace_bytes(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+class RunConfig(TypedDict, total=False):
+    """Those settings in `run.json` that are read back."""
+
+    loss: str
+    output_dir: str
+    chat_template_kwargs: dict[str, Any] | str | None
+    tools: list[Any] | str | None
+    template_date: str | None
+    token_scores: str | None
+    max_steps: int
+    num_train_epochs: float
+
+
+class _Data(TypedDict):
+    digest: str
+
+
+class RunRecord(TypedDict, total=False):
+    """`run.json`, as far as it is read back; runs of older versions lack some of it."""
+
+    config: RunConfig
+    versions: dict[str, str]
+    kind: str
+    model: Any
+    processes: int
+    reference: dict[str, Any] | None
+    adapters: dict[str, dict[str, Any]] | None
+    data: dict[str, _Data | None]
+    run_folder: str
+
+
 def read_run_file(*folders: str | Path) -> dict[str, Any] | None:
-    """`run.json` of the first of the folders that holds a readable one; None if none does."""
+    """`run.json` of the first of the folders that holds a readable one; None if none does.
+
+    Raises:
+        TokenRatioError: it holds a run's settings, but a field is not what a run writes.
+    """
     for folder in folders:
-        document = read_document(Path(folder) / RUN_FILE)
+        path = Path(folder) / RUN_FILE
+        document = read_document(path)
         if document is not None and isinstance(document.get("config"), dict):
-            return document
+            return cast(dict[str, Any], as_shape(RunRecord, document, str(path)))
     return None
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
     """A JSON file that holds an object; None if it is missing or cut off."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None

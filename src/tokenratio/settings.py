@@ -13,12 +13,11 @@ from datetime import date
 from enum import Enum
 from typing import Any, TypeVar
 
-import yaml
-
 from tokenratio.errors import TokenRatioError
 from tokenratio.foreign_names import advice
 from tokenratio.masking import shown_value
 from tokenratio.names import require_choice, suggestion
+from tokenratio.yaml_text import parse_yaml
 
 Options = TypeVar("Options")
 
@@ -89,7 +88,9 @@ def convert(name: str, value: Any, field: Field) -> Any:
                 if choices and isinstance(converted, str):
                     require_choice(name, converted, choices)
                 return converted
-    raise TokenRatioError(f"{name} must be {_in_words(options)}, not {shown_value(name, value)}")
+    raise TokenRatioError(
+        f"{name} must be {_in_words(options)}, not {shown_value(name, value):.200}"
+    )
 
 
 def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:
@@ -116,6 +117,11 @@ def as_bool(value: Any) -> bool | None:
 
 
 def _as_int(value: Any) -> int | None:
+    try:  # exactly: a float has only 53 bits
+        if type(value) in (int, str):
+            return int(value)
+    except ValueError:
+        pass
     number = _as_float(value)
     return int(number) if number is not None and number == int(number) else None
 
@@ -125,7 +131,7 @@ def _as_float(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if number - number == 0 else None  # neither infinite nor NaN
 
@@ -134,8 +140,8 @@ def _as_container(kind: type) -> Any:
     def converter(value: Any) -> Any:
         if isinstance(value, str):
             try:
-                value = yaml.safe_load(value)
-            except yaml.YAMLError:
+                value = parse_yaml(value, "it")
+            except TokenRatioError:
                 return None
         return value if isinstance(value, kind) else None
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 import pytest
 
-from tokenratio.cli.command import describe_flags, read_flags, read_yaml
+from tokenratio.cli.command import describe_flags, read_flags
 from tokenratio.errors import TokenRatioError
 from tokenratio.settings import build, convert, fields_of
+from tokenratio.yaml_text import read_yaml
 
 
 class Level(Enum):
@@ -114,9 +115,9 @@ def test_yaml_is_safe_and_a_mapping(tmp_path):
     path = tmp_path / "r.yaml"
     for text, message in (
         ("- a\n", "key: value"),
-        ("a: [", "is not YAML"),
+        ("a: [", "r.yaml:1: not YAML"),
         ("a: 1\na: 2\n", "is given twice"),
-        ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "r.yaml:1: not YAML"),
     ):
         path.write_text(text)
         with pytest.raises(TokenRatioError, match=message):

@@ -186,8 +186,8 @@ def test_datasets(tmp_path):
 def test_lists_keep_what_is_no_row():
     rows = read_rows([{"a": 1}, "text", {1: 2}], split="eval")
     assert rows[0] == SourceRow("eval_dataset:0", {"a": 1})
-    assert rows[1].problem == "it holds a str, not an object"
-    assert rows[2].problem == "a column name is not a string"
+    assert rows[1].problem == "it holds a string, not an object"
+    assert rows[2].problem == "the key 1 is not text"
 
 
 def test_hub_names(monkeypatch):

@@ -811,7 +811,7 @@ def test_sheets_are_checked(tmp_path):
     for content, said in (
         (first.replace("null", '"A"') + "\n", r'sheet\.jsonl:1: verdict must be "1", "2"'),
         (f"{first}\n{first}\n", r"sheet\.jsonl:2: duplicate line for item"),
-        ('{"verdict": "1"}\n', r"sheet\.jsonl:1: no item"),
+        ('{"verdict": "1"}\n', r"sheet\.jsonl:1: no field 'item'"),
     ):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(TokenRatioError, match=said):

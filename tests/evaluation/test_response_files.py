@@ -172,12 +172,15 @@ def test_two_processes_do_not_write_one_file(tmp_path):
     [
         ("oops", "g.jsonl:2: not a JSON object, and not the last"),
         ("[1]", "g.jsonl:2: not a JSON object"),
-        ('{"text": "x"}', "g.jsonl:2: no id and prompt"),
+        ('{"text": "x"}', "g.jsonl:2: no field 'id'; this is not a file of generations"),
         ('{"id": "a", "prompt": "b", "samples": []}', "g.jsonl:2: no samples"),
-        ('{"id": "a", "prompt": "b", "samples": [{"text": 1}]}', "g.jsonl:2: a sample has no text"),
+        (
+            '{"id": "a", "prompt": "b", "samples": [{"text": 1}]}',
+            r"g.jsonl:2: samples\[0\].text is 1, not a string",
+        ),
         (
             '{"id": "a", "prompt": "b", "samples": [{"text": "", "token_ids": [1.5]}]}',
-            "g.jsonl:2: token_ids",
+            r"g.jsonl:2: samples\[0\].token_ids\[0\] is 1.5, not a whole number",
         ),
     ],
 )

@@ -87,10 +87,13 @@ def test_the_file_gives_back_what_was_saved(tmp_path):
     [
         ("{", "is not a file of measures"),
         ("[]", "is not a file of measures"),
-        ("{}", "is not a file of measures: 'format'"),
-        ('{"format": 2}', "format 2, not 1"),
+        ("{}", "no field 'format'; this is not a file of measures"),
+        ('{"format": 2}', "format is 2, not 1"),
         ('{"format": 1, "measures": [{"name": "m"}]}', "not a file of measures"),
-        ('{"format": 1, "measures": [], "notes": []}', "not a file of measures: 'policy'"),
+        (
+            '{"format": 1, "measures": [], "notes": []}',
+            "no field 'policy'; this is not a file of measures",
+        ),
         (b"\xff", "not a file of measures"),
     ],
 )

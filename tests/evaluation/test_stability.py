@@ -193,8 +193,8 @@ def test_values_that_are_not_finite_are_counted(tmp_path):
     ("text", "message"),
     [
         ('{"step": 1, "loss": 1}\n{"step"\n{"step": 2, "loss": 1}\n', r"metrics.jsonl:2: not JSON"),
-        ('{"step": 1, "loss": 1}\n[1]\n', r"metrics.jsonl:2: no step number"),
-        ('{"loss": 1}\n', r"metrics.jsonl:1: no step number"),
+        ('{"step": 1, "loss": 1}\n[1]\n', r"metrics.jsonl:2: it is a list, not an object"),
+        ('{"loss": 1}\n', "metrics.jsonl:1: no field 'step'"),
         ('{"step": 1, "loss": "1"}\n', r"metrics.jsonl:1: loss is '1', not a number"),
         ('{"step": 1, "eval_loss": 1}\n', r"holds no training step"),
         ("", r"holds no training step"),

@@ -225,8 +225,8 @@ def test_another_judging_is_refused_in_words(tmp_path):
     ("change", "said"),
     [
         ({"prob_a_first": 1.5}, r"j\.jsonl:1: prob_a_first is 1.5, not a probability"),
-        ({"prob_a_second": "A"}, r"j\.jsonl:1: prob_a_second is 'A', not a probability"),
-        (None, r"j\.jsonl:1: no content: this is not a file of judgements"),
+        ({"prob_a_second": "A"}, r"j\.jsonl:1: prob_a_second is 'A', not a number or null"),
+        (None, r"j\.jsonl:1: no field 'content'; this is not a file of judgements"),
     ],
 )
 def test_damage_is_named(tmp_path, change, said):

@@ -31,7 +31,7 @@ _FIELDS = {
     "alpaca-eval": ("instruction", "output"),
     "mt-bench": ("question_id", "choices"),
 }
-_NUMBER = re.compile(r"[0-9]+$")
+_NUMBER = re.compile(r"(?<![0-9])[0-9]{1,18}$")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _write_mt_bench(
         taken[number] = id
         # The prompt of a second turn contains the answer to the first.
         turns = () if isinstance(prompt, str) else prompt.messages
-        before = tuple(str(turn["content"]) for turn in turns if turn["role"] == "assistant")
+        before = tuple(_text(id, turn) for turn in turns if turn["role"] == "assistant")
         choices = tuple((*before, sample.text) for sample in samples)
         answers.append(MtBenchAnswer(number, generator, choices))
     write_mt_bench(output, answers)
@@ -210,7 +210,9 @@ def _question_id(
     id: str, prompt: Prompt, numbers: Mapping[str, int], options: ConvertOptions
 ) -> int:
     if options.questions is not None:
-        turns = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.messages]
+        turns = (
+            [prompt] if isinstance(prompt, str) else [_text(id, turn) for turn in prompt.messages]
+        )
         number = next((numbers[turn] for turn in turns if turn in numbers), None)
         if number is None:
             raise TokenRatioError(f"{options.questions} does not have the question of {id}")
@@ -233,7 +235,13 @@ def _single_turn(prompt: Prompt) -> str | None:
     """The text of a prompt with one turn; None for a longer conversation."""
     if isinstance(prompt, str):
         return prompt
-    return str(prompt.messages[0]["content"]) if len(prompt.messages) == 1 else None
+    return _text("a prompt", prompt.messages[0]) if len(prompt.messages) == 1 else None
+
+
+def _text(id: str, turn: Mapping[str, Any]) -> str:
+    if "content" not in turn:
+        raise TokenRatioError(f"{id}: a turn of {turn['role']} has no text, only tool calls")
+    return str(turn["content"])
 
 
 def _only(names: set[Any], path: Path, options: ConvertOptions) -> str | None:

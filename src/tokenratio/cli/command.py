@@ -7,10 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.masking import is_secret
@@ -99,34 +96,6 @@ def read_flags(
         else:
             raise TokenRatioError(f"--{name} needs a value")
     return positional, flags
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `TokenRatioError` for any other file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise TokenRatioError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise TokenRatioError(f"cannot read {path}: it is not UTF-8 text") from None
-    try:
-        values = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise TokenRatioError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise TokenRatioError(f"{path} must hold `key: value` lines")
-    return {str(key): value for key, value in values.items()}
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe loading that refuses a repeated key, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice")
-        return super().construct_mapping(node, deep=deep)
 
 
 def describe_flags(fields: Mapping[str, Field], headings: Mapping[str, Sequence[str]]) -> str:

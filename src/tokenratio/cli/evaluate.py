@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from tokenratio.cli.command import Command, read_yaml
+from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.settings import build, fields_of
+from tokenratio.yaml_text import read_yaml
 
 USAGE = """usage: tokenratio evaluate RECIPE.yaml|RUN ... [--flag value ...]
 

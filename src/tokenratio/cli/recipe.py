@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tokenratio.cli.command import Command, read_yaml
+from tokenratio.cli.command import Command
 from tokenratio.cli.declared import declared_fields
 from tokenratio.cli.training_headings import TRAINING_HEADINGS
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.template_options import TEMPLATE_FLAGS
 from tokenratio.settings import Field, build, check_known, convert, fields_of, option
 from tokenratio.training.method_settings import PUBLISHED_CONTRASTS, MethodSettings
+from tokenratio.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from tokenratio.training.config import TokenRatioConfig

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.data.display import printable
-from tokenratio.data.files import SourceRow
+from tokenratio.data.files import SourceRow, unreadable_column
 from tokenratio.data.layouts import (
     COMPLETIONS,
     HISTORY_COLUMN,
@@ -126,6 +126,9 @@ class SourceColumns:
         if self.use != "prompt" and choice.responses is None:
             raise RowDefectError(DefectKind.MISSING_COLUMN, self._missing(fields))
         responses, prompt_layout = choice.responses, choice.prompt
+        unreadable = unreadable_column(row, self._columns_read(fields, responses, prompt_layout))
+        if unreadable is not None:
+            raise RowDefectError(DefectKind.MALFORMED_ROW, unreadable)
         found = {} if responses is None else responses.read(fields)
         if prompt_layout is not None and prompt_layout.needs != ("prompt",) and holds_prompt(found):
             prompt_layout = None  # the conversations hold it
@@ -136,8 +139,8 @@ class SourceColumns:
         if self._reads_label(fields, responses) and not verdict(fields[str(self._label)]):
             raise RowDefectError(
                 DefectKind.LABELLED_BAD,
-                f"{self._label} is {json.dumps(fields[str(self._label)])}; only rows labelled good "
-                "are trained on (columns: {label: null} ignores the label)",
+                f"{self._label} is {json.dumps(fields[str(self._label)], default=str)}; only rows "
+                "labelled good are trained on (columns: {label: null} ignores the label)",
             )
         read = self._columns_read(fields, responses, prompt_layout)
         is_text = "text" in found

@@ -10,16 +10,27 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from tokenratio.data.arrow_rows import Unreadable, arrow_rows
+from tokenratio.data.json_arrays import array_items
 from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.records import kind_of, parse_json, structure_fault
+from tokenratio.text_files import decode_utf8, refuse_utf16
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_MIB = 1 << 20
+# A line of JSON takes up to 30 times its size in memory; no text that is trained on is as long.
+MAX_LINE = 64 * _MIB
+# JSON arrays and CSV are read whole.
+MAX_WHOLE = 2048 * _MIB
+# Texts shrink by a factor of 3 to 50; what grows by more is made to fill the memory.
+MAX_EXPANSION, _ALWAYS_ALLOWED = 100, 64 * _MIB
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,8 @@ def read_file(path: Path, name: str) -> list[SourceRow]:
 
     Raises:
         TokenRatioError: the file as a whole cannot be read (wrong format, broken JSON array or CSV
-            quoting, not UTF-8 in a format other than JSON lines).
+            quoting, not UTF-8 in a format other than JSON lines, beyond the limits of
+            docs/data.md).
     """
     suffix = data_suffix(path)
     if suffix is None:
@@ -61,23 +73,30 @@ def read_file(path: Path, name: str) -> list[SourceRow]:
     if suffix == ".parquet":
         return list(_parquet_rows(path, name))
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with ExitStack() as files:
+            file: BinaryIO = files.enter_context(path.open("rb"))
+            limit = None
+            if path.suffix == ".gz":
+                limit = max(_ALWAYS_ALLOWED, MAX_EXPANSION * path.stat().st_size)
+                file = cast(BinaryIO, files.enter_context(gzip.open(file)))
+            if suffix == ".jsonl":
+                return list(_json_line_rows(file, name, limit))
+            data = _whole(file, name, limit)
+            return list((_json_rows if suffix == ".json" else _csv_rows)(data, name))
     except (OSError, EOFError, zlib.error) as error:
         raise TokenRatioError(f"{name}: cannot be read: {error}.") from error
-    readers = {".jsonl": _json_line_rows, ".json": _json_rows, ".csv": _csv_rows}
-    return list(readers[suffix](data, name))
 
 
 def row_of(origin: str, value: object) -> SourceRow:
-    """A row from any value; one that is not an object with string keys has its `problem` set.
+    """A row from any value; one that is not an object of JSON has its `problem` set.
 
     NaN in a column counts as null.
     """
     if not isinstance(value, dict):
-        return SourceRow(origin, {}, f"it holds a {type(value).__name__}, not an object")
-    if any(not isinstance(key, str) for key in value):
-        return SourceRow(origin, {}, "a column name is not a string")
+        return SourceRow(origin, {}, f"it holds {kind_of(value)}, not an object")
+    fault = structure_fault(value)
+    if fault is not None:
+        return SourceRow(origin, {}, fault)
     # pandas writes NaN for a cell that is empty.
     return SourceRow(
         origin, {k: None if isinstance(v, float) and v != v else v for k, v in value.items()}
@@ -105,59 +124,83 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        skipped = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-        line = error.object.count(b"\n", 0, error.start) + 1
+def _whole(file: BinaryIO, name: str, limit: int | None) -> bytes:
+    most = MAX_WHOLE if limit is None else min(limit, MAX_WHOLE)
+    data = file.read(most + 1)
+    if len(data) > most:
+        if most == limit:
+            raise _bomb(name)
         raise TokenRatioError(
-            f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start + skipped}, line {line}. Save the file as UTF-8."
-        ) from error
+            f"{name}: larger than {most // _MIB:,} MiB, and has to be read whole: save it as JSON "
+            "lines (.jsonl)."
+        )
+    return data
 
 
-def _json_line_rows(data: bytes, name: str) -> Iterator[SourceRow]:
+def _bomb(name: str) -> TokenRatioError:
+    return TokenRatioError(
+        f"{name}: it expands to more than {MAX_EXPANSION} times its size, which no text does: "
+        "decompress it yourself if you trust it."
+    )
+
+
+def _json_line_rows(file: BinaryIO, name: str, limit: int | None = None) -> Iterator[SourceRow]:
     # Split before decoding: a line that is not UTF-8 is one bad row, and "\n" is never part of a
     # longer UTF-8 sequence.
-    offset = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    for number, line in enumerate(data[offset:].split(b"\n"), start=1):
-        if line.strip():
-            yield _json_line(line, f"{name}:{number}", offset)
-        offset += len(line) + 1
+    number, offset = 0, 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        origin, size = f"{name}:{number}", len(line)
+        if number == 1:
+            refuse_utf16(line, name)
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if size > MAX_LINE:
+            yield SourceRow(origin, {}, f"the line is longer than {MAX_LINE // _MIB} MiB")
+            while not line.endswith(b"\n") and (line := file.readline(_MIB)):
+                size += len(line)
+                if limit is not None and offset + size > limit:
+                    raise _bomb(name)
+        elif line.strip():
+            yield _json_line(line.removesuffix(b"\n"), origin, offset + size - len(line))
+        offset += size
+        if limit is not None and offset > limit:
+            raise _bomb(name)
 
 
 def _json_line(line: bytes, origin: str, offset: int) -> SourceRow:
     try:
-        return row_of(origin, json.loads(line.decode("utf-8")))
+        return row_of(origin, parse_json(line))
     except UnicodeDecodeError as error:
         byte, where = line[error.start], offset + error.start
         return SourceRow(origin, {}, f"not UTF-8: byte 0x{byte:02x} at offset {where} of the file")
     except json.JSONDecodeError as error:
         return SourceRow(origin, {}, f"not JSON: {error.msg} (column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        # An integer of thousands of digits, or brackets nested past Python's limit.
+    except ValueError as error:
+        # An integer of thousands of digits, a repeated key, or too many levels.
         return SourceRow(origin, {}, f"not readable JSON: {error}")
 
 
 def _json_rows(data: bytes, name: str) -> Iterator[SourceRow]:
-    text = _decode(data, name)
+    text = decode_utf8(data, name)
+    begin = len(text) - len(text.lstrip())
+    if text.startswith("[", begin):
+        for number, (item, fault) in enumerate(array_items(text, begin, name), start=1):
+            origin = f"{name}:{number}"
+            yield row_of(origin, item) if fault is None else SourceRow(origin, {}, fault)
+        return
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        yield row_of(f"{name}:1", parse_json(text))
+    except ValueError as error:
         # Many `.json` files on the Hub are JSON lines.
-        if text.lstrip().startswith("{"):
-            yield from _json_line_rows(data, name)
-            return
-        raise TokenRatioError(f"{name}: not JSON: {error}.") from error
-    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
-        yield row_of(f"{name}:{number}", item)
+        if not text.startswith("{", begin):
+            raise TokenRatioError(f"{name}: not JSON: {error}.") from error
+        yield from _json_line_rows(io.BytesIO(data), name)
 
 
 def _csv_rows(data: bytes, name: str) -> Iterator[SourceRow]:
     # After broken quoting, no record's bounds can be trusted, so it is an error of the file.
-    reader = csv.reader(io.StringIO(_decode(data, name), newline=""), strict=True)
-    limit = csv.field_size_limit(sys.maxsize)  # the default refuses texts beyond 131,072 characters
+    reader = csv.reader(io.StringIO(decode_utf8(data, name), newline=""), strict=True)
+    limit = csv.field_size_limit(MAX_LINE)  # the default refuses texts beyond 131,072 characters
     try:
         header = next(reader, [])
         if len(set(header)) != len(header):
@@ -185,9 +228,20 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            header = file.schema_arrow.names
+            if len(set(header)) != len(header):
+                raise TokenRatioError(f"{name}: duplicate column names: {', '.join(header)}.")
             for batch in file.iter_batches():
-                for fields in batch.to_pylist():
+                for fields in arrow_rows(batch):
                     number += 1
                     yield row_of(f"{name}:{number}", without_filled_nulls(fields))
     except (OSError, pyarrow.ArrowException) as error:
         raise TokenRatioError(f"{name}: cannot be read as Parquet: {first_line(error)}") from error
+
+
+def unreadable_column(row: SourceRow, names: set[str]) -> str | None:
+    """Why one of these columns of a row cannot be read; None if all can."""
+    for name, value in row.fields.items():
+        if name in names and isinstance(value, Unreadable):
+            return f"{name} cannot be read: {value.reason}"
+    return None

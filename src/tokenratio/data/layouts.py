@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from tokenratio.data.defects import DefectKind, RowDefectError
-from tokenratio.data.messages import kind_of, structured, wrong_type
+from tokenratio.data.messages import structured, wrong_type
 from tokenratio.data.rankings import (
     Fields,
     by_id,
@@ -24,6 +24,7 @@ from tokenratio.data.rankings import (
     by_winner,
 )
 from tokenratio.data.template import reserved_argument
+from tokenratio.records import kind_of
 
 Use = Literal["prompt", "pair", "completion"]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 from tokenratio.data.defects import DefectKind, RowDefectError
+from tokenratio.records import kind_of, parse_json, structure_fault
 
 Message: TypeAlias = dict[str, Any]
 Text: TypeAlias = str | list[Message]
@@ -84,9 +85,11 @@ def structured(value: object) -> object:
     if start[:1] not in ("[", "{") and start not in ('"[', '"{'):
         return value
     try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
+        found = parse_json(value)
+    except json.JSONDecodeError:
         pass
+    except ValueError:  # JSON, but with a repeated key or too many levels
+        return value
     else:
         inner = structured(found) if isinstance(found, str) else None  # JSON of JSON
         return found if inner is None else value if inner is found else inner
@@ -95,9 +98,10 @@ def structured(value: object) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes that Python does not know
-            return ast.literal_eval(_NO_COMMA.sub("}, {", value.strip()))
+            found = ast.literal_eval(_NO_COMMA.sub("}, {", value.strip()))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
+    return value if structure_fault(found) else found
 
 
 def messages_in(text: str) -> list[Any] | None:
@@ -153,21 +157,6 @@ def with_context(turns: list[Message], system: str | None, history: list[Message
     if system and own is None:
         own = {"role": "system", "content": system}
     return rest if own is None else [own, *rest]
-
-
-def kind_of(value: object) -> str:
-    """The kind of a value, for messages.
-
-    >>> kind_of(None), kind_of(3), kind_of(["a"])
-    ('null', 'a number', 'a list')
-    """
-    if value is None:
-        return "null"
-    kinds: tuple[tuple[Any, str], ...] = (
-        *((bool, "true or false"), (int | float, "a number"), (str, "a string")),
-        *((Mapping, "an object"), (list | tuple, "a list")),
-    )
-    return next((name for kind, name in kinds if isinstance(value, kind)), "another kind of value")
 
 
 def wrong_type(

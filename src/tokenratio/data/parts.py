@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tokenratio.data.arrow_rows import arrow_rows
 from tokenratio.data.display import printable
 from tokenratio.data.entries import file_digest
 from tokenratio.data.files import SourceRow, read_file, row_of, without_filled_nulls
@@ -76,9 +77,21 @@ def _rows_of(name: str, item: Any) -> Iterator[SourceRow]:
         return
     # Without the data set's format: "torch" would turn numbers into tensors.
     is_list = isinstance(item, list | tuple)
-    items = item if is_list else map(without_filled_nulls, item.with_format(None))
+    items = item if is_list else map(without_filled_nulls, _dataset_rows(item))
     for index, value in enumerate(items):
         yield row_of(f"{name}:{index}", value)
+
+
+def _dataset_rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset`; a value that cannot be read costs its row alone."""
+    plain, size = dataset.with_format(None), 1000
+    for begin in range(0, len(plain), size):
+        places = range(begin, min(begin + size, len(plain)))
+        try:
+            rows = list(plain.select(places))
+        except Exception:  # whatever the one value raises
+            rows = list(arrow_rows(dataset.with_format("arrow")[begin : places.stop]))
+        yield from rows
 
 
 def _content_digest(item: Any) -> str:

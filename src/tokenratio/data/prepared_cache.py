@@ -5,7 +5,6 @@ that prepares, so a stale one is never used. It is an Arrow file of rows and a J
 report, each checked against its SHA-256 when read.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,19 +12,20 @@ import logging
 import os
 import shutil
 import tempfile
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import pyarrow as pa
 
 from tokenratio.data.entries import begin_entry, file_digest, finish_entry
 from tokenratio.data.parts import SourcePart
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.records import as_shape, read_record
 from tokenratio.run_folder import package_version
 
 if TYPE_CHECKING:
@@ -138,10 +138,17 @@ def _write(folder: Path, prepared: Any, ingredients: str) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+class _Document(TypedDict):
+    key: str
+    rows: str
+    account: str
+    content: dict[str, Any]
+
+
 def _read(folder: Path, kind: Callable[..., Prepared]) -> Prepared:
     import datasets
 
-    document = json.loads((folder / _ACCOUNT).read_text(encoding="utf-8"))
+    document = read_record(_Document, folder / _ACCOUNT)
     flaw = _find_flaw(folder, document)
     if flaw is not None:
         raise ValueError(flaw)
@@ -149,23 +156,26 @@ def _read(folder: Path, kind: Callable[..., Prepared]) -> Prepared:
     table = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS))).read_all()
     dataset = datasets.Dataset(table, fingerprint=folder.name[:16])
     hints = typing.get_type_hints(kind, None, {"Dataset": Any})
-    account = {name: _from_json(hints[name], value) for name, value in document["content"].items()}
+    account = {
+        name: as_shape(hints[name], value, f"{folder / _ACCOUNT}: {name}")
+        for name, value in document["content"].items()
+    }
     return kind(dataset=dataset, **account)
 
 
-def _find_flaw(folder: Path, document: Mapping[str, Any] | None = None) -> str | None:
+def _find_flaw(folder: Path, document: _Document | None = None) -> str | None:
     """What is wrong with an entry; None if it is whole and as it was written."""
     try:
         if document is None:
-            document = json.loads((folder / _ACCOUNT).read_text(encoding="utf-8"))
+            document = read_record(_Document, folder / _ACCOUNT)
         if document["key"] != folder.name:
             return "it is another entry's folder, renamed"
         if document["account"] != _digest(document["content"]):
             return f"{_ACCOUNT} has changed since it was written"
         if document["rows"] != file_digest(folder / _ROWS):
             return f"{_ROWS} has changed since it was written"
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except (OSError, TokenRatioError) as error:
+        return first_line(error)
     return None
 
 
@@ -189,34 +199,4 @@ def _to_json(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-    """The value of type `hint` that `_to_json` turned into `value`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        for option in arguments:
-            if option is not types.NoneType:
-                with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
-                    return _from_json(option, value)
-        raise ValueError(f"{value!r} is not one of {arguments}")
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        return typing.cast(Any, hint)(
-            **{name: _from_json(hints[name], item) for name, item in value.items()}
-        )
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(value)
-    if hint is date:
-        return date.fromisoformat(value)
-    if origin is tuple:
-        return tuple(_from_json(arguments[0], item) for item in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        pairs = value.items() if isinstance(value, Mapping) else value
-        return {key: _from_json(arguments[1], item) for key, item in pairs}
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return [_from_json(arguments[0], item) for item in value]
     return value

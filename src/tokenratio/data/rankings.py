@@ -117,7 +117,7 @@ def _number(value: object, sign: int = 1) -> float | None:
     if isinstance(value, str | int | float) and value == value:
         try:
             return sign * float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return None
 

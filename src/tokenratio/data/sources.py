@@ -233,7 +233,7 @@ def _locate_folder(
 
         saved = _load(
             f"{text} was written by save_to_disk and cannot be loaded",
-            lambda: datasets.load_from_disk(str(folder)),
+            lambda: datasets.load_from_disk(str(folder)).with_format(None),
         )
         title = folder.name if alone else text
         return _locate_dataset(saved, wanted, prefer, title, named=True)

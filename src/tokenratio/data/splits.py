@@ -104,8 +104,9 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.is_file()
+        if (file.is_file() or file.is_symlink())  # a broken link is reported when it is read
         and data_suffix(file)
+        and not file.is_dir()
         and file.name not in _DESCRIPTIONS
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )

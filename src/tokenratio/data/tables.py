@@ -91,7 +91,7 @@ def _describe_column(column: str, rows: list[SourceRow]) -> str:
 def _number(value: object) -> float | None:
     try:
         return float(value) if isinstance(value, int | float | str) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _LONGEST_PAUSE = 600.0  # seconds; a request fails if the server asks for a longer one
+_LONGEST_REPLY = 16 << 20  # bytes, after decompression
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class Endpoint:
             finally:
                 self.ledger.settle(demand, answer, maybe_paid=maybe_paid)
             if pause > _LONGEST_PAUSE:
-                raise _FailedError(f"{reason}; the server asks to wait for {pause:.0f} s")
+                raise _FailedError(f"{reason}; the server asks to wait for {pause:.4g} s")
         num = self.settings.max_retries + 1
         raise _FailedError(f"{reason}; tried {'once' if num == 1 else f'{num} times'}")
 
@@ -294,8 +295,13 @@ class Endpoint:
         arguments = arguments_of(request, self.settings, have)
         resource = client.chat.completions if self.settings.api == "chat" else client.completions
         async with asyncio.timeout(self.settings.timeout):
-            raw = await resource.with_raw_response.create(**arguments)
-            return str(raw.http_response.text)
+            async with resource.with_streaming_response.create(**arguments) as reply:
+                content = bytearray()
+                async for part in reply.iter_bytes():
+                    content += part
+                    if len(content) > _LONGEST_REPLY:
+                        raise ReplyError(f"the answer is longer than {_LONGEST_REPLY >> 20} MiB")
+                return content.decode("utf-8", "replace")
 
     def _retry_reason(self, error: Exception) -> tuple[str, float]:
         """The reason to retry after an error, and the seconds that the server asks to wait.

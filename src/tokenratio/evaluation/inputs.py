@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,7 +29,14 @@ from tokenratio.models.loading import load_model
 from tokenratio.models.packages import PREFIX
 from tokenratio.models.provenance import absolute, relocated
 from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
-from tokenratio.run_folder import RUN_FILE, read_document, read_run_file, replace_text
+from tokenratio.records import as_shape
+from tokenratio.run_folder import (
+    RUN_FILE,
+    RunRecord,
+    read_document,
+    read_run_file,
+    replace_text,
+)
 
 # A policy's name is also the name of its folder.
 _NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}")
@@ -57,12 +64,12 @@ class Subject:
     @property
     def config(self) -> Mapping[str, Any]:
         """The settings that the run was trained with."""
-        return _mapping(self.record.get("config"))
+        return self.record.get("config") or {}
 
     @property
     def start(self) -> str | None:
         """The reference that the run recorded: its `ref_model`, or the model it started from."""
-        reference = _mapping(self.record.get("reference"))
+        reference = self.record.get("reference") or {}
         # Runs of 0.1.0 call the name `path`.
         name = reference.get("name", reference.get("path", self.record.get("model")))
         if not isinstance(name, str) or not name:
@@ -103,7 +110,9 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
             raise TokenRatioError(
                 f"two runs are called {name}: give them different names, as in a=FOLDER b=FOLDER"
             )
-        subjects[name] = Subject(name, path, read_document(Path(path) / RUN_FILE) or {})
+        file = Path(path) / RUN_FILE
+        record = as_shape(RunRecord, read_document(file) or {}, str(file))
+        subjects[name] = Subject(name, path, cast(Mapping[str, Any], record))
     return list(subjects.values())
 
 
@@ -166,6 +175,10 @@ class ModelPool:
             gc.collect()  # a model that has scored refers to itself (`answer_token_requests`)
 
 
+class _Template(TypedDict, total=False):
+    template_date: str
+
+
 class PolicyTemplates:
     """Each policy's chat template as it was trained, all on one day, recorded in `template.json`.
 
@@ -189,7 +202,9 @@ class PolicyTemplates:
         self._first = recorded[0].path if recorded else None
         days = [
             options.template_date,
-            (read_document(self._path) or {}).get("template_date"),
+            as_shape(_Template, read_document(self._path) or {}, str(self._path)).get(
+                "template_date"
+            ),
             *(subject.config.get("template_date") for subject in recorded),
         ]
         self.day: str = next(filter(None, days), TemplateSettings().day.isoformat())
@@ -284,10 +299,6 @@ class PromptSet:
             rows = read_rows(pairs, split=self._options.split)
             found |= {f"pair {row.origin}": source_digest([row])[:16] for row in rows}
         return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _load(path: str, dtype: str) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.locks import open_alone
+from tokenratio.records import as_shape, parse_json
 from tokenratio.run_folder import read_document, replace_bytes
 
 
@@ -262,7 +263,8 @@ def settings_path(path: Path) -> Path:
 
 def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
     """The settings of the journal at `path`, by digest; empty if they are unknown."""
-    return read_document(settings_path(Path(path))) or {}
+    path = settings_path(Path(path))
+    return as_shape(dict[str, dict[str, Any]], read_document(path) or {}, str(path))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -320,7 +322,7 @@ def to_line(line: Mapping[str, Any]) -> bytes:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -128,7 +128,7 @@ def _choice(choice: Any) -> Response:
         ids = None
     return Response(
         text,
-        "eos" if reason == "stop" else str(reason or "unknown"),
+        "eos" if reason == "stop" else reason if isinstance(reason, str) and reason else "unknown",
         None if ids is None else tuple(ids),
     )
 
@@ -142,7 +142,7 @@ def _text(content: Any) -> Any:
 
 
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
@@ -156,7 +156,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except ValueError:
+            except (ValueError, TypeError, OverflowError, OSError):
                 continue
         if math.isfinite(seconds):
             return max(0.0, seconds)

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from tokenratio.data.chat import Prompt, prompt_extras, prompt_of
 from tokenratio.data.columns import Columns
-from tokenratio.data.messages import messages_in
+from tokenratio.data.defects import RowDefectError
+from tokenratio.data.messages import messages_in, text_or_messages
 from tokenratio.data.prompts import read_prompts
 from tokenratio.data.sources import Source, read_rows
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import Journal, LineFormat, read_settings, settings_digest
 from tokenratio.models.response import Response
+from tokenratio.records import as_shape
 
 
 @dataclass(frozen=True)
@@ -151,33 +153,38 @@ def _write_line(answered: AnsweredPrompt) -> dict[str, Any]:
     }
 
 
+class _Sample(TypedDict):
+    text: str
+    token_ids: NotRequired[list[int] | None]
+    finish_reason: NotRequired[str | None]
+
+
+class _Line(TypedDict):
+    id: str
+    prompt: str | list[dict[str, Any]]
+    tools: NotRequired[list[Any] | None]
+    chat_template_kwargs: NotRequired[dict[str, Any] | None]
+    samples: list[_Sample]
+    settings: NotRequired[str]
+
+
 def _read_line(line: Mapping[str, Any], origin: str) -> AnsweredPrompt:
-    samples = line.get("samples")
-    prompt = line.get("prompt")
-    if not isinstance(line.get("id"), str) or not isinstance(prompt, str | list):
-        raise TokenRatioError(f"{origin}: no id and prompt: this is not a file of generations")
-    if not isinstance(samples, list) or not samples:
+    found = as_shape(_Line, line, origin, "this is not a file of generations")
+    if not found["samples"]:
         raise TokenRatioError(f"{origin}: no samples: this is not a file of generations")
-    tools, template_kwargs = line.get("tools"), line.get("chat_template_kwargs")
-    if not isinstance(tools or [], list) or not isinstance(template_kwargs or {}, Mapping):
-        raise TokenRatioError(f"{origin}: tools must be a list, chat_template_kwargs an object")
-    return AnsweredPrompt(
-        line["id"],
-        prompt_of(prompt, tools, template_kwargs),
-        tuple(_read_sample(sample, origin) for sample in samples),
-        str(line.get("settings")),
-    )
+    try:
+        turns = text_or_messages(found["prompt"], "prompt")
+    except RowDefectError as error:
+        raise TokenRatioError(f"{origin}: {error}") from None
+    prompt = prompt_of(turns, found.get("tools"), found.get("chat_template_kwargs"))
+    samples = tuple(map(_response, found["samples"]))
+    return AnsweredPrompt(found["id"], prompt, samples, str(found.get("settings")))
 
 
-def _read_sample(sample: Any, origin: str) -> Response:
-    text = sample.get("text") if isinstance(sample, Mapping) else None
-    if not isinstance(text, str):
-        raise TokenRatioError(f"{origin}: a sample has no text")
+def _response(sample: _Sample) -> Response:
     ids = sample.get("token_ids")
-    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise TokenRatioError(f"{origin}: token_ids must be null or a list of integers")
-    reason = str(sample.get("finish_reason"))
-    return Response(text, reason, None if ids is None else tuple(ids))
+    reason = sample.get("finish_reason") or "unknown"
+    return Response(sample["text"], reason, None if ids is None else tuple(ids))
 
 
 _LINES = LineFormat(

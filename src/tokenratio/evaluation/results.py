@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import clustered_mean
 from tokenratio.masking import mask_secrets
+from tokenratio.records import read_record
 from tokenratio.run_folder import replace_text, versions
 
 MEASURES_FILE = "measures.json"
@@ -111,25 +112,42 @@ class PolicyMeasures:
         """
         path = Path(path)
         path = path / MEASURES_FILE if path.is_dir() else path
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["format"] != _FORMAT:
-                raise ValueError(f"format {document['format']}, not {_FORMAT}")
-            return cls(
-                document["policy"],
-                document["group"],
-                document["settings"],
-                tuple(map(_measure, document["measures"])),
-                tuple(document["notes"]),
-                dict(document["contents"]),
-            )
-        except OSError as error:
+        if not path.is_file():
             raise TokenRatioError(
-                f"{path} cannot be read ({error.strerror}): give a folder that `tokenratio "
-                "evaluate` wrote"
-            ) from None
-        except (ValueError, LookupError, TypeError) as error:
-            raise TokenRatioError(f"{path} is not a file of measures: {error}") from None
+                f"{path} cannot be read (No such file): give a folder that `tokenratio evaluate` "
+                "wrote"
+            )
+        document = read_record(_Document, path, "this is not a file of measures")
+        return cls(
+            document["policy"],
+            document["group"],
+            document["settings"],
+            tuple(map(_measure, document["measures"])),
+            tuple(document["notes"]),
+            document["contents"],
+        )
+
+
+class _Entry(TypedDict):
+    """A measure in the file, with null for nan."""
+
+    name: str
+    mean: float | None
+    standard_error: float | None
+    num: int
+    unit: str
+    better: Better
+    values: list[tuple[str, int, float | None]]
+
+
+class _Document(TypedDict):
+    format: Literal[1]
+    policy: str
+    group: str
+    settings: dict[str, Any]
+    measures: list[_Entry]
+    notes: list[str]
+    contents: dict[str, str]
 
 
 def table(policies: Sequence[PolicyMeasures]) -> str:
@@ -147,10 +165,16 @@ def table(policies: Sequence[PolicyMeasures]) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
-def _measure(entry: Mapping[str, Any]) -> Measure:
-    figures = {name: float_of(entry[name]) for name in ("mean", "standard_error")}
-    values = tuple((str(prompt), int(i), float_of(value)) for prompt, i, value in entry["values"])
-    return Measure(**{**entry, **figures, "values": values})
+def _measure(entry: _Entry) -> Measure:
+    return Measure(
+        entry["name"],
+        float_of(entry["mean"]),
+        float_of(entry["standard_error"]),
+        entry["num"],
+        entry["unit"],
+        entry["better"],
+        tuple((prompt, sample, float_of(value)) for prompt, sample, value in entry["values"]),
+    )
 
 
 def _cell(text: str) -> str:
@@ -170,6 +194,6 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def float_of(value: Any) -> float:
+def float_of(value: float | None) -> float:
     """A figure read from JSON, where null stands for nan."""
     return math.nan if value is None else float(value)

@@ -1,16 +1,16 @@
 """The stability of a training run: gradient tails, loss spikes and drift, from its log."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.records import as_shape, parse_json
 from tokenratio.run_folder import METRICS_FILE
 
 Array = NDArray[np.float64]
@@ -65,6 +65,23 @@ class Stability:
     sentences: list[str]
 
 
+# Those metrics that are read; a line may have any others.
+_Line = TypedDict(
+    "_Line",
+    {
+        "step": Required[int],
+        "loss": float,
+        "grad_norm": float,
+        "kl_ref_policy": float,
+        "log_ratio/mean": float,
+        "log_ratio/chosen": float,
+        "logps/chosen": float,
+        "rewards/margins": float,
+    },
+    total=False,
+)
+
+
 def read_metrics(path: str | Path) -> MetricsLog:
     """The training lines of a `metrics.jsonl`, given as the file or its run folder.
 
@@ -88,7 +105,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
     num_training, num_truncated = 0, 0
     for number, text in numbered:
         try:
-            line = json.loads(text.decode("utf-8"))
+            line = parse_json(text)
         except ValueError:
             if number == numbered[-1][0]:
                 num_truncated = 1
@@ -96,7 +113,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
             raise TokenRatioError(
                 f"{path}:{number}: not JSON. Only a run's last line may be cut off; remove this one"
             ) from None
-        _check(line, f"{path}:{number}")
+        line = as_shape(_Line, line, f"{path}:{number}", f"this is not a line of {METRICS_FILE}")
         if "loss" in line:
             num_training += 1
             by_step[line["step"]] = line
@@ -256,17 +273,3 @@ def _is_higher(high: Array, low: Array) -> bool:
     """Whether the mean of `high` exceeds that of `low` by more than two standard errors."""
     errors = [part.var(ddof=1) / len(part) if len(part) > 1 else 0.0 for part in (low, high)]
     return bool(high.mean() - low.mean() > 2 * math.sqrt(sum(errors)))
-
-
-def _check(line: Any, origin: str) -> None:
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-        raise TokenRatioError(f"{origin}: no step number: this is not a line of {METRICS_FILE}")
-    for name, value in line.items():
-        if name in _READ and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise TokenRatioError(f"{origin}: {name} is {value!r}, not a number")
-
-
-_READ = (
-    *("loss", "grad_norm", "kl_ref_policy", "log_ratio/mean", "log_ratio/chosen"),
-    *("logps/chosen", "rewards/margins"),
-)

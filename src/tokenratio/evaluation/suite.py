@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.masking import mask_secrets
@@ -18,7 +16,9 @@ from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.provenance import absolute
 from tokenratio.names import require_at_least
+from tokenratio.records import read_record
 from tokenratio.run_folder import package_version, replace_text, versions
+from tokenratio.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -202,14 +202,11 @@ def _load_task(manager: Any, spec: str | dict[str, Any], origin: str, hint: str)
 def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
     """A task of the harness from one YAML file, read without running any code."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenRatioError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        why = "it contains !function, which runs code" if "!function" in problem else problem
+        config = read_yaml(path)
+    except TokenRatioError as error:
+        why = "it contains !function, which runs code" if "!function" in str(error) else error
         raise TokenRatioError(f"{path} cannot be used as a task: {why}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+    if not isinstance(config.get("task"), str):
         raise TokenRatioError(f"{path} must hold one task: a mapping with task: NAME")
     for key in ("unsafe_code", "class", "include", "custom_dataset"):
         if config.get(key):
@@ -336,16 +333,18 @@ def _summary(suite: str, scores: Sequence[TaskScore], settings: Mapping[str, Any
     return SuiteScores(suite, tuple(scores), mean, stderr, settings)
 
 
+class _Document(TypedDict):
+    settings: dict[str, Any]
+    scores: list[TaskScore]
+
+
 def _known(output: str | Path | None, settings: Mapping[str, Any]) -> list[TaskScore]:
     """The scores in the output of an interrupted run with the same settings."""
     if output is None or not Path(output).exists():
         return []
-    try:
-        document = json.loads(Path(output).read_text(encoding="utf-8"))
-        old, scores = document["settings"], [TaskScore(**score) for score in document["scores"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenRatioError(f"{output} is not a file of a suite's scores: {error}") from None
-    if old != settings:
+    document = read_record(_Document, output, "this is not a file of a suite's scores")
+    scores = document["scores"]
+    if document["settings"] != settings:
         raise TokenRatioError(
             f"{output} contains scores of another model, suite or setting: choose another file"
         )

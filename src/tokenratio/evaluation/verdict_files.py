@@ -7,7 +7,7 @@ and its settings.
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tokenratio.evaluation.judges.protocol import (
 )
 from tokenratio.evaluation.response_files import AnsweredPrompt
 from tokenratio.evaluation.win_rate import flips, outcomes
+from tokenratio.records import as_shape
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Judgement:
     words_b: int
     content: str
     settings: str
+
+    def __post_init__(self) -> None:
+        for name in ("prob_a_first", "prob_a_second", "probability"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise TokenRatioError(f"{name} is {value!r}, not a probability")
 
     @property
     def outcome(self) -> float:
@@ -256,15 +263,7 @@ def _content(comparison: ResponsePair) -> str:
 
 
 def _read_judgement(line: Mapping[str, Any], origin: str) -> Judgement:
-    missing = [field.name for field in fields(Judgement) if field.name not in line]
-    if missing:
-        raise TokenRatioError(f"{origin}: no {missing[0]}: this is not a file of judgements")
-    for name in ("prob_a_first", "prob_a_second", "probability"):
-        value = line[name]
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise TokenRatioError(f"{origin}: {name} is {value!r}, not a probability")
-    values = {field.name: line[field.name] for field in fields(Judgement)}
-    return Judgement(**values | {"reasons": tuple(values["reasons"])})
+    return as_shape(Judgement, line, origin, "this is not a file of judgements")
 
 
 _LINES = LineFormat(

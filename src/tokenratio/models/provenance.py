@@ -4,7 +4,6 @@ An adapter needs its base, but its folder only names it: a hub repository, or a 
 on another machine or relative to another working directory.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.models.gguf import is_gguf, quantisation
 from tokenratio.models.packages import PREFIX, is_package, package_of, packaged_model
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
+from tokenratio.records import read_record
 from tokenratio.run_folder import RUN_FILE, read_document
 
 ADAPTER_FILE = "adapter_config.json"
@@ -147,11 +147,8 @@ def saved_adapter(name: str | Path, where: Mapping[str, Any]) -> SavedAdapter | 
         return None
     if file is None:
         return None
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-        base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    except (OSError, ValueError, AttributeError) as error:
-        raise TokenRatioError(f"cannot read {file}: {error}") from None
+    config = read_record(dict[str, Any], file)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     folder = Path(file).parent
     if is_local and (folder / "config.json").is_file() and _has_any(folder, MODEL_WEIGHTS):
         return None

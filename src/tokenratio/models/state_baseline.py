@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, reported_as
 
 BASELINE_FILE = "state_baseline.safetensors"
 OPTIMIZER_FILE = "state_baseline_optimizer.safetensors"
+_STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 
 
 class StateBaseline(nn.Module):
@@ -49,12 +49,13 @@ def load_baseline(baseline: StateBaseline, folder: Path) -> None:
     path = folder / BASELINE_FILE
     if not path.is_file():
         raise TokenRatioError(f"{folder} has no {BASELINE_FILE}: it is not from a tbpo_q run")
-    try:
-        baseline.load_state_dict(load_file(path))
-    except RuntimeError:
+    tensors = _read_tensors(path)
+    sizes = {name: tensor.shape for name, tensor in baseline.state_dict().items()}
+    if sizes != {name: tensor.shape for name, tensor in tensors.items()}:
         raise TokenRatioError(
             f"{path} was trained with another baseline_hidden_size or another model size"
-        ) from None
+        )
+    baseline.load_state_dict(tensors)
 
 
 def read_baseline(folder: Path) -> StateBaseline | None:
@@ -62,12 +63,11 @@ def read_baseline(folder: Path) -> StateBaseline | None:
     path = folder / BASELINE_FILE
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            sizes = file.metadata() or {}
-        baseline = StateBaseline(int(sizes["input_size"]), int(sizes["hidden_size"]))
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise TokenRatioError(f"{path} is not a state baseline: {error}") from None
+    # From the weights, which are there: metadata could ask for any size.
+    weight = _read_tensors(path).get("layers.0.weight", torch.empty(0))
+    if weight.ndim != 2:
+        raise TokenRatioError(f"{path} is not a state baseline: it has no layers.0.weight")
+    baseline = StateBaseline(weight.shape[1], weight.shape[0])
     load_baseline(baseline, folder)
     return baseline.eval()
 
@@ -90,11 +90,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     if not path.is_file():
         raise TokenRatioError(f"{path} is missing: the checkpoint cannot be resumed exactly")
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
+    parameters = (each for group in optimizer.param_groups for each in group["params"])
+    expected = {
+        f"{index}.{name}": () if name == "step" else tuple(each.shape)
+        for index, each in enumerate(parameters)
+        for name in _STATE
+    }
+    found = _read_tensors(path)
+    if found and expected != {key: tuple(value.shape) for key, value in found.items()}:
+        raise TokenRatioError(f"{path} is of another optimizer, or of a baseline of another size")
+    for key, value in found.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with reported_as(f"{path} is cut off or damaged"):
+        return load_file(path)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

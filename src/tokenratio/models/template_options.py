@@ -1,13 +1,13 @@
 """The settings of chat templates, and those that commands take from a run."""
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.masking import shown_value
+from tokenratio.records import parse_json
 from tokenratio.settings import option
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def as_mapping(name: str, value: Any, example: str) -> dict[str, Any] | None:
     found = value
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            found = json.loads(value)
+            found = parse_json(value)
     if found is not None and not isinstance(found, Mapping):
         raise TokenRatioError(
             f"{name} must be a mapping such as {example}, not {shown_value(name, value)}"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from tokenratio.data import PreparedData, entries
 from tokenratio.data.length_grouping import token_counts
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.records import read_record
 from tokenratio.run_folder import versions
 
 What = Literal["log_probs", "hidden"]
@@ -160,16 +162,21 @@ class FileLayout:
         file.write(values.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy().data)
 
 
+class _Note(TypedDict):
+    key: str
+    sha256: str
+
+
 def find_flaw(folder: Path) -> str | None:
     """What is wrong with an entry; None if it is complete and unchanged."""
     try:
-        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        note = read_record(_Note, folder / _NOTE)
         if note["key"] != folder.name:
             return "it is another entry's folder, renamed"
         if note["sha256"] != entries.file_digest(folder / _VALUES):
             return f"{_VALUES} has changed since it was written"
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except (OSError, TokenRatioError) as error:
+        return first_line(error)
     return None
 
 

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from tokenratio.data import LengthGroupedSampler
-from tokenratio.run_folder import METRICS_FILE, replace_text
+from tokenratio.records import as_shape, parse_json
+from tokenratio.run_folder import METRICS_FILE, replace_bytes
 
 
 class StepGuard(TrainerCallback):
@@ -62,9 +63,9 @@ class MetricsWriter(TrainerCallback):
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / METRICS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= state.global_step]
-        replace_text(path, "".join(f"{line}\n" for line in kept if state.global_step > 0))
+        replace_bytes(path, b"".join(line + b"\n" for line in kept if state.global_step > 0))
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
@@ -76,8 +77,12 @@ class MetricsWriter(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def _step_of(line: str) -> float:
+class _Line(TypedDict):
+    step: float
+
+
+def _step_of(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return as_shape(_Line, parse_json(line), METRICS_FILE)["step"]
+    except ValueError:
         return float("inf")  # a line cut off by the interruption

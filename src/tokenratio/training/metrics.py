@@ -1,12 +1,15 @@
 """Metrics as sums and counts, added up over batches, accumulation and processes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from tokenratio.records import read_record
 
 # Whether greater is better; None if that depends on the aim.
 GREATER_IS_BETTER: dict[str, bool | None] = {
@@ -149,8 +152,13 @@ class MetricSums:
         return {"ratios": self.ratios, "peaks": self.peaks}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> "MetricSums":
-        sums = cls()
-        sums.ratios = {name: (num, count) for name, (num, count) in state["ratios"].items()}
-        sums.peaks = dict(state["peaks"])
+    def read(cls, path: Path) -> "MetricSums":
+        """The sums in a file of `to_dict`; raises `TokenRatioError` if it is damaged."""
+        found, sums = read_record(_Sums, path), cls()
+        sums.ratios, sums.peaks = found["ratios"], found["peaks"]
         return sums
+
+
+class _Sums(TypedDict):
+    ratios: dict[str, tuple[float, float]]
+    peaks: dict[str, float]

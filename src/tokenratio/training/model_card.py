@@ -7,21 +7,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from tokenratio.errors import TokenRatioError
 from tokenratio.masking import MASK
 from tokenratio.models.reference import describe_reference
-from tokenratio.run_folder import (
-    CARD_FILE,
-    CARD_MARK,
-    EVAL_FILE,
-    RUN_FILE,
-    read_document,
-)
+from tokenratio.records import read_record
+from tokenratio.run_folder import CARD_FILE, CARD_MARK, EVAL_FILE, RUN_FILE
 from tokenratio.training.method_settings import MethodSettings
 
 # A card with neither this line nor PEFT's heading was written by hand and is kept.
@@ -201,12 +197,24 @@ def _evaluation(figures: Mapping[str, Any] | None) -> str:
     return _table(("measure", "value"), lines.items())
 
 
+class _HeldOut(TypedDict, total=False):
+    accuracy: float | dict[str, Any]
+    interval: tuple[float, float]
+
+
+class _Figures(TypedDict, total=False):
+    held_out: _HeldOut | None
+
+
 def _evaluated(folder: Path) -> dict[str, Any] | None:
     """The contents of `eval.json`; one older than `run.json` is another run's."""
     path, run = folder / EVAL_FILE, folder / RUN_FILE
     if not path.is_file() or (run.is_file() and path.stat().st_mtime < run.stat().st_mtime):
         return None
-    return read_document(path)
+    try:
+        return cast(dict[str, Any], read_record(_Figures, path))
+    except TokenRatioError:  # not worth losing the card, or the checkpoint that it is written for
+        return None
 
 
 def _citation(method: str) -> str:

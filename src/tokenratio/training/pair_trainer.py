@@ -177,8 +177,7 @@ class PairTrainer(ResumableTrainer):
         if checkpoint is None or not self.is_world_process_zero():
             return
         if (checkpoint / _SUMS_FILE).is_file():
-            state = json.loads((checkpoint / _SUMS_FILE).read_text(encoding="utf-8"))
-            self._sums = MetricSums.from_dict(state)
+            self._sums = MetricSums.read(checkpoint / _SUMS_FILE)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from datasets import Dataset
@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
 from tokenratio.data import PreparedData
-from tokenratio.errors import TokenRatioError
+from tokenratio.data.entries import file_digest
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.models.loading import check_fits
 from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import (
@@ -28,6 +29,7 @@ from tokenratio.models.token_requests import (
     language_model,
     own_head,
 )
+from tokenratio.records import read_record
 from tokenratio.run_folder import replace_text, versions
 from tokenratio.training.cache_entry import SIDES, with_token_values
 from tokenratio.training.reference_cache import CacheSettings, reference_cache
@@ -35,6 +37,13 @@ from tokenratio.training.reference_cache import CacheSettings, reference_cache
 _VALUES, _NOTE = "scores.safetensors", "scores.json"
 _FORMAT = 1
 _NAMED = 8  # rows named in a message
+
+
+class _Note(TypedDict):
+    format: Literal[1]
+    sha256: str
+    ingredients: dict[str, Any]
+    template: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,28 +64,24 @@ class TokenContrast:
     def open(cls, folder: str | Path) -> "TokenContrast":
         """Read what `save` wrote; raise `TokenRatioError` if it is missing or damaged."""
         folder = Path(folder).expanduser()
-        try:
-            note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-            raw = (folder / _VALUES).read_bytes()
-            if note["format"] != _FORMAT or note["sha256"] != hashlib.sha256(raw).hexdigest():
-                raise ValueError(f"{_VALUES} has changed since it was written")
+        remedy = "compute them with `tokenratio score-tokens`"
+        if not (folder / _NOTE).is_file() or not (folder / _VALUES).is_file():
+            raise TokenRatioError(f"no token scores in {folder}: {remedy}")
+        damaged = f"the token scores in {folder} are damaged"
+        note = read_record(_Note, folder / _NOTE, f"{damaged}: {remedy}")
+        with reported_as(damaged):
+            if note["sha256"] != file_digest(folder / _VALUES):
+                raise TokenRatioError(
+                    f"{damaged} ({_VALUES} has changed since it was written): {remedy}"
+                )
             arrays = load_file(folder / _VALUES)
             keys = [bytes(key) for key in arrays["keys"]]
             sides = [
                 np.split(arrays[side], arrays[f"{side}_offsets"][1:-1]) if keys else []
                 for side in SIDES
             ]
-            ingredients, template = note["ingredients"], note.get("template", {})
-        except FileNotFoundError:
-            raise TokenRatioError(
-                f"no token scores in {folder}: compute them with `tokenratio score-tokens`"
-            ) from None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise TokenRatioError(
-                f"the token scores in {folder} are damaged ({error}): compute them again with "
-                "`tokenratio score-tokens`"
-            ) from None
-        return cls(ingredients, dict(zip(keys, zip(*sides, strict=True), strict=True)), template)
+            values = dict(zip(keys, zip(*sides, strict=True), strict=True))
+        return cls(note["ingredients"], values, note.get("template", {}))
 
     def save(self, folder: str | Path) -> None:
         """Write the folder; after an interrupted write it cannot be read."""

@@ -20,9 +20,9 @@ _TAG = re.compile(
     r"|(?P<final><\|channel\|>final<\|message\|>)",
     re.IGNORECASE,
 )
-# An object without nested ones at the end of the answer, perhaps in a code block.
-_OBJECT = re.compile(r"(\{[^{}]*\})\s*(?:```)?\s*\Z")
-_CONTROL_TOKENS = re.compile(r"(?:\s*(?:<\|[^|<>\s]*\|>|</s>))+\s*\Z")
+# Longer ones, and ones with more tags, are not answers; reading them could take for ever.
+_LONGEST, _MOST_TAGS = 1_000_000, 200
+_TAIL = 10_000  # characters in which an answer's closing tokens stand
 
 # What may surround a verdict on its line. Not: Markdown's quotation mark (>), strikethrough, or a
 # question mark.
@@ -70,6 +70,8 @@ def parse_verdict(
     """
     if finish_reason == "length":
         return Verdict(None, "the answer was cut off", raw=answer)
+    if len(answer) > _LONGEST or len(_TAG.findall(answer)) > _MOST_TAGS:
+        return Verdict(None, "the answer is too long to be read", raw=answer)
     text = _after_reasoning(unicodedata.normalize("NFKC", answer))
     if text is None:
         return Verdict(None, "the answer ends within its reasoning", raw=answer)
@@ -129,17 +131,40 @@ def _kind(tag: re.Match[str]) -> str:
 
 def _last_line(text: str) -> str:
     """The last line that is more than markup; of a JSON object, the member with the verdict."""
-    text = _CONTROL_TOKENS.sub("", text)
-    found = _OBJECT.search(text)
+    text = _without_control_tokens(text)
+    found = _object_at_end(text)
     try:
-        members = json.loads(found[1]).items() if found else ()
-    except ValueError:
+        members = json.loads(found).items() if found else ()
+    except (ValueError, RecursionError):
         members = ()
     with_mark = [f"{k}: {v}" for k, v in members if isinstance(v, str) and _MARK.search(v)]
     if len(with_mark) == 1:
         text = with_mark[0]
     lines = _MARKUP.sub("", text).splitlines()
     return next((line for line in reversed(lines) if line.strip(_BEFORE)), "")
+
+
+def _without_control_tokens(text: str) -> str:
+    """The text without `</s>`, `<|im_end|>` and the like at its end."""
+    # Not a regular expression: one that looks for the end takes quadratic time on white space.
+    text = text.rstrip()
+    head, text = text[:-_TAIL], text[-_TAIL:]
+    while True:
+        text = text.rstrip()
+        begin = len(text) - 4 if text.endswith("</s>") else text.rfind("<|")
+        token = text[begin:] if begin >= 0 else ""
+        inside = token[2:-2]
+        is_token = token.endswith("|>") and not any(c in "|<>" or c.isspace() for c in inside)
+        if token != "</s>" and not (is_token and len(token) >= 4):
+            return head + text
+        text = text[:begin]
+
+
+def _object_at_end(text: str) -> str | None:
+    """An object without nested ones at the end of the answer, perhaps in a code block."""
+    text = text.rstrip().removesuffix("```").rstrip()
+    found = text[text.rfind("{") :]
+    return found if found.startswith("{") and found.find("}") == len(found) - 1 else None
 
 
 def _is_alone(line: str) -> bool:

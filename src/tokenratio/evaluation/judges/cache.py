@@ -42,16 +42,16 @@ class VerdictCache:
             answer: tuple[str, str] | None = self._database.execute(query, (key,)).fetchone()
         except sqlite3.Error as error:
             raise self._unusable(error) from None
+        if answer is not None and not all(isinstance(each, str) for each in answer):
+            raise self._unusable(TypeError("an answer is not text"))
         return answer
 
     def put(self, key: str, text: str, finish_reason: str) -> None:
         """Keep an answer, unless another run has already stored one."""
         try:
             # A server's escapes can hold lone surrogates, which UTF-8 cannot encode.
-            text = text.encode("utf-8", "replace").decode()
-            self._database.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, text, finish_reason)
-            )
+            whole = [each.encode("utf-8", "replace").decode() for each in (text, finish_reason)]
+            self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, *whole))
         except sqlite3.Error as error:
             raise self._unusable(error) from None
 

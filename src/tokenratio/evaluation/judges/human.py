@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.journal import read_whole, to_line
 from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
+from tokenratio.records import as_shape
 from tokenratio.run_folder import replace_bytes
 from tokenratio.settings import option
 
@@ -73,6 +74,11 @@ def write_sheet(comparisons: Sequence[ResponsePair], path: str | Path, *, seed: 
     replace_bytes(path, b"".join(to_line(lines[item]) for item in sorted(lines)))
 
 
+class _Line(TypedDict):
+    item: str
+    verdict: NotRequired[str | int | None]
+
+
 class HumanJudge:
     """Reads a sheet that people have filled in.
 
@@ -93,9 +99,8 @@ class HumanJudge:
         self._verdicts: dict[str, str | None] = {}
         for number, line in enumerate(read_whole(self._path), start=1):
             origin = f"{self._path}:{number}"
-            item, verdict = line.get("item"), line.get("verdict")
-            if not isinstance(item, str):
-                raise TokenRatioError(f"{origin}: no item: this is not a sheet for judges")
+            found = as_shape(_Line, line, origin, "this is not a sheet for judges")
+            item, verdict = found["item"], found.get("verdict")
             if item in self._verdicts:
                 raise TokenRatioError(f"{origin}: duplicate line for item {item}: remove one")
             text = None if verdict is None else str(verdict).strip().lower()
