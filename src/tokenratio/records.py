@@ -100,17 +100,20 @@ def read_record(shape: type[Shape], path: str | Path, remedy: str = "") -> Shape
     return as_shape(shape, value, str(path), remedy)
 
 
-def as_shape(shape: type[Shape], value: Any, where: str, remedy: str = "") -> Shape:
+def as_shape(
+    shape: type[Shape], value: Any, where: str, remedy: str = "", *, name: str = ""
+) -> Shape:
     """A JSON value as its shape; unknown fields of a dataclass are left out.
 
     Args:
         where: the file, and the line if it has many records.
         remedy: see `read_record`.
+        name: of the field that holds the value; empty for the whole record.
     Raises:
         TokenRatioError: a field is missing or of the wrong kind; names it.
     """
     try:
-        return typing.cast(Shape, _read(shape, value, ""))
+        return typing.cast(Shape, _read(shape, value, name))
     except _FaultError as fault:
         raise TokenRatioError(f"{where}: {fault}" + (f"; {remedy}" if remedy else "")) from None
 

@@ -176,12 +176,23 @@ def test_retry_after_of_an_hour_is_a_no():
     assert server.asked == {"question 0": 1}
 
 
+def test_an_answer_without_end_is_not_kept(monkeypatch):
+    monkeypatch.setattr("tokenratio.evaluation.endpoint._LONGEST_REPLY", 5000)
+    with Loopback(lambda question, number: "x" * 10 ** (6 * int(question[-1:]))) as server:
+        answers = dict(endpoint_for(server, max_retries=0).ask(questions(2)))
+    assert [len(each.text) for each in answers[questions(2)[0]]] == [1]
+    assert "the answer is longer than" in answers[questions(2)[1]].reason
+
+
 def test_retry_after_in_all_its_forms():
     assert retry_after({"retry-after": "2.5"}) == 2.5
     assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
     assert 55 < retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
     assert retry_after({"retry-after": formatdate(time.time() - 60, usegmt=True)}) == 0
     assert retry_after({"retry-after": "soon"}) == retry_after({"retry-after": "inf"}) == 0
+    late = "Thu, 99999999999999999999 Oct 2099 07:28:00 GMT"
+    for odd in (late, "Fri, 31 Dec 9999 23:59:59 -2359", "", "\u00b2", "1e400", "9" * 5000, "nan"):
+        assert retry_after({"retry-after": odd}) >= 0
     assert retry_after({}) == 0
 
 

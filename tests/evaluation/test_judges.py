@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from contextlib import closing
 
@@ -799,6 +800,21 @@ def test_a_sheet_is_blind_and_read_back(tmp_path):
         write_sheet(comparisons, path, seed=5)
     other = list(HumanJudge(path, seed=6)(comparisons))
     assert {verdict.reason for verdict in other} == {"not in sheet.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("{}" + " " * 300_000 + "x", "a" + " " * 300_000 + "b\n[[A]]", "[[A]]" + "\n" * 900_000),
+        *("a <think>x " * 80_000, "</s>" * 250_000, "<|a|>" * 100_000, "<|" * 400_000),
+        *("[[" * 400_000, "{" * 900_000, '{"a": ' + "[" * 500_000 + "}", "[[A]]" + "x" * 2_000_000),
+    ],
+    ids=range(11),
+)
+def test_no_answer_takes_long_to_read(answer):
+    began = time.perf_counter()
+    parse_verdict(answer, "eos", VERDICTS)
+    assert time.perf_counter() - began < 2
 
 
 def test_sheets_are_checked(tmp_path):

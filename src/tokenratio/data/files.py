@@ -95,8 +95,10 @@ def row_of(origin: str, value: object) -> SourceRow:
     if not isinstance(value, dict):
         return SourceRow(origin, {}, f"it holds {kind_of(value)}, not an object")
     fault = structure_fault(value)
-    if fault is not None:
-        return SourceRow(origin, {}, fault)
+    return SourceRow(origin, {}, fault) if fault is not None else _checked_row(origin, value)
+
+
+def _checked_row(origin: str, value: dict[str, Any]) -> SourceRow:
     # pandas writes NaN for a cell that is empty.
     return SourceRow(
         origin, {k: None if isinstance(v, float) and v != v else v for k, v in value.items()}
@@ -169,7 +171,8 @@ def _json_line_rows(file: BinaryIO, name: str, limit: int | None = None) -> Iter
 
 def _json_line(line: bytes, origin: str, offset: int) -> SourceRow:
     try:
-        return row_of(origin, parse_json(line))
+        value = parse_json(line)
+        return _checked_row(origin, value) if isinstance(value, dict) else row_of(origin, value)
     except UnicodeDecodeError as error:
         byte, where = line[error.start], offset + error.start
         return SourceRow(origin, {}, f"not UTF-8: byte 0x{byte:02x} at offset {where} of the file")

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from tokenratio.data.files import SourceRow, read_file
 from tokenratio.errors import TokenRatioError
+from tokenratio.records import as_shape
 from tokenratio.run_folder import replace_text
 
 T = TypeVar("T")
@@ -203,9 +204,7 @@ def read_mt_bench_answers(path: str | Path) -> list[MtBenchAnswer]:
     """FastChat's answers, a question per line."""
 
     def parse(row: "_Row") -> MtBenchAnswer:
-        choices = row.take("choices")
-        if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
-            row.refuse(f"choices must be a list of objects, not {choices!r:.80}")
+        choices = row.take("choices", list[dict[str, Any]])
         turns = [_Row(row.origin, dict(choice)) for choice in choices]
         return MtBenchAnswer(
             row.whole("question_id"),
@@ -268,42 +267,31 @@ class _Row:
     def refuse(self, problem: str) -> None:
         raise TokenRatioError(f"{self.origin}: {problem}")
 
-    def take(self, name: str) -> Any:
+    def take(self, name: str, shape: Any = Any) -> Any:
         if name not in self.fields:
             self.refuse(f"no field {name!r}")
-        return self.fields.pop(name)
+        return as_shape(shape, self.fields.pop(name), self.origin, name=name)
 
     def texts(self, *names: str) -> dict[str, Any]:
         """Text fields by name; names that end in "?" may be missing or null."""
         taken: dict[str, Any] = {}
         for name in names:
             plain = name.removesuffix("?")
-            value = self.fields.pop(plain, None) if name != plain else self.take(plain)
-            if not isinstance(value, str) and not (value is None and name != plain):
-                self.refuse(f"{plain} must be a text, not {value!r:.80}")
-            taken[plain] = value
+            if name != plain:
+                self.fields.setdefault(plain, None)
+            taken[plain] = self.take(plain, str if name == plain else str | None)
         return taken
 
     def list_of_texts(self, name: str) -> tuple[str, ...]:
-        value = self.take(name)
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            self.refuse(f"{name} must be a list of texts, not {value!r:.80}")
-        return tuple(value)
+        return cast(tuple[str, ...], self.take(name, tuple[str, ...]))
 
     def whole(self, name: str) -> int:
-        value = self.take(name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            self.refuse(f"{name} must be a whole number, not {value!r:.80}")
-        return int(value)
+        return int(self.take(name, int))
 
     def number(self, name: str) -> float | None:
         """None if it is missing or null."""
-        value = self.fields.pop(name, None)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            self.refuse(f"{name} must be a number, not {value!r:.80}")
-        return float(value)
+        self.fields.setdefault(name, None)
+        return cast(float | None, self.take(name, float | None))
 
 
 def _read(path: str | Path, parse: Callable[[_Row], T]) -> list[T]:
