@@ -88,7 +88,7 @@ def test_faults_name_file_and_field(change, message):
         ('{"a": 1, "a": 2}', "the key 'a' is given twice"),
         ('[{"b": {"a": 1, "a": 1}}]', "the key 'a' is given twice"),
         ("[" * 100_000, "more than 100 levels"),
-        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "more than 100 levels"),
+        ("[" * (MAX_DEPTH + 1) + "1" + "]" * (MAX_DEPTH + 1), "more than 100 levels"),
         ("9" * 5000, "Exceeds the limit"),
         (b'"\xff"', "invalid start byte"),
         ("{", "Expecting property name"),
@@ -97,7 +97,7 @@ def test_faults_name_file_and_field(change, message):
 def test_what_is_not_json(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text)
-    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    assert parse_json("[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -190,7 +190,7 @@ def test_links(tmp_path):
 
 @pytest.mark.slow
 def test_memory_of_a_long_line_is_bounded(tmp_path):
-    """A line of 300 MB of brackets, which would be 20 GB of lists, takes little memory."""
+    """A line of 300 MB of brackets, which would be 15 GB of lists, takes little memory."""
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(b'{"a": [')

@@ -25,8 +25,8 @@ from tokenratio.text_files import decode_utf8, refuse_utf16
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _MIB = 1 << 20
-# A line of JSON takes up to 30 times its size in memory; no text that is trained on is as long.
-MAX_LINE = 64 * _MIB
+# A line of JSON takes up to 50 times its size in memory; no text that is trained on is as long.
+MAX_LINE = 16 * _MIB
 # JSON arrays and CSV are read whole.
 MAX_WHOLE = 2048 * _MIB
 # Texts shrink by a factor of 3 to 50; what grows by more is made to fill the memory.
