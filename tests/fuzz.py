@@ -11,6 +11,7 @@ case is printed with its number, which repeats it alone: `python tests/fuzz.py 1
 import collections
 import contextlib
 import io
+import logging
 import os
 import random
 import shutil
@@ -91,10 +92,12 @@ class Fuzzer:
         signal.signal(signal.SIGALRM, _stop)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         self._is_on = True
+        logging.disable()
         try:
             kind, detail, place = self._outcome(lambda: reader.read(path, out, rng, self._seeds))
         finally:
             self._is_on = False
+            logging.disable(logging.NOTSET)
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.chdir(here)
         outside = [each for each in self._written if not self._is_inside(each)]

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,7 +71,6 @@ from tokenratio.training.resume import check_same_run, last_checkpoint
 from tokenratio.training.token_contrast import TokenContrast
 from tokenratio.yaml_text import read_yaml
 
-logging.getLogger("tokenratio").setLevel(logging.CRITICAL)
 TOKENIZER, CHAT = tiny_tokenizer(), family_tokenizer("hermes")
 VERDICTS = [("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)]
 WORD_ROWS = word_pairs(5)

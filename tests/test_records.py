@@ -70,7 +70,7 @@ def test_values_become_their_shape():
         ({"parts": [{"name": "a", "size": -1}]}, r"parts\[0\]: size is below 0"),
         ({"parts": [], "pair": [1]}, "pair has 1 items, not 2"),
         ({"parts": [], "pair": [1.5, "a"]}, r"pair\[0\] is 1.5, not a whole number"),
-        ({"parts": [], "pair": [2**70, "a"]}, r"pair\[0\] is a number, not a whole number"),
+        ({"parts": [], "pair": [10**400, "a"]}, r"pair\[0\] is a number, not a whole number"),
         ({"parts": [], "kind": "bad"}, "kind is 'bad', not one of good or null"),
         ({"parts": [], "day": "2024-13-01"}, "day is '2024-13-01', not a date"),
         ({"parts": [], "version": True}, "version is true or false, not one of 1, a"),

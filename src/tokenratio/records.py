@@ -21,6 +21,8 @@ Shape = TypeVar("Shape")
 
 # Deeper values end in a RecursionError somewhere: in templates, in copies, in JSON itself.
 MAX_DEPTH = 100
+# Whole numbers that cannot become floats.
+_TOO_LARGE = 10**300
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 
 
@@ -182,7 +184,7 @@ def _plain(kind: type, value: Any, name: str) -> Any:
             return float(value)
         except OverflowError:
             raise _FaultError(f"{_called(name)} is too large a number") from None
-    if type(value) is kind and not (kind is int and abs(value) >= 2**63):
+    if type(value) is kind and not (kind is int and abs(value) >= _TOO_LARGE):
         return value
     raise _wrong(kind, value, name)
 

@@ -221,7 +221,7 @@ def test_ids_that_stand_for_other_prompts_are_not_paired(capsys):
         (["a", "a"], "two policies have the name"),
         (["x=a", "x=b"], "two policies have the name"),
         (["a", "none"], "none cannot be read (No such file"),
-        (["a", "notes"], "notes/measures.json is not a file of measures"),
+        (["a", "notes"], "notes/measures.json: it is a list, not an object; this is not a file of"),
         (["a", "b", "--measures", "[golden]"], "values of 'golden'; all have: gold_reward, "),
         (["a", "b", "--measures", "[credit]"], "values of 'credit'"),
         (["a", "b", "--measures", "gold_reward"], "measures must be a list"),

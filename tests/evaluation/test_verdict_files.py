@@ -226,6 +226,8 @@ def test_another_judging_is_refused_in_words(tmp_path):
     [
         ({"prob_a_first": 1.5}, r"j\.jsonl:1: prob_a_first is 1.5, not a probability"),
         ({"prob_a_second": "A"}, r"j\.jsonl:1: prob_a_second is 'A', not a number or null"),
+        ({"reasons": 3}, r"j\.jsonl:1: reasons is 3, not a list"),
+        ({"id": ["a"]}, r"j\.jsonl:1: id is a list, not a string"),
         (None, r"j\.jsonl:1: no field 'content'; this is not a file of judgements"),
     ],
 )
