@@ -34,8 +34,6 @@ SECONDS = 10.0
 class _HangError(BaseException):
     """A reader took longer than `SECONDS`."""
 
-    """A reader lost rows without a word."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,10 +57,9 @@ class Outcome:
 
 
 class Fuzzer:
-    """Runs cases in a folder of its own; close it at the end."""
+    """Runs cases in a folder of its own; an audit hook, which stays, sees what they write."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._seeds = Seeds(folder / "seeds")
         self._work = folder / "work"
         self._written: list[str] = []

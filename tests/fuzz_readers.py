@@ -23,6 +23,7 @@ from tokenratio.cli.command import read_flags
 from tokenratio.cli.convert import KINDS, ConvertOptions
 from tokenratio.cli.main import COMMANDS
 from tokenratio.data import inspect_source, prepare_completions, prepare_pairs
+from tokenratio.data.chat import prompt_of
 from tokenratio.data.defects import DefectLog
 from tokenratio.data.formats import CompletionExample, PreferenceExample
 from tokenratio.data.parts import source_digest
@@ -72,6 +73,7 @@ from tokenratio.training.token_contrast import TokenContrast
 from tokenratio.yaml_text import read_yaml
 
 TOKENIZER, CHAT = tiny_tokenizer(), family_tokenizer("hermes")
+GENERATIONS = "_evaluation/generations.jsonl"
 VERDICTS = [("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)]
 WORD_ROWS = word_pairs(5)
 TOOL = {
@@ -207,12 +209,14 @@ def _recipes(seeds, folder):
 
 def _evaluation(seeds, folder):
     prompts = [(f"a:{i}", row["prompt"]) for i, row in enumerate(WORD_ROWS)]
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    prompts[-1] = ("a:4", prompt_of([_user("Hi"), call, _answer("x"), _user("y")]))
     samples = {id: [Response("x y", "eos", (1, 2)), Response("z")] for id, _ in prompts}
     path = folder / "generations.jsonl"
     write_responses(prompts, lambda _: samples.items(), path, {"model": "m"}, report=str)
     seeds.add("generations", path)
     seeds.add("settings", folder / "generations.settings.json")
-    pairs = [ResponsePair(id, 0, p, Response("a b"), Response("c")) for id, p in prompts]
+    pairs = [ResponsePair(id, 0, p, Response("a b"), Response("c")) for id, p in prompts[:-1]]
     judge_all(pairs, _Judge(), folder / "judgements.jsonl", report=str)
     seeds.add("judgements", folder / "judgements.jsonl")
     write_sheet(pairs, folder / "sheet.jsonl", seed=0)
@@ -468,7 +472,7 @@ def _generations(path, out, rng, seeds):
 
 
 def _resumed(path, out, rng, seeds):
-    prompts = [(f"a:{i}", row["prompt"]) for i, row in enumerate(WORD_ROWS)]
+    prompts = [(each.id, each.prompt) for each in read_responses(seeds.folder / GENERATIONS)]
     before = path.read_bytes()
     try:
         write_responses(

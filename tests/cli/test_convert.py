@@ -197,6 +197,14 @@ def test_what_a_format_cannot_hold_is_said(capsys):
     assert (output.instruction, output.generator) == ("Count.", None)
 
 
+def test_a_turn_of_tool_calls_alone_cannot_be_converted(capsys):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    asked = [{"role": "user", "content": "What is 1?"}, call, {"role": "tool", "content": "1"}]
+    write_generations("g.jsonl", [("q:81", asked)], model="m")
+    said = convert(capsys, "g.jsonl", "--to", "mt-bench", "--output", "m.jsonl", code=2)
+    assert "q:81: a turn of assistant has no text, only tool calls" in said
+
+
 def test_an_output_that_exists_is_kept(capsys):
     write_generations("ours.jsonl", read_prompts("eval.json"))
     argv = ["ours.jsonl", "--to", "alpaca-eval", "--generator", "g"]
