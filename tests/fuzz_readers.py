@@ -67,8 +67,9 @@ from tokenratio.run_folder import read_run_file, write_run_file
 from tokenratio.settings import build, fields_of
 from tokenratio.training.cache_entry import find_flaw
 from tokenratio.training.callbacks import _step_of
+from tokenratio.training.checkpoints import last_checkpoint
 from tokenratio.training.metrics import MetricSums
-from tokenratio.training.resume import check_same_run, last_checkpoint
+from tokenratio.training.run_record import check_same_run
 from tokenratio.training.token_contrast import TokenContrast
 from tokenratio.yaml_text import read_yaml
 
@@ -590,7 +591,7 @@ class _Options:
 
 
 def _checkpoints(path, out, rng, seeds):
-    odd = rng.choice(("checkpoint-", "checkpoint-x", "checkpoint-1e3", "checkpoint-" + "9" * 50))
+    odd = rng.choice(("checkpoint-²", "checkpoint-", "checkpoint-1e3", "checkpoint-" + "9" * 50))
     (path / odd).mkdir()
     (path / odd / "trainer_state.json").write_text("{}")
     found = last_checkpoint(path, quiet=True)

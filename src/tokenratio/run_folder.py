@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from tokenratio.records import as_shape, parse_json
 
@@ -89,6 +89,31 @@ class RunRecord(TypedDict, total=False):
     adapters: dict[str, dict[str, Any]] | None
     data: dict[str, _Data | None]
     run_folder: str
+
+
+class _Length(TypedDict):
+    max_steps: int
+    num_train_epochs: float
+    model_init_kwargs: NotRequired[dict[str, Any] | str | None]
+
+
+class _TrainData(TypedDict):
+    train: _Data
+
+
+class _Resumption(TypedDict, total=False):
+    config: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    processes: int
+
+
+class ResumableRecord(TypedDict):
+    """What `run.json` must hold of a run that is resumed."""
+
+    config: _Length
+    data: _TrainData
+    resumptions: NotRequired[list[_Resumption]]
 
 
 def read_run_file(*folders: str | Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from tokenratio.text_files import decode_utf8, refuse_utf16
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _MIB = 1 << 20
-# A line of JSON takes up to 50 times its size in memory; no text that is trained on is as long.
+# A line of JSON takes up to 30 times its size in memory; no text that is trained on is as long.
 MAX_LINE = 16 * _MIB
 # JSON arrays and CSV are read whole.
 MAX_WHOLE = 2048 * _MIB

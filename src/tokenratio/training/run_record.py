@@ -12,7 +12,8 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.masking import mask_secrets
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS, loading_arguments
 from tokenratio.models.reference import describe_reference
-from tokenratio.run_folder import RUN_FILE, read_run_file, versions
+from tokenratio.records import as_shape
+from tokenratio.run_folder import RUN_FILE, ResumableRecord, read_run_file, versions
 from tokenratio.training.arguments import shown
 
 # Settings that change neither the order of the rows nor the arithmetic. All others must stay the
@@ -209,6 +210,7 @@ def _record_of(checkpoint: Path, *, as_begun: bool = False) -> dict[str, Any]:
             f"neither {checkpoint} nor the folder it is in holds a {RUN_FILE}: the run's settings "
             "cannot be checked, so it cannot be resumed exactly"
         )
+    as_shape(ResumableRecord, found, f"{RUN_FILE} of the run of {checkpoint}")
     resumptions = _resumptions(found)
     if as_begun or not resumptions:
         return found
