@@ -4,7 +4,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import yaml
 from datasets import Dataset
 from safetensors.torch import save_file
+from transformers import TrainerState
 
 from templates import family_tokenizer
 from tiny import tiny_tokenizer, word_pairs
@@ -52,6 +53,7 @@ from tokenratio.evaluation.response_files import dataset_responses, read_respons
 from tokenratio.evaluation.results import PolicyMeasures, measure_of, table
 from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.verdict_files import describe_judgements, judge_all, read_judgements
+from tokenratio.locks import Holder
 from tokenratio.models.provenance import chain_of, relocated
 from tokenratio.models.response import Response
 from tokenratio.models.state_baseline import (
@@ -323,6 +325,7 @@ def _runs(seeds, folder):
     write_run_file(run / "checkpoint-4", **identity)
     seeds.add("checkpoints", run)
     seeds.identity = identity
+    seeds.add("lock", "lock.json", json.dumps(asdict(Holder.this_process())))
     sums = MetricSums()
     sums.ratios, sums.peaks = {"loss": (1.0, 2.0)}, {"peak": 3.0}
     seeds.add("sums", "metric_sums.json", json.dumps(sums.to_dict()))
@@ -596,7 +599,15 @@ def _checkpoints(path, out, rng, seeds):
     (path / odd / "trainer_state.json").write_text("{}")
     found = last_checkpoint(path, quiet=True)
     if found is not None:
+        TrainerState.load_from_json(str(found / "trainer_state.json"))
         check_same_run(found, seeds.identity)
+
+
+def _lock(path, out, rng, seeds):
+    holder = Holder.read(path)
+    if holder is not None:
+        holder.has_ended(locks_work=False)
+        str(holder)
 
 
 def _baseline(path, out, rng, seeds):
@@ -648,6 +659,7 @@ READERS = {
     "retry-after": Reader(_wait, "wait"),
     "run.json": Reader(_run, "run.json"),
     "checkpoints": Reader(_checkpoints, "checkpoints"),
+    "lock": Reader(_lock, "lock"),
     "metric sums": Reader(lambda path, *_: MetricSums.read(path), "sums"),
     "state baseline": Reader(_baseline, "baseline"),
     "baseline's optimizer": Reader(_optimizer, "optimizer"),

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.records import as_shape
 from tokenratio.run_folder import read_document
 
 try:
@@ -148,10 +149,10 @@ class Holder:
     @classmethod
     def read(cls, path: Path) -> "Holder | None":
         """What `held` has written; None if that is missing, cut off or something else."""
-        document = read_document(path) or {}
-        texts = {name: str(document.get(name, "")) for name in ("host", "since", "machine", "job")}
-        pid = document.get("pid")
-        return cls(pid, **texts) if isinstance(pid, int) and texts["host"] else None
+        try:
+            return as_shape(cls, read_document(path) or {}, str(path))
+        except TokenRatioError:
+            return None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -182,6 +183,8 @@ def _job() -> str:
 
 def _is_alive(pid: int) -> bool:
     if fcntl is None or pid == os.getpid():  # os.kill ends a process on Windows
+        return False
+    if not 0 < pid < 2**31:  # of no process, but of groups of them to os.kill
         return False
     try:
         os.kill(pid, 0)

@@ -9,13 +9,15 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.records import as_shape
 from tokenratio.run_folder import UNFINISHED_FOLDER, read_document, replace_text
 
 # Size and SHA-256 digest of every other file of a checkpoint; written last.
@@ -93,6 +95,15 @@ def what_is_kept(folder: str | Path) -> str:
     return f"The newest checkpoint is {newest}: --resume_from_checkpoint true resumes it"
 
 
+class _State(TypedDict, total=False):
+    """Those fields of transformers' state that a resumed run computes with."""
+
+    global_step: int
+    max_steps: int
+    epoch: float | None
+    log_history: list[dict[str, Any]]
+
+
 def defect(checkpoint: Path, *, digests: bool = True) -> str | None:
     """Why a checkpoint cannot be resumed exactly, with the file's name; None if it can.
 
@@ -102,8 +113,13 @@ def defect(checkpoint: Path, *, digests: bool = True) -> str | None:
     Args:
         digests: read every file whole; otherwise only sizes and headers are compared.
     """
-    if read_document(checkpoint / TRAINER_STATE_NAME) is None:
+    state = read_document(checkpoint / TRAINER_STATE_NAME)
+    if state is None:
         return f"{TRAINER_STATE_NAME} is missing or cut off"
+    try:
+        TrainerState(**as_shape(_State, state, TRAINER_STATE_NAME))
+    except Exception as error:  # ours, or whatever transformers raises for the wrong fields
+        return f"{TRAINER_STATE_NAME} is damaged: {first_line(error)}"
     for patterns, what in _NEEDED:
         if not any(True for pattern in patterns for _ in checkpoint.glob(pattern)):
             return f"it was saved without {what}, so it cannot be resumed exactly"
