@@ -16,7 +16,7 @@ from tokenratio.models.loading import load_model, load_tokenizer
 from tokenratio.models.pretrained_arguments import loading_arguments
 from tokenratio.models.provenance import absolute
 from tokenratio.names import require_at_least
-from tokenratio.records import read_record
+from tokenratio.records import as_shape, read_record
 from tokenratio.run_folder import package_version, replace_text, versions
 from tokenratio.yaml_text import read_yaml
 
@@ -199,6 +199,19 @@ def _load_task(manager: Any, spec: str | dict[str, Any], origin: str, hint: str)
         ) from error
 
 
+class _Named(TypedDict):
+    name: str
+
+
+class _TaskFile(TypedDict, total=False):
+    """Keys of a task file that are read here; the harness checks the others."""
+
+    dataset_path: str
+    dataset_kwargs: dict[str, Any] | None
+    num_fewshot: int | None
+    filter_list: list[_Named] | None
+
+
 def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
     """A task of the harness from one YAML file, read without running any code."""
     try:
@@ -208,6 +221,7 @@ def _read_task_file(path: Path) -> tuple[SuiteTask, dict[str, Any]]:
         raise TokenRatioError(f"{path} cannot be used as a task: {why}") from None
     if not isinstance(config.get("task"), str):
         raise TokenRatioError(f"{path} must hold one task: a mapping with task: NAME")
+    as_shape(_TaskFile, config, str(path))
     for key in ("unsafe_code", "class", "include", "custom_dataset"):
         if config.get(key):
             raise TokenRatioError(f"{path}: {key} is not supported: a task file must not run code")
