@@ -8,9 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from tokenratio.records import as_shape, parse_json
-
 from tokenratio.masking import mask_secrets
+from tokenratio.records import as_shape, parse_json
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
