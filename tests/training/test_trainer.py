@@ -570,7 +570,7 @@ def test_run_folder_says_what_ran(tmp_path, tokenizer):
     trainer.save_model()
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["config"]["loss"] == "tbpo_q"
-    assert run["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(run["versions"]["torch"])
     assert len(run["reference"]["sha256"]) == 64
     assert run["reference"]["kind"] == "copy"
     assert run["data"]["train"]["digest"] == trainer.train_data.digest
