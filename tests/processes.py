@@ -151,7 +151,7 @@ def resume(root: Path, names: list[str]) -> float:
     same = {"loss": "tbpo_a", "max_steps": 20, **adam}
     start, worst = root / "interrupted", 0.0
     launch(root / "one", 1, {"undisturbed": same})
-    saved = {"save_strategy": "steps", "save_steps": 7}
+    saved = {"save_strategy": "steps"}  # at step 7
     launch(start, 2, {name: {**same, **saved, **RESUMED[name][0]} for name in names})
     rows: dict[str, list[str]] = {name: [] for name in names}
     for processes in (1, 2, 4):
