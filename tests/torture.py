@@ -23,13 +23,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
@@ -129,8 +129,6 @@ class Case:
 
 def cases() -> list[Case]:
     """All cases, with the files that they read written into the working directory."""
-    tiny_model().save_pretrained("model")
-    tiny_tokenizer().save_pretrained("model")
     for name, num, seed in (("train", 26, 0), ("eval", 12, 1), ("prompts", NUM_PROMPTS, 2)):
         rows = word_pairs(num, seed=seed)
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -162,16 +160,25 @@ def endpoint_case(url: str) -> Case:
 
 def start(argv: list[str], log: Path) -> int:
     """The process id of a fork that runs a command."""
+
+    def run() -> int:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        return tokenratio(argv)
+
+    return fork(run)
+
+
+def fork(work: Callable[[], int | None]) -> int:
+    """The process id of a fork that does some work and exits with what it returns."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     code = 99
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        code = tokenratio(argv)
+        code = work() or 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -239,13 +246,29 @@ def result(folder: Path) -> dict[str, Any]:
         name = path.as_posix().removeprefix(f"{folder}/")
         if not path.is_file() or "checkpoint-" in name:
             continue
-        if path.suffix == ".safetensors" or path.name == "generations.jsonl":
+        if path.suffix == ".safetensors":
+            found[name] = digests(path)
+        elif path.name == "generations.jsonl":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name in ("metrics.jsonl", "eval.json", "measures.json"):
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             found[name] = [compared(json.loads(line)) for line in lines]
     assert found, f"{folder} holds nothing to compare"
     return found
+
+
+def digests(path: Path) -> dict[str, str]:
+    """The digest of each tensor; the order of a file's metadata is another in each process."""
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    tensors = json.loads(content[8:begin])
+    tensors.pop("__metadata__", None)
+    return {
+        f"{name} {tensor['dtype']} {tensor['shape']}": hashlib.sha256(
+            content[begin + tensor["data_offsets"][0] : begin + tensor["data_offsets"][1]]
+        ).hexdigest()
+        for name, tensor in tensors.items()
+    }
 
 
 def compared(value: Any) -> Any:
@@ -264,6 +287,10 @@ class Torture:
     ends: int = 0
     faults: list[str] = field(default_factory=list)
 
+    def fault(self, text: str) -> None:
+        print(text, flush=True)
+        self.faults.append(text)
+
     def run(self, case: Case, budget: int, answers: Path) -> int:
         """Kill a case until the budget is used up and a run has ended; how often it was killed."""
         whole, killed = Path("whole"), Path("killed")
@@ -273,7 +300,7 @@ class Torture:
         code = wait(start(case.command(whole), log))
         seconds = time.monotonic() - begin
         if code != 0:
-            self.faults.append(f"{case.name}: exit code {code} undisturbed, see {log.absolute()}")
+            self.fault(f"{case.name}: exit code {code} undisturbed, see {log.absolute()}")
             return 0
         expected, num, in_run = result(whole), 0, 0
         clear(STAGES)
@@ -289,7 +316,7 @@ class Torture:
                     if was_killed:
                         raise RuntimeError("a run that was left alone ended in an error")
             except RuntimeError as error:
-                self.faults.append(f"{case.name}, after {in_run} kills: {error}")
+                self.fault(f"{case.name}, after {in_run} kills: {error}")
                 shutil.copytree(killed, f"{killed}-{len(self.faults)}")
                 clear(killed, STAGES)
                 in_run = 0
@@ -305,19 +332,19 @@ class Torture:
             found = result(killed)
             if found != expected:
                 names = [n for n in {**found, **expected} if found.get(n) != expected.get(n)]
-                self.faults.append(f"{case.name}, after {in_run} kills: {', '.join(names)} differ")
+                self.fault(f"{case.name}, after {in_run} kills: {', '.join(names)} differ")
                 shutil.copytree(killed, f"{killed}-{len(self.faults)}")
             if case.asks:
                 more = count_lines(answers) - asked - NUM_PROMPTS
                 if more > in_run * CONCURRENCY:
-                    self.faults.append(f"{case.name}: {more} answers paid twice, {in_run} kills")
+                    self.fault(f"{case.name}: {more} answers paid twice, {in_run} kills")
                 asked = count_lines(answers)
             in_run = 0
             if num >= budget:
                 break
             clear(killed, STAGES)
         if "Traceback" in log.read_text():
-            self.faults.append(f"{case.name}: a traceback, see {log.absolute()}")
+            self.fault(f"{case.name}: a traceback, see {log.absolute()}")
         print(f"{case.name:26} {num:4} kills, a run of {seconds:.1f} s", flush=True)
         return num
 
@@ -331,26 +358,24 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def serve(answers: Path, address: Path) -> int:
-    """The process id of a fork that is an endpoint and writes a line for each answer."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
+def save_model() -> None:
+    tiny_model().save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+
+
+def serve(answers: Path, address: Path) -> None:
+    """Be an endpoint, and write a line for each answer."""
 
     def reply(question: str, number: int) -> str:
         with answers.open("a") as file:
             file.write(json.dumps(question) + "\n")
         return f"answer to {question}"
 
-    try:
-        with Loopback(reply, delay=0.01) as server:
-            address.with_suffix(".new").write_text(server.url)
-            address.with_suffix(".new").rename(address)
-            while os.getppid() != 1:
-                time.sleep(0.2)
-    finally:
-        os._exit(0)
+    with Loopback(reply, delay=0.01) as server:
+        address.with_suffix(".new").write_text(server.url)
+        address.with_suffix(".new").rename(address)
+        while os.getppid() != 1:
+            time.sleep(0.2)
 
 
 def main() -> int:
@@ -359,7 +384,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     disable_progress_bar()
     os.environ["OPENAI_API_KEY"] = KEY
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -371,7 +395,9 @@ def main() -> int:
     os.environ["HOME"] = str(work)
     os.chdir(work)
     answers, address = work / "answers", work / "address"
-    server = serve(answers, address)
+    # What computes is in forks only: torch's threads do not survive one.
+    wait(fork(save_model))
+    server = fork(lambda: serve(answers, address))
     try:
         while not address.exists():
             time.sleep(0.01)
@@ -391,7 +417,6 @@ def main() -> int:
     )
     print(f"{torture.met} left a checkpoint half written or half removed")
     print(f"{torture.ends} runs came to their end, {len(torture.faults)} faults")
-    print(*torture.faults, sep="\n")
     if not torture.faults:
         os.chdir("/")
         shutil.rmtree(work)

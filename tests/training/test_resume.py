@@ -364,6 +364,15 @@ def test_a_finished_run_is_restored_and_said(length, tmp_path, caplog):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_the_evaluation_after_a_finished_run_is_not_doubled(tmp_path):
+    for resume in (False, True):
+        trainer = trainer_in(tmp_path, "tbpo_a", max_steps=2)
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.evaluate()
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("lora_alpha", 16), ("target_modules", ["q_proj"]), ("lora_dropout", 0.1)]
 )

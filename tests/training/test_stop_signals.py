@@ -3,6 +3,10 @@
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
@@ -120,3 +124,46 @@ def test_an_epochs_evaluation_comes_before_the_end(tmp_path):
     shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
     trainer_in(tmp_path / "cut", "tbpo_a", **settings).train(resume_from_checkpoint=True)
     assert_identical(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+
+
+ON_TWO = """
+import os, signal, sys
+from training.short_runs import trainer_in
+from training.test_stop_signals import Sends
+trainer = trainer_in(sys.argv[1], "tbpo_a", save_strategy="no")
+if trainer.args.process_index == 1:
+    trainer.add_callback(Sends(2, signal.SIGTERM))
+try:
+    trainer.train()
+except SystemExit as stop:  # past gloo's threads, as the command line does it
+    sys.stderr.flush()
+    os._exit(stop.code)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ON_TWO, str(tmp_path)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[1] for process in processes)
+    assert [process.returncode for process in processes] == [143, 143], first + second
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-3"]
+    assert defect(tmp_path / "checkpoint-3") is None
+    assert "stopped by SIGTERM after step 3. The newest checkpoint is" in first
+    assert "SIGTERM" not in second

@@ -57,7 +57,10 @@ class EpochSetter(TrainerCallback):
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends every logged line to `metrics.jsonl`; a resumed run first drops what it will redo."""
+    """Appends every logged line to `metrics.jsonl`; a resumed run first drops what it will redo.
+
+    That is what came after the checkpoint: later steps, and the evaluation after the last one.
+    """
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -65,7 +68,8 @@ class MetricsWriter(TrainerCallback):
         path = Path(args.output_dir) / METRICS_FILE
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= state.global_step]
-        replace_bytes(path, b"".join(line + b"\n" for line in kept if state.global_step > 0))
+        num_logged = sum("train_runtime" not in logs for logs in state.log_history)
+        replace_bytes(path, b"".join(line + b"\n" for line in kept[:num_logged]))
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
