@@ -148,8 +148,11 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
         port = str(free.getsockname()[1])
     shared = {
         **os.environ,
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     processes = [
         subprocess.Popen(
