@@ -1,9 +1,39 @@
-"""The memory estimate counts what can be counted."""
+"""The memory estimate counts what can be counted, and agrees with what was measured."""
+
+import csv
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
 
 from tiny import tiny_model
 from tokenratio import TokenRatioConfig
+from tokenratio.cli.plan import H100_TFLOPS, STEP_OVER_PRODUCTS
+from tokenratio.cli.recipe_models import adapter_shapes
 from tokenratio.statistics.chunks import default_chunk_size
-from tokenratio.training.memory import estimate_memory
+from tokenratio.training.memory import (
+    ACTIVATIONS,
+    GRADIENTS,
+    LOGITS,
+    OPTIMIZER,
+    POLICY,
+    REFERENCE,
+    AdapterShapes,
+    Batch,
+    Shapes,
+    batch_of,
+    estimate_memory,
+    moments,
+)
+from tokenratio.training.planning import flops
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TOLERANCE = 0.15
+# `cuda_jobs` of benchmarks/jobs.py: 8 pairs of two rows of 1,024 tokens, 768 of them response.
+H100_BATCH = Batch(8 * 2048, 1024, 8 * 2 * 768, weight_bytes=2, stream_bytes=2, device="cuda")
 
 
 def estimate(tmp_path, *, trainable=None, tokens=32, reference_copy=True, **settings):
@@ -12,7 +42,7 @@ def estimate(tmp_path, *, trainable=None, tokens=32, reference_copy=True, **sett
         tiny_model().config,
         args,
         tokens_per_row=tokens,
-        trainable_parameters=trainable,
+        adapter=None if trainable is None else AdapterShapes(trainable, 100),
         reference_copy=reference_copy,
     )
 
@@ -21,16 +51,14 @@ def test_weights_reference_gradients_and_optimizer(tmp_path):
     size = sum(parameter.numel() for parameter in tiny_model().parameters())
     full = estimate(tmp_path)
     assert full.parameters == size
-    assert full.parts["policy weights"] == full.parts["reference weights"] == 4 * size
-    assert full.parts["gradients"] == full.parts["optimizer state (rmsprop)"] == 4 * size
-    assert (
-        estimate(tmp_path, optim="adamw_torch").parts["optimizer state (adamw_torch)"] == 8 * size
-    )
+    assert full.parts[POLICY] == full.parts[REFERENCE] == 4 * size
+    assert full.parts[GRADIENTS] == full.parts[OPTIMIZER] == 4 * size
+    assert estimate(tmp_path, optim="adamw_torch").parts[OPTIMIZER] == 8 * size
     lora = estimate(tmp_path, trainable=100, reference_copy=False)
-    assert "reference weights" not in lora.parts
-    assert lora.parts["gradients"] == 400
-    assert lora.parts["policy weights"] == 4 * size + 400
-    assert "reference weights" not in estimate(tmp_path, loss="sft").parts
+    assert REFERENCE not in lora.parts
+    assert lora.parts[GRADIENTS] == 400
+    assert lora.parts[POLICY] == 4 * size + 400
+    assert REFERENCE not in estimate(tmp_path, loss="sft").parts
     assert full.total == sum(full.parts.values())
 
 
@@ -38,28 +66,171 @@ def test_frozen_weights_count_in_the_precision_they_are_loaded_in(tmp_path):
     size = sum(parameter.numel() for parameter in tiny_model().parameters())
     for dtype, width in (("bfloat16", 2), ("float32", 4), ("auto", 4)):
         coarse = estimate(tmp_path, trainable=100, model_init_kwargs={"dtype": dtype})
-        assert coarse.parts["policy weights"] == width * size + 400
-        assert coarse.parts["reference weights"] == width * size
+        assert coarse.parts[POLICY] == width * size + 400
+        assert coarse.parts[REFERENCE] == width * size
 
 
-def test_the_chunk_is_the_engines(tmp_path):
-    vocabulary = tiny_model().config.vocab_size
-    part = "logits of one chunk, both models"
-    held = default_chunk_size(vocabulary, "cpu")
-    assert estimate(tmp_path, tokens=10**9).parts[part] == 2 * 4 * vocabulary * held
-    assert estimate(tmp_path, tokens=2).parts[part] == 2 * 4 * vocabulary * 8 * 2 * 2
+def test_the_chunk_is_the_engines():
+    vocabulary, blocks = 32_000, 4 * 4 * 2**20
+    shapes = Shapes(10**8, 4, 256, 688, 256, vocabulary, is_tied=False)
+    held = 2 * 4 * vocabulary * default_chunk_size(vocabulary, "cpu")
+    assert moments(shapes, Batch(10**6, 100, 10**6))[0][LOGITS] == held + blocks
+    assert moments(shapes, Batch(10, 10, 6))[0][LOGITS] == 2 * (2 * 4 * vocabulary * 6)
 
 
 def test_a_cached_reference_stays_on_the_cpu(tmp_path):
     kept = {
-        loss: "reference weights" in estimate(tmp_path, loss=loss, cache_reference=True).parts
+        loss: REFERENCE in estimate(tmp_path, loss=loss, cache_reference=True).parts
         for loss in ("tbpo_a", "tbpo_q", "dpo")
     }
     assert kept == {"tbpo_a": True, "tbpo_q": False, "dpo": False}
 
 
+def test_a_batch_has_the_settings_of_the_run(tmp_path):
+    settings = {"bf16": True, "activation_checkpointing": True, "optim": "adamw_torch"}
+    args = TokenRatioConfig(
+        output_dir=str(tmp_path),
+        loss="simpo",
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+        model_init_kwargs={"dtype": "bfloat16"},
+        **settings,
+    )
+    assert batch_of(tiny_model().config, args, 32, reference_copy=True) == Batch(
+        tokens=6 * 32,
+        length=32,
+        scored=6 * 32,
+        weight_bytes=2,
+        stream_bytes=2,
+        autocast=True,
+        checkpointing=True,
+        accumulates=False,
+        reference_forward=False,
+        reference_copy=False,
+        one_pass=False,
+        optimizer_states=2,
+    )
+
+
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(tmp_path):
-    short = estimate(tmp_path).parts["activations"]
-    assert estimate(tmp_path, tokens=64).parts["activations"] == 2 * short
-    kept = estimate(tmp_path, activation_checkpointing=True).parts["activations"]
-    assert kept < short  # one layer whole, and the input of each
+    def activations(**settings):
+        return estimate(tmp_path, **settings).parts[ACTIVATIONS]
+
+    assert activations(tokens=64) > 2 * activations()  # attention's mask grows with both lengths
+    assert activations(activation_checkpointing=True) < activations()
+
+
+def test_accumulated_gradients_are_held_besides_the_activations():
+    shapes = Shapes(10**6, 4, 64, 128, 64, 1000, is_tied=False)
+    first, second = (
+        moments(shapes, Batch(4096, 128, 2048, accumulates=on))[0] for on in (False, True)
+    )
+    assert sum(second.values()) - sum(first.values()) == 4 * shapes.parameters
+
+
+# The rows of the benchmarks whose sizes are known, with the parts that are not weights.
+
+
+@functools.cache
+def llama(hidden, layers, heads, kv_heads, intermediate, vocabulary, tied, rank=0):
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+    adapter = None
+    if rank:
+        adapter = adapter_shapes(config, {"r": rank, "target_modules": "all-linear"})
+    return Shapes.of(config, adapter)
+
+
+def over_the_weights(shapes, batch):
+    loaded = (POLICY, REFERENCE, OPTIMIZER)
+    return max(
+        sum(size for name, size in parts.items() if name not in loaded)
+        for parts in moments(shapes, batch)
+    )
+
+
+def rows(name):
+    with (BENCHMARKS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_small_steps_of_every_kind_agree_with_the_measured_peak():
+    """Measured by `python benchmarks/memory.py`."""
+    measured = rows("memory_results.csv")
+    assert len(measured) >= 15
+    wrong = {}
+    for row in measured:
+        sizes = ("hidden", "layers", "heads", "kv_heads", "intermediate", "vocabulary")
+        shapes = llama(
+            *(int(row[name]) for name in sizes), row["tied"] == "True", int(row["lora_rank"])
+        )
+        if float(row["dropout"]):
+            shapes = dataclasses.replace(
+                shapes, adapter=dataclasses.replace(shapes.adapter, has_dropout=True)
+            )
+        pairs, length = int(row["pairs"]), int(row["length"])
+        width = getattr(torch, row["weights"]).itemsize
+        batch = Batch(
+            tokens=2 * pairs * length,
+            length=length,
+            scored=2 * pairs * (length // 2),
+            weight_bytes=width,
+            stream_bytes=width,
+            autocast=row["autocast"] == "True",
+            checkpointing=row["checkpointing"] == "True",
+            one_pass=row["loss"] == "tbpo_a",
+        )
+        ratio = over_the_weights(shapes, batch) / int(row["peak_bytes"])
+        if abs(ratio - 1) > TOLERANCE:
+            wrong[row["case"]] = round(ratio, 3)
+    assert not wrong
+
+
+@pytest.mark.parametrize("study", ["vocabulary", "length", "pairs"])
+def test_growing_steps_agree_with_the_measured_peak(study):
+    """Measured by `python benchmarks/step.py`: whole fine-tuning in float32, prompts shared."""
+    measured = [
+        row for row in rows("results.csv") if (row["study"], row["case"]) == (study, "tbpo_a")
+    ]
+    assert len(measured) == 5
+    for row in measured:
+        size = int(row["x"])
+        response = size if study == "length" else 192
+        pairs = {"length": 2, "pairs": size}.get(study, 4)
+        shorter = round(0.55 * response)
+        length = response // 2 + 2 * shorter
+        batch = Batch(pairs * length, length, 2 * pairs * shorter)
+        shapes = llama(256, 4, 4, 4, 688, int(row["vocabulary"]), False)
+        ratio = over_the_weights(shapes, batch) / int(row["peak_bytes"])
+        assert abs(ratio - 1) <= TOLERANCE, (study, size, ratio)
+
+
+def test_a_step_on_an_h100_agrees_with_the_measured_peak():
+    """Whole fine-tuning with bfloat16 weights: `python benchmarks/step.py --device cuda`."""
+    row = on_h100("tbpo_a")
+    ratio = over_the_weights(shapes_on_h100(), H100_BATCH) / int(row["peak_bytes"])
+    assert abs(ratio - 1) <= TOLERANCE
+
+
+def test_the_plan_takes_its_rates_from_the_benchmark():
+    product, step = on_h100("matrix_product"), on_h100("tbpo_a")
+    rate = 2 * 2048 * 4096 * 128_256 / float(product["seconds"])
+    assert round(rate / 1e12) == H100_TFLOPS
+    computed = flops(shapes_on_h100(), H100_BATCH) / rate
+    assert round(float(step["seconds"]) / computed, 2) == STEP_OVER_PRODUCTS
+
+
+def shapes_on_h100():
+    return llama(4096, 8, 32, 8, 14_336, 128_256, False)
+
+
+def on_h100(case):
+    (row,) = (r for r in rows("results.csv") if (r["device"], r["case"]) == ("cuda", case))
+    return row

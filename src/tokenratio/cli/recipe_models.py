@@ -33,6 +33,7 @@ from tokenratio.models.pretrained_arguments import DATA_ALONE
 from tokenratio.models.reward_model import build_reward_model, load_reward_model
 from tokenratio.names import suggestion
 from tokenratio.training.adapter_settings import peft_config_of
+from tokenratio.training.memory import AdapterShapes
 
 if TYPE_CHECKING:
     from tokenratio.training.reward_trainer import RewardConfig
@@ -107,12 +108,14 @@ def reward_model_of(
         return build_reward_model(config, seed=args.seed)
 
 
-def adapter_size(config: PretrainedConfig, settings: PeftConfig | dict[str, Any]) -> int:
-    """Trainable parameters of an adapter, without allocating the model."""
+def adapter_shapes(
+    config: PretrainedConfig, settings: PeftConfig | dict[str, Any]
+) -> AdapterShapes:
+    """The sizes of a new adapter, without allocating the model."""
     new = settings if isinstance(settings, PeftConfig) else peft_config_of(settings)
     with user_mistakes("peft"), torch.device("meta"):
         model = add_adapter(AutoModelForCausalLM.from_config(config, **DATA_ALONE), new)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return AdapterShapes.of(model, config.get_text_config().num_hidden_layers)
 
 
 def _texts(source: Any, split: str, columns: Columns | None) -> Iterator[str]:

@@ -21,7 +21,7 @@ from tokenratio.models.reference import model_digest
 from tokenratio.models.token_requests import language_model
 from tokenratio.run_folder import EVAL_FILE, STAGE_FILE, read_document, replace_text
 from tokenratio.training.checkpoints import last_checkpoint
-from tokenratio.training.memory import estimate_memory
+from tokenratio.training.memory import AdapterShapes, estimate_memory
 from tokenratio.training.pair_config import PairConfig, Role
 from tokenratio.training.pair_trainer import PairTrainer
 from tokenratio.training.trainer import TokenRatioTrainer
@@ -65,13 +65,13 @@ def train_policy(
     reference = trainer.reference
     notes = [] if reference is None else [f"reference: {reference.description}"]
     is_adapted = isinstance(trainer.model, PeftModel)
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    layers = model.config.get_text_config().num_hidden_layers
     longest = trainer.train_data.longest
     estimate = estimate_memory(
         model.config,
         args,
         tokens_per_row=longest,
-        trainable_parameters=trainable if is_adapted else None,
+        adapter=AdapterShapes.of(trainer.model, layers) if is_adapted else None,
         reference_copy=ref_model is not None or not is_adapted,
     )
     notes.append(f"rows of up to {longest} tokens; {estimate.brief}")

@@ -15,7 +15,7 @@ from tokenratio.cli.contrast_stage import score_stage, scores_of_run
 from tokenratio.cli.folders import check_folder, claimed_output
 from tokenratio.cli.recipe import TRAINED, Recipe, ResolvedRecipe, Stage
 from tokenratio.cli.recipe_models import (
-    adapter_size,
+    adapter_shapes,
     config_of,
     policy_of,
     sources_of,
@@ -76,12 +76,12 @@ def dry_run(resolved: ResolvedRecipe) -> str:
                 found = encode_source(source, tokenizer, args, role=role).summary()
             parts.append(f"{name}, {role}: {source_name(source)}\n{found}\n")
         # Without a new adapter, that of the starting policy is trained further.
-        settings = _adapter_of(resolved, stage) if stage.peft is None else stage.peft
+        settings = adapter_of(resolved, stage) if stage.peft is None else stage.peft
         estimate = estimate_memory(
             config,
             args,
             tokens_per_row=args.max_length or config.get_text_config().max_position_embeddings,
-            trainable_parameters=None if settings is None else adapter_size(config, settings),
+            adapter=None if settings is None else adapter_shapes(config, settings),
             reference_copy=recipe.ref_model is not None or settings is None,
         )
         parts.append(f"{name}, rows of {args.max_length} tokens: {estimate}\n")
@@ -121,7 +121,7 @@ def _check_stages(resolved: ResolvedRecipe, *, dry: bool) -> None:
         check_settings(stage.args, stage.eval_dataset)
         dtype = (stage.args.model_init_kwargs or {}).get("dtype")
         is_coarse = dtype in ("bfloat16", "float16") and stage.peft is None
-        if is_coarse and _adapter_of(resolved, stage) is None:
+        if is_coarse and adapter_of(resolved, stage) is None:
             refuse_dtype(getattr(torch, dtype), stage.args.learning_rate)
 
 
@@ -173,7 +173,7 @@ def _check_resumed(args: PairConfig, checkpoint: Path) -> None:
     check_same_settings(checkpoint, now, with_changes=args.resume_with_changes)
 
 
-def _adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str, Any] | None:
+def adapter_of(resolved: ResolvedRecipe, stage: Stage) -> PeftConfig | dict[str, Any] | None:
     """The settings of the adapter that a stage's starting policy has."""
     sft, name = resolved.sft, resolved.recipe.model
     if sft is not None and stage is not sft and sft.peft is not None:
