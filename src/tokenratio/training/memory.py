@@ -165,7 +165,7 @@ def moments(shapes: Shapes, batch: Batch) -> list[dict[str, float]]:
     in_layers, gradients = shapes.layer * shapes.layers, 4 * shapes.trainable
     weights = batch.weight_bytes * in_layers
     weights += max(2, batch.weight_bytes) * (shapes.parameters - in_layers)
-    always = {
+    always: dict[str, float] = {
         POLICY: weights + (0 if full else gradients),
         REFERENCE: weights * batch.reference_copy,
         OPTIMIZER: gradients * batch.optimizer_states,
@@ -180,34 +180,39 @@ def moments(shapes: Shapes, batch: Batch) -> list[dict[str, float]]:
     chunk = min(default_chunk_size(shapes.vocabulary, batch.device), batch.scored)
     logits = 4 * models * shapes.vocabulary * chunk
     blocks = min(logits, _BLOCKS) * (batch.device == "cpu")
-    # Gradients inside a layer: of the MLP's product, already freed, and of its two factors; of the
-    # stream before and after.
+    # Gradients inside a layer: of the MLP's two factors (that of their product is held instead of
+    # the product), and of the stream before and after.
     backward = tokens * (2 * compute * shapes.intermediate + 2 * stream * h)
     # In the first layer all gradients are there but its own and those of untied embeddings.
     missing = 4 * (shapes.layer + shapes.head * (not shapes.is_tied)) * full
-    held = always | {
+    held: dict[str, float] = {
+        **always,
         GRADIENTS: gradients * batch.accumulates,
         HEAD_GRADIENT: 4 * shapes.head * full,
     }
-    forward_end = held | {
+    forward_end = {
+        **held,
         ACTIVATIONS: kept,
         CAST: cast if full else cast_in_backward,
         LOGITS: logits + blocks,
         "states and copies at the output head": batch.scored * h * (4 + stream * models)
         + _head_copies(shapes, batch, chunk),
     }
-    last_layer = held | {
+    last_layer = {
+        **held,
         ACTIVATIONS: kept + backward + layer * batch.checkpointing,
         CAST: cast_in_backward,
     }
-    first_layer = always | {
+    first_layer = {
+        **always,
         GRADIENTS: gradients - missing * (not batch.accumulates),
         ACTIVATIONS: layer + backward,
         CAST: cast / shapes.layers,
     }
     # PyTorch updates all parameters of a GPU at once, and needs their size once more.
-    update = {GRADIENTS: gradients, TEMPORARIES: gradients * (batch.device != "cpu")}
-    return [forward_end, last_layer, first_layer, always | update]
+    temporaries = gradients * (batch.device != "cpu")
+    update = {**always, GRADIENTS: gradients, TEMPORARIES: temporaries}
+    return [forward_end, last_layer, first_layer, update]
 
 
 def _head_copies(shapes: Shapes, batch: Batch, chunk: int) -> int:
