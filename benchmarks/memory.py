@@ -123,7 +123,7 @@ def peak(case: MemoryCase) -> int:
         if case.dropout and isinstance(module, LoraLayer):
             module.lora_dropout["default"] = nn.Dropout(case.dropout)
     if case.checkpointing:
-        models.inner.gradient_checkpointing_enable({"use_reentrant": False})
+        models.inner.activation_checkpointing_enable()
     step = ours(case.loss, share=False)(models)
     for lengths in ([(3, 2, 2)], case.lengths):  # a tiny step first: it pages in the libraries
         (rows,) = token_rows([lengths], case.vocabulary)

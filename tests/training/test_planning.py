@@ -80,7 +80,7 @@ def test_operations_are_those_that_pytorch_counts(rank, checkpointing):
     model = LlamaForCausalLM(config).train()
     body, shapes = model.model, Shapes.of(config)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     if rank:
         adapted = add_adapter(model, peft_config_of({"r": rank, "target_modules": "all-linear"}))
         shapes = replace(shapes, adapter=AdapterShapes.of(adapted, 6))

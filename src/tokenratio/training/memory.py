@@ -105,7 +105,7 @@ class Batch:
         autocast: products are in bfloat16 (or float16).
         checkpointing: each layer is computed again in the backward pass.
         accumulates: earlier batches of the step have left their gradients.
-        reference_forward: the reference runs; `reference_copy` as a model of its own.
+        reference_forward: the reference runs; `reference_copy`: as a model of its own.
         one_pass: the loss is local to its step, so the head runs once (docs/method.md §5).
         optimizer_states: numbers kept for each trained parameter.
     """
@@ -289,9 +289,9 @@ def batch_of(
         weight_bytes=width,
         stream_bytes=width,
         autocast=args.autocast_dtype is not None,
-        checkpointing=args.activation_checkpointing,
+        checkpointing=bool(args.activation_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
-        reference_forward=has_reference and not args.cache_reference,
+        reference_forward=has_reference,
         reference_copy=has_reference and reference_copy,
         one_pass=args.compares_steps,
         optimizer_states=_OPTIMIZER_STATES.get(OptimizerNames(args.optim).value, 2),

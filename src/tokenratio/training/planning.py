@@ -61,7 +61,9 @@ def flops(shapes: Shapes, batch: Batch) -> float:
     attention = 2 * shapes.layers * batch.length * shapes.query * tokens
     adapter = 0 if shapes.adapter is None else 2 * shapes.adapter.parameters * tokens
     forward = body + attention
-    policy = (forward + adapter) * (1 + batch.checkpointing)
+    # Computing again stops at the last tensor kept: before the MLP's last product if that trains.
+    last = 2 * shapes.layers * shapes.hidden * shapes.intermediate * tokens * full
+    policy = forward + adapter + (forward + adapter - last) * batch.checkpointing
     backward = body * (1 + full) + 2 * (attention + adapter)
     # Logits of each model, the states' gradient, the head's; logits again if not in one pass.
     products = 2 + batch.reference_forward + full + (not batch.one_pass)
