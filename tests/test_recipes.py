@@ -231,7 +231,8 @@ def test_the_methods_recipes_differ_only_in_their_method():
     """So that one can be run beside another: model, data, adapter and batches are the same."""
     blocks = set()
     for path in (*(RECIPES / "methods").iterdir(), RECIPES / "tbpo_q_released.yaml"):
-        shared = re.search(r"^model: .*?^activation_checkpointing: true$", path.read_text(), FLAGS)
+        text = re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE)  # the memory differs
+        shared = re.search(r"^model: .*?^activation_checkpointing: true$", text, FLAGS)
         blocks.add(shared[0])
     assert len(blocks) == 1
 

@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(models, capsys, flags, message):
         ("{sepo: {dpo: {loss: ipo}}}", "cannot have loss"),
         ("{sepo: {positive: null}}", "must be text"),
         ("{sepo: {positive: reference}}", "positive and negative are the same model"),
-        ("{1: 2}", "unknown loss"),
+        ("{1: 2}", "must be a mapping such as {key: value}"),
     ],
 )
 def test_a_recipes_section_is_checked(section, message, capsys):

@@ -171,9 +171,11 @@ def test_what_the_trainer_writes_is_read(tmp_path):
     writer.on_train_begin(args, state, None)
     for begin in (0, 10):
         state.global_step = begin
+        state.log_history = state.log_history[:begin]  # as in the checkpoint
         writer.on_train_begin(args, state, None)
         for line in run(15 + begin)[begin:]:
             state.global_step = line.pop("step")
+            state.log_history.append(line)
             writer.on_log(args, state, None, logs=line)
     log = read_metrics(tmp_path)
     assert [line["step"] for line in log.lines] == list(range(1, 26))

@@ -37,7 +37,7 @@ from tokenratio.data import source_name
 from tokenratio.data.sources import needs_policy
 from tokenratio.errors import TokenRatioError
 from tokenratio.masking import mask_secrets
-from tokenratio.models.loading import load_config, load_model, load_tokenizer
+from tokenratio.models.loading import load_config, load_model
 from tokenratio.models.pretrained_arguments import WHERE_KWARGS
 from tokenratio.models.provenance import chain_of
 from tokenratio.run_folder import read_run_file
@@ -152,7 +152,7 @@ def _train(resolved: ResolvedRecipe, checkpoint: Path | None, *, resume: str | b
         # Settings of where the starting policy is loaded from do not apply to the stage's folder.
         given = (args.model_init_kwargs or {}).items()
         how = {name: value for name, value in given if name not in WHERE_KWARGS}
-        model, tokenizer = load_model(folder, how), load_tokenizer(folder)
+        model = load_model(folder, how)
     else:
         model = policy_of(recipe, main, tokenizer)
     sources = sources_of(main, model, tokenizer)
