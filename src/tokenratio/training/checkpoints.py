@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
@@ -117,7 +117,7 @@ def defect(checkpoint: Path, *, digests: bool = True) -> str | None:
     if state is None:
         return f"{TRAINER_STATE_NAME} is missing or cut off"
     try:
-        TrainerState(**as_shape(_State, state, TRAINER_STATE_NAME))
+        TrainerState(**cast(dict[str, Any], as_shape(_State, state, TRAINER_STATE_NAME)))
     except Exception as error:  # ours, or whatever transformers raises for the wrong fields
         return f"{TRAINER_STATE_NAME} is damaged: {first_line(error)}"
     for patterns, what in _NEEDED:
