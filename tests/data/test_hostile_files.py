@@ -188,6 +188,12 @@ def test_links(tmp_path):
         read_rows(tmp_path / "train-0.jsonl")
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "x" * 5000, "a\0b", "x/" * 300])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(TokenRatioError, match="no such file or folder"):
+        read_rows(name)
+
+
 @pytest.mark.slow
 def test_memory_of_a_long_line_is_bounded(tmp_path):
     """A line of 300 MB of brackets, which would be 15 GB of lists, takes little memory."""

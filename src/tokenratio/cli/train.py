@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,10 @@ def _inputs(recipe: Recipe) -> tuple[str, ...]:
     """All folders and files that a run reads its models from, including the bases of adapters."""
     parts: list[str] = []
     for name in (recipe.model, recipe.ref_model):
-        if name is not None and Path(name).exists():
+        if name is not None and os.path.exists(name):
             base, _, adapters = chain_of(name)
             parts += [base, *(adapter.name for adapter in adapters)]
-    return tuple(part for part in parts if Path(part).exists())
+    return tuple(part for part in parts if os.path.exists(part))
 
 
 def _sft_stage(

@@ -201,19 +201,19 @@ def _locate_named(
     text: str, spec: DataSource, split: str | None, prefer: str, *, alone: bool
 ) -> list[SourcePart]:
     path, named = Path(text).expanduser(), spec.split
-    if not path.exists() and _ADDRESS.match(text):
+    if not os.path.exists(path) and _ADDRESS.match(text):
         raise TokenRatioError(f"{text} is an address: download the file and name that.")
-    if not path.exists() and "@" in text:
+    if not os.path.exists(path) and "@" in text:
         text, _, named = text.rpartition("@")
         path = Path(text).expanduser()
         if spec.split not in (None, named):
             raise TokenRatioError(f"{text}: conflicting splits {named} and {spec.split}; name one.")
     wanted = named or split
-    if path.exists() and spec.config is not None:
+    if os.path.exists(path) and spec.config is not None:
         raise TokenRatioError(f"{text}: config {spec.config!r} applies only to a Hub name.")
-    if path.is_dir():
+    if os.path.isdir(path):
         return _locate_folder(path, text, wanted, prefer, alone=alone)
-    if path.exists():
+    if os.path.exists(path):
         if named is not None:
             raise TokenRatioError(f"{text} is a single file and has no splits; remove {named!r}.")
         return [SourcePart(text, ((path.name if alone else text, path),))]

@@ -80,7 +80,11 @@ class Subject:
         moved = relocated(name, folder) if Path(name).is_absolute() else None
         places = [Path(name), *([] if moved is None else [moved])]
         places += [place / name for place in folder.parents]
-        found = [each for each in places if each.is_dir() or (is_gguf(each) and each.is_file())]
+        found = [
+            each
+            for each in places
+            if os.path.isdir(each) or (is_gguf(each) and os.path.isfile(each))
+        ]
         return str(found[0]) if found else name
 
     @property
@@ -95,7 +99,7 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
     subjects: dict[str, Subject] = {}
     for given in map(str, runs):
         name, named, path = given.partition("=")
-        if not named or Path(given).exists():
+        if not named or os.path.exists(given):
             named, path = "", given
         # The last two parts, without the root: runs/a and /runs/a are both runs-a.
         short = path.removesuffix(".jsonl").removeprefix(PREFIX)

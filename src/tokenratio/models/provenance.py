@@ -88,7 +88,7 @@ def absolute(name: str | Path) -> str:
     if is_package(name):
         return str(packaged_model(str(name)))
     path = Path(name).expanduser()
-    is_local = path.is_dir() or (is_gguf(name) and path.is_file())
+    is_local = os.path.isdir(path) or (is_gguf(name) and os.path.isfile(path))
     return os.path.abspath(path) if str(name) and is_local else str(name)
 
 
@@ -211,9 +211,9 @@ def _find_base(name: str, folder: Path | None, base: str) -> str:
         above = [] if folder is None else [folder, *folder.parents]
         places = [at and at / given for at in (made_in, *above, Path.cwd())]
     for place in filter(None, places):
-        if any((place / file).is_file() for file in ("config.json", ADAPTER_FILE)):
+        if any(os.path.isfile(place / file) for file in ("config.json", ADAPTER_FILE)):
             return os.path.abspath(place)
-        if is_gguf(place) and place.is_file():
+        if is_gguf(place) and os.path.isfile(place):
             return os.path.abspath(place)
     if (package := package_of(given)) is not None:  # in the cache of another machine
         return str(packaged_model(package.name))
