@@ -77,6 +77,14 @@ def test_parquet_without_columns_and_with_repeated_ones(tmp_path):
         read_rows(tmp_path / "a.parquet")
 
 
+def test_parquet_whose_columns_have_no_names(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["ash"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"prompt", b"pr\xeampt"))
+    with pytest.raises(TokenRatioError, match=r"a\.parquet: cannot be read as Parquet: .*utf-8"):
+        read_rows(path)
+
+
 def test_long_lines_are_refused_without_being_read_whole(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(files, "MAX_LINE", 1000)
     monkeypatch.setattr(files, "_MIB", 100)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from tokenratio.data.arrow_rows import Unreadable, arrow_rows
 from tokenratio.data.json_arrays import array_items
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.records import kind_of, parse_json, structure_fault
 from tokenratio.text_files import decode_utf8, refuse_utf16
 
@@ -229,17 +229,18 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
     import pyarrow.parquet
 
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            header = file.schema_arrow.names
-            if len(set(header)) != len(header):
-                raise TokenRatioError(f"{name}: duplicate column names: {', '.join(header)}.")
-            for batch in file.iter_batches():
-                for fields in arrow_rows(batch):
-                    number += 1
-                    yield row_of(f"{name}:{number}", without_filled_nulls(fields))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise TokenRatioError(f"{name}: cannot be read as Parquet: {first_line(error)}") from error
+    kinds = (OSError, ValueError, pyarrow.ArrowException)  # names of columns may not be UTF-8
+    with (
+        reported_as(f"{name}: cannot be read as Parquet", *kinds),
+        pyarrow.parquet.ParquetFile(path) as file,
+    ):
+        header = file.schema_arrow.names
+        if len(set(header)) != len(header):
+            raise TokenRatioError(f"{name}: duplicate column names: {', '.join(header)}.")
+        for batch in file.iter_batches():
+            for fields in arrow_rows(batch):
+                number += 1
+                yield row_of(f"{name}:{number}", without_filled_nulls(fields))
 
 
 def unreadable_column(row: SourceRow, names: set[str]) -> str | None:
