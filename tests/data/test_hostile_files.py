@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokenratio.data import files, prepare_pairs, read_rows
+from tokenratio.data.arrow_rows import check_arrow
 from tokenratio.data.columns import SourceColumns
 from tokenratio.data.defects import DefectKind, RowDefectError
 from tokenratio.errors import TokenRatioError
@@ -68,6 +69,18 @@ def test_columns_that_are_not_used_cost_nothing(tmp_path, tokenizer, column):
     data = prepared(str(tmp_path / "a.parquet"), tokenizer)
     assert data.report.rows_kept == 2
     assert prepared(str(tmp_path / "a.parquet"), tokenizer).digest == data.digest
+
+
+def test_arrow_that_points_outside_itself_is_refused():
+    """Reading it would be a segmentation fault."""
+    for number, size in (("i", pa.string()), ("q", pa.large_string())):
+        offsets = pa.py_buffer(struct.pack(f"<3{number}", 0, 10**9, 3))
+        outside = pa.Array.from_buffers(size, 2, [None, offsets, pa.py_buffer(b"abc")])
+        nested = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), outside)
+        for column in (outside, nested):
+            with pytest.raises(TokenRatioError, match="saved is damaged: column chosen: "):
+                check_arrow(pa.table({"chosen": column}), "saved")
+    check_arrow(pa.table({**TABLE, "chosen": bad_utf8("elm")}), "saved")
 
 
 def test_parquet_without_columns_and_with_repeated_ones(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tokenratio.data.arrow_rows import check_arrow
 from tokenratio.data.display import printable
 from tokenratio.data.files import SUFFIXES, SourceRow
 from tokenratio.data.parts import SourcePart
@@ -235,6 +236,8 @@ def _locate_folder(
             f"{text} was written by save_to_disk and cannot be loaded",
             lambda: datasets.load_from_disk(str(folder)).with_format(None),
         )
+        for part in saved.values() if isinstance(saved, dict) else [saved]:
+            check_arrow(part.data, text)
         title = folder.name if alone else text
         return _locate_dataset(saved, wanted, prefer, title, named=True)
     files = files_of(folder)
