@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer import Trainer
 
@@ -20,6 +22,7 @@ from tokenratio.training.checkpoints import (
     remove_surplus,
     resolve_checkpoint,
 )
+from tokenratio.training.saving import SavingTrainer
 from training.short_runs import assert_identical, state_of, trainer_in
 
 DAMAGE = {
@@ -208,6 +211,65 @@ def test_the_best_checkpoint_is_recorded_by_its_own_name(tmp_path):
     assert trainer.state.best_model_checkpoint == best
     state = json.loads((tmp_path / names(tmp_path)[-1] / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == best
+
+
+BEST = {"load_best_model_at_end": True, "eval_steps": 1, "metric_for_best_model": "eval_loss"}
+
+
+def settled_on(monkeypatch, step):
+    """Makes a step's checkpoint the best."""
+    monkeypatch.setattr(
+        SavingTrainer,
+        "_determine_best_metric",
+        lambda self, metrics, trial: self.state.global_step == step and _is_best(self, step),
+    )
+
+
+def _is_best(trainer, step):
+    trainer.state.best_metric, trainer.state.best_global_step = 0.0, step
+    return True
+
+
+def test_a_finished_run_keeps_its_last_checkpoint_beside_the_best(tmp_path, monkeypatch):
+    settled_on(monkeypatch, 1)
+    trainer = trainer_in(tmp_path, "tbpo_a", save_total_limit=1, max_steps=3, **BEST)
+    trainer.train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+    assert trainer.args.save_total_limit == 1
+    again = trainer_in(tmp_path, "tbpo_a", save_total_limit=1, max_steps=3, **BEST)
+    again.add_callback(Refuses())
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+    assert again.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+
+
+class Refuses(TrainerCallback):
+    """Lets no step begin."""
+
+    def on_step_begin(self, args, state, control, **_):
+        raise AssertionError("trains further")
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "elsewhere"])
+def test_the_best_checkpoint_is_that_of_the_resumed_folder(how, tmp_path, monkeypatch):
+    """Its path is recorded as the run had it: relative, or of where the folder was."""
+    settled_on(monkeypatch, 1)
+    monkeypatch.chdir(tmp_path)
+    settings = {"save_total_limit": 2, "max_steps": 4, **BEST}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in("run", "tbpo_a", cut=3, **settings).train()
+    folder = tmp_path / "there"
+    (shutil.copytree if how == "copied" else shutil.move)("run", folder)
+    if how == "elsewhere":
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir("other")
+        folder = "../there"
+    trainer = trainer_in(folder, "tbpo_a", **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert names(folder) == ["checkpoint-1", "checkpoint-4"]
+    best = Path(folder, "checkpoint-1")
+    assert trainer.state.best_model_checkpoint == str(best)
+    ends = load_file(best / "model.safetensors")
+    assert_identical(ends, {name: trainer.model.state_dict()[name] for name in ends})
 
 
 def test_a_checkpoint_is_pushed_under_its_own_name(tmp_path, monkeypatch):

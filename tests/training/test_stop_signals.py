@@ -1,11 +1,13 @@
 """SIGTERM and SIGINT: a checkpoint after the step, then the end; a second one ends at once."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import TrainerCallback
 
 from tokenratio.run_folder import UNFINISHED_FOLDER
 from tokenratio.training.checkpoints import checkpoints_of, defect
+from tokenratio.training.stop_signals import StopSignals
 from training.short_runs import STEPS, assert_identical, state_of, trainer_in
 
 
@@ -109,6 +112,33 @@ def test_a_handler_of_the_program_is_kept(tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert got == [signal.SIGTERM]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_children_end_on_sigterm():
+    """As a pool's workers are ended by the pool; SIGINT is left to the parent."""
+    context = multiprocessing.get_context("fork")
+    with StopSignals() as signals:
+        child = context.Process(target=time.sleep, args=(60,))
+        child.start()
+        os.kill(child.pid, signal.SIGINT)
+        child.join(0.2)
+        assert child.is_alive()
+        child.terminate()
+        child.join(10)
+        code = child.exitcode
+        child.kill()
+    assert code == -signal.SIGTERM
+    assert signals.received == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_pool_within_training_ends():
+    code = "import multiprocessing as m; from tokenratio.training.stop_signals import StopSignals\n"
+    code += "with StopSignals(), m.get_context('fork').Pool(2) as p: print(p.map(abs, [-1, -2]))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[1, 2]\n", done.stderr
 
 
 @pytest.mark.slow

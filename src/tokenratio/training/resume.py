@@ -89,8 +89,7 @@ class ResumableTrainer(SavingTrainer):
         self.before_training(checkpoint)
         if checkpoint is None:
             return super().train(**kwargs)
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        callback = _CurrentIntervals(state.max_steps, is_changed=self._is_changed)
+        callback = _CurrentState(checkpoint, is_changed=self._is_changed)
         self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
@@ -173,16 +172,23 @@ class ResumableTrainer(SavingTrainer):
             _log.warning("%s/README.md was not written by tokenratio and is kept", folder)
 
 
-class _CurrentIntervals(TrainerCallback):
-    """Gives a resumed run the intervals of its settings; transformers keeps the checkpoint's.
+class _CurrentState(TrainerCallback):
+    """Gives a resumed run the intervals of its settings, and its best checkpoint where it is now.
+
+    transformers keeps those of the checkpoint.
 
     Args:
-        max_steps: the run's length when the checkpoint was written.
+        checkpoint: the one that is resumed.
         is_changed: a setting differs on which the end of the run depends.
     """
 
-    def __init__(self, max_steps: int, *, is_changed: bool) -> None:
-        self.max_steps, self.is_changed = max_steps, is_changed
+    def __init__(self, checkpoint: Path, *, is_changed: bool) -> None:
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        # The run's length when the checkpoint was written.
+        self.max_steps, self.is_changed = state.max_steps, is_changed
+        # Beside the checkpoint, also if the run's folder has been moved or copied.
+        name = Path(state.best_model_checkpoint or "").name
+        self.best = checkpoint.with_name(name) if name else None
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: Any, lr_scheduler: Any = None, **_: Any
@@ -200,6 +206,10 @@ class _CurrentIntervals(TrainerCallback):
                 "num_train_epochs or max_steps",
                 state.global_step,
             )
+        if self.best is not None and self.best.is_dir():
+            if state.best_model_checkpoint is None and state.is_world_process_zero:
+                _log.warning("the best checkpoint so far is %s", self.best)  # after transformers'
+            state.best_model_checkpoint = str(self.best)
         if state.best_metric is not None and state.best_model_checkpoint is None:
             state.best_metric = state.best_global_step = None
             if state.is_world_process_zero:

@@ -65,6 +65,15 @@ class SavingTrainer(ShardedTrainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1, transformers would remove the last checkpoint if another is the best:
+        # the finished run would then be resumed from the best, and trained further.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, evaluate and save after a step, then stop if a signal asks for it.
 

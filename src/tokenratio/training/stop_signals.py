@@ -46,7 +46,10 @@ class StopSignals:
             signal.signal(*self._previous.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data loader's worker, whose parent gets it too
+        if os.getpid() != self._process:  # a forked child, such as a pool's worker
+            if number == signal.SIGTERM:  # its parent ends it; SIGINT reaches the parent too
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
         if self.received:
             self._restore()
