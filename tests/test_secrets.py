@@ -17,7 +17,7 @@ from tokenratio.evaluation.endpoint import EndpointSettings
 from tokenratio.evaluation.judges.registry import judge_settings
 from tokenratio.masking import MASK, mask_secrets, mask_text
 
-PLANT = "PLANTED0123456789abcdef"  # no secret is without it
+PLANT = "PLANTED0123456789abcdefghijklmnopq"  # no secret is without it
 TOKEN, KEY, PASSWORD = f"hf_{PLANT}", f"sk-{PLANT}", f"pw{PLANT}"
 URL = f"https://user:{PASSWORD}@127.0.0.1:1/x"
 MODEL = {"model": "model", "train_dataset": "pairs.jsonl", "eval_dataset": "pairs.jsonl"}
@@ -169,6 +169,43 @@ def test_evaluate(run):
         assert server.keys == {f"Bearer {KEY}"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "data", "output_dir"),
+    [
+        ("hf_tinyllama110000model", "sk-wikipedia-2023-train.jsonl", "sk-word-pairs-run-0001"),
+        (TOKEN, f"{KEY}.jsonl", KEY),
+    ],
+)
+def test_names_like_tokens_stay(model, data, output_dir, home):
+    Path("model").rename(model)
+    Path("pairs.jsonl").rename(data)
+    names = {"model": model, "train_dataset": data, "eval_dataset": data}
+    assert main(["train", recipe(**names), "--output_dir", output_dir]) == 0
+    written = Path(output_dir, "run.json").read_text()
+    found = json.loads(written)
+    assert found["model"] == str(Path(model).resolve())
+    assert found["starts_from"]["path"] == str(Path(model).resolve())
+    assert found["config"]["output_dir"] == output_dir
+    assert found["config"]["hub_token"] == MASK
+    argv = ["evaluate", output_dir, "--pairs", data, "--output_dir", f"{output_dir}-measured"]
+    assert main(argv) == 0
+    measured = list(Path(f"{output_dir}-measured").rglob("measures.json"))
+    assert len(measured) == 2  # of the policy and of the reference
+    assert not any(MASK in path.read_text() for path in measured)
+
+
+def test_paths_stay_and_their_urls_are_masked():
+    names = {"train_dataset": [{"path": f"{KEY}.jsonl"}], "references": [TOKEN], "ref_model": TOKEN}
+    assert mask_secrets(names) == names
+    urls = {"model": URL, "train_dataset": [{"path": URL}]}
+    assert PLANT not in str(mask_secrets(urls))
+    assert mask_secrets({"model": {"token": PASSWORD}}) == {"model": {"token": MASK}}
+    args = TokenRatioConfig(output_dir=KEY, use_cpu=True, run_name=KEY)
+    read = pickle.loads(pickle.dumps(args))
+    assert (read.output_dir, read.run_name) == (KEY, MASK)
+
+
 @pytest.mark.parametrize("config", [TokenRatioConfig, RewardConfig])
 def test_settings_in_python(config, tmp_path):
     args = config(
@@ -207,6 +244,7 @@ def test_an_address_with_a_password_is_refused():
         ("https://u:p@ss@host", "https://<masked>@host"),
         ("https://u:p/q@host/x", "https://<masked>@host/x"),
         ("s3://id:key@bucket", "s3://<masked>@bucket"),
+        ("https://me@firm:p@host", "https://<masked>@host"),
         (f"https://{TOKEN}@host", "https://<masked>@host"),
         (
             "http://host/x?a=1&access_token=b#c",
@@ -230,6 +268,11 @@ def test_text_is_masked(text, masked):
         "world:reviews?pairs=100&seed=3",
         "write to me@host, see http://host/",
         "hf_token and sk-learn",
+        "ssh://git@host, s3://bucket@x",
+        "/models/hf_tinyllama110000model",
+        "sk-wikipedia-2023-train.jsonl and sk-Wikipedia-2023-train.jsonl",
+        "sk-Word-Pairs-Run-0001/checkpoint-2, runs/sk-Word-Pairs-Run-0001",
+        "sk-word-pairs-run-0001",
     ],
 )
 def test_text_without_secrets_stays(text):
@@ -240,3 +283,12 @@ def test_what_a_template_renders_is_kept():
     """Evaluation renders with the run's record."""
     rendered = {"chat_template_kwargs": {"my_key": "a"}, "tools": [{"api_key": "b"}]}
     assert mask_secrets(rendered) == rendered
+
+
+def test_tokens_that_are_no_secrets_are_kept():
+    special = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "image")
+    kept = {f"{name}_token": "</s>" for name in special}
+    kept |= {"sort_key": "length", "cache_key": "a", "columns": {"key": "q"}}
+    assert mask_secrets(kept) == kept
+    for name in ("token", "key", "api_key", "hub_token", "access_token", "client_secret"):
+        assert mask_secrets({name: "</s>"}) == {name: MASK}

@@ -420,6 +420,16 @@ def test_identity_has_what_answers_depend_on_and_no_more():
     json.dumps(other.identity())
 
 
+@pytest.mark.parametrize("name", ["stop_token", "api_key"])
+def test_identity_tells_extra_bodies_apart_and_holds_no_secret(name):
+    one, two = (
+        EndpointSettings("http://h/v1", "m", extra_body={name: value}).identity()
+        for value in ("PLANTED-A", "PLANTED-B")
+    )
+    assert one != two
+    assert ("PLANTED" in str(one)) == (name == "stop_token")
+
+
 def reply(choice, **more):
     return json.dumps({"choices": [choice], **more})
 

@@ -7,6 +7,8 @@ module decides when to retry and when to stop, because answers cost money.
 import asyncio
 import atexit
 import concurrent.futures
+import hashlib
+import json
 import os
 import random
 import re
@@ -105,10 +107,15 @@ class EndpointSettings:
             raise TokenRatioError("timeout must be positive, backoff and max_backoff at least 0")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the answers depend on, without the key."""
-        names = ("base_url", "model", "api")
-        extra = {"extra_body": mask_secrets(self.extra_body)} if self.extra_body else {}
-        return {name: getattr(self, name) for name in names} | extra
+        """The settings that the answers depend on, secrets masked; a digest tells those apart."""
+        settings = {name: getattr(self, name) for name in ("base_url", "model", "api")}
+        if not self.extra_body:
+            return settings
+        masked = mask_secrets(self.extra_body)
+        if masked != self.extra_body:
+            whole = json.dumps(self.extra_body, sort_keys=True, default=str)
+            settings["extra_body_sha256"] = hashlib.sha256(whole.encode()).hexdigest()
+        return settings | {"extra_body": masked}
 
 
 @dataclass(frozen=True)
