@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.data.worlds import WORLDS
 from tokenratio.evaluation import PolicyMeasures
 from tokenratio.models.loading import load_model
+from tokenratio.run_folder import write_run_file
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -59,7 +60,7 @@ def test_a_policy_is_evaluated_from_python(tmp_path, monkeypatch, capsys):
         config = world.policy_config(**sizes, num_attention_heads=2)
         LlamaForCausalLM(config).save_pretrained(folder)
         world.build_tokenizer().save_pretrained(folder)
-    (run / "run.json").write_text(json.dumps({"config": {}, "model": str(start)}))
+    write_run_file(run, config={}, model=str(start))
     capsys.readouterr()
     win_rate = example("evaluate_policy").main(num=3)
     printed = capsys.readouterr()

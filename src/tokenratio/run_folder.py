@@ -22,8 +22,11 @@ CARD_MARK = (
 # The base of a run's adapter, if it exists nowhere else, and a record of its origin.
 BASE_FOLDER = "base"
 ORIGIN_FILE = "origin.json"
-# Where a checkpoint is written before it is complete, and moved to before it is removed.
-UNFINISHED_FOLDER = "unfinished-checkpoint"
+# Where a checkpoint is written before it is complete, and moved to before it is removed. Uploads to
+# the hub leave out `_*`.
+UNFINISHED_FOLDER = "_unfinished-checkpoint"
+# Also of earlier versions.
+UNFINISHED_FOLDERS = (UNFINISHED_FOLDER, "unfinished-checkpoint")
 _PACKAGES = ("tokenratio", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 
@@ -115,6 +118,13 @@ class ResumableRecord(TypedDict):
     resumptions: NotRequired[list[_Resumption]]
 
 
+def run_document(folder: str | Path) -> dict[str, Any] | None:
+    """`run.json` of a folder, unchecked; None if it is missing, cut off, or another tool's."""
+    document = read_document(Path(folder) / RUN_FILE)
+    found = None if document is None else document.get("versions")
+    return document if isinstance(found, dict) and "tokenratio" in found else None
+
+
 def read_run_file(*folders: str | Path) -> dict[str, Any] | None:
     """`run.json` of the first of the folders that holds a readable one; None if none does.
 
@@ -122,10 +132,10 @@ def read_run_file(*folders: str | Path) -> dict[str, Any] | None:
         TokenRatioError: it holds a run's settings, but a field is not what a run writes.
     """
     for folder in folders:
-        path = Path(folder) / RUN_FILE
-        document = read_document(path)
+        document = run_document(folder)
         if document is not None and isinstance(document.get("config"), dict):
-            return cast(dict[str, Any], as_shape(RunRecord, document, str(path)))
+            path = str(Path(folder) / RUN_FILE)
+            return cast(dict[str, Any], as_shape(RunRecord, document, path))
     return None
 
 

@@ -14,6 +14,7 @@ from tokenratio.cli.main import main
 from tokenratio.data.worlds import WORLDS, world_rows
 from tokenratio.evaluation.response_files import read_responses
 from tokenratio.evaluation.results import PolicyMeasures
+from tokenratio.run_folder import write_run_file
 
 pytest.importorskip("vaderSentiment", reason="needs the extra worlds")
 
@@ -128,7 +129,7 @@ def test_pairs_are_the_references_own(capsys):
 
 def test_pairs_of_a_recorded_reference_that_is_gone(capsys):
     shutil.copytree("base", "moved")
-    Path("moved/run.json").write_text(json.dumps({"reference": {"name": "./gone"}}))
+    write_run_file("moved", reference={"name": "./gone"})
     assert main(["evaluate", "moved", "--pairs", "world:sentiment?pairs=3&split=test"]) == 2
     assert "the runs recorded it as their reference; give --reference" in capsys.readouterr().err
 

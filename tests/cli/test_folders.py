@@ -14,6 +14,7 @@ from tokenratio.cli.folders import claim_folder
 from tokenratio.cli.main import main
 from tokenratio.errors import TokenRatioError
 from tokenratio.locks import LOCK_FILE
+from tokenratio.run_folder import read_run_file, write_run_file
 from tokenratio.training.callbacks import MetricsWriter
 
 RESUME = ("--resume_from_checkpoint", "true")
@@ -247,8 +248,9 @@ def old_run(folder):
     for name in ("checkpoint-2/model.safetensors", "base/origin.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    for name in ("config.json", "model.safetensors", "run.json", "stage.json", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors", "stage.json", "tokenizer.json"):
         (folder / name).touch()
+    write_run_file(folder)
 
 
 def test_a_removal_cut_off_anywhere_can_be_repeated(tmp_path, monkeypatch):
@@ -272,6 +274,45 @@ def test_a_removal_cut_off_anywhere_can_be_repeated(tmp_path, monkeypatch):
             claim_folder(folder, overwrite=False, inputs=())
         claim_folder(folder, overwrite=True, inputs=())
         assert [path.name for path in folder.iterdir() if path.name != "base"] == []
+
+
+FOREIGN = (
+    {"config": {"loss": {"name": "focal"}}},
+    {"config": {}, "versions": []},
+    {"config": {}, "data": "c4"},
+    {"config": {"max_steps": 10.0}, "versions": {"torch": "2.1"}},
+)
+
+
+@pytest.mark.parametrize("document", FOREIGN, ids=str)
+def test_a_run_file_of_another_tool_marks_nothing(document, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    (tmp_path / "model.safetensors").touch()
+    assert read_run_file(tmp_path) is None
+    with pytest.raises(TokenRatioError, match="was not written by tokenratio"):
+        claim_folder(tmp_path, overwrite=True, inputs=())
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_damaged_run_file_leaves_the_checkpoints_ours(tmp_path):
+    write_run_file(tmp_path / "checkpoint-1")
+    (tmp_path / "run.json").write_text('{"versio')
+    claim_folder(tmp_path, overwrite=True, inputs=())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_beside_a_run_file_of_another_tool_is_used(recipe, capsys):
+    Path("model/run.json").write_text(json.dumps(FOREIGN[0]))
+    assert recipe("--max_steps", "1", "--save_strategy", "no") == 0
+    flags = ["--prompts", "world:reviews?prompts=2", "--max_new_tokens", "2"]
+    assert main(["evaluate", "a=model", *flags, "--output_dir", "eval"]) == 0
+
+
+def test_the_folder_of_an_earlier_version_is_removed_too(tmp_path):
+    write_run_file(tmp_path)
+    (tmp_path / "unfinished-checkpoint").mkdir()
+    claim_folder(tmp_path, overwrite=True, inputs=())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_card_of_ours_marks_the_folder_too(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints are complete or not there; damage is named, and the one before is used."""
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -19,9 +20,12 @@ from tokenratio.training.checkpoints import (
     checkpoints_of,
     defect,
     last_checkpoint,
+    publish,
     remove_surplus,
     resolve_checkpoint,
+    what_is_kept,
 )
+from tokenratio.training.output_folder import on_first_process
 from tokenratio.training.saving import SavingTrainer
 from training.short_runs import assert_identical, state_of, trainer_in
 
@@ -164,11 +168,90 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same(run, tmp_path):
 def test_what_a_killed_run_left_is_said_once_and_removed(run, caplog):
     left = run / UNFINISHED_FOLDER / "checkpoint-3"
     shutil.copytree(run / "checkpoint-2", left)
+    (left / MANIFEST_FILE).unlink()
+    earlier = run / "unfinished-checkpoint"  # its name in earlier versions
+    earlier.mkdir()
     assert last_checkpoint(run) == run / "checkpoint-2"
     caplog.set_level(logging.WARNING)
     trainer_in(run, "tbpo_a").train(resume_from_checkpoint=True)
     assert sum("holds checkpoint-3" in message for message in caplog.messages) == 1
     assert not left.parent.exists()
+    assert not earlier.exists()
+
+
+def test_uploads_leave_out_what_is_unfinished():
+    """transformers ignores this pattern."""
+    assert '"_*"' in inspect.getsource(Trainer._push_from_checkpoint)
+    assert UNFINISHED_FOLDER.startswith("_")
+
+
+def test_a_checkpoint_survives_a_kill_while_it_is_replaced(run, monkeypatch, caplog):
+    """Between the renames of the old one and of the new one, which is complete."""
+    shutil.rmtree(run / "checkpoint-1")
+    written, checkpoint = run / UNFINISHED_FOLDER / "checkpoint-2", run / "checkpoint-2"
+    shutil.copytree(checkpoint, written)
+    rename = os.rename
+
+    def killed(old, new):
+        rename(old, new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(written, checkpoint)
+    assert names(run) == []
+    trainer = trainer_in(run, "tbpo_a", max_steps=2, resume_with_changes=True)
+    trainer.add_callback(Refuses())
+    assert trainer.train(resume_from_checkpoint=True).global_step == 2
+    assert f"{checkpoint} was complete, and has its name now" in caplog.text
+    assert defect(checkpoint) is None
+    assert not written.parent.exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"global_step": 2, "log_hi', "[]"])
+def test_a_damaged_state_is_not_an_unfinished_checkpoint(text, run):
+    """Its weights may be whole: no new run starts over it, with a manifest or without."""
+    for name in names(run):
+        (run / name / MANIFEST_FILE).unlink()
+        (run / name / "trainer_state.json").write_text(text)
+    with pytest.raises(TokenRatioError, match=r"checkpoint-2: trainer_state\.json is missing or"):
+        trainer_in(run, "tbpo_a").train(resume_from_checkpoint=True)
+    assert names(run) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_start_of_another_run_is_not_written_over(run):
+    for name in names(run):
+        shutil.rmtree(run / name)
+    with pytest.raises(TokenRatioError, match=r"holds the start of another run \(tbpo_a\)"):
+        trainer_in(run, "dpo").train(resume_from_checkpoint=True)
+    trainer_in(run, "tbpo_a", max_steps=1).train(resume_from_checkpoint=True)
+
+
+def test_checkpoints_that_cannot_be_resumed_are_said(run):
+    assert "The newest checkpoint is" in what_is_kept(run)
+    for name in names(run):
+        (run / name / "optimizer.pt").unlink()
+    kept = what_is_kept(run)
+    assert f"{run / 'checkpoint-2'} cannot be resumed: it was saved without its optimizer" in kept
+    assert what_is_kept(run / "none") == "No checkpoint has been written yet"
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), TokenRatioError("no")], ids=repr)
+def test_an_error_of_the_first_process_reaches_the_others(error, run, monkeypatch):
+    """They wait for what it says."""
+    said = []
+    monkeypatch.setattr(
+        "tokenratio.training.output_folder.broadcast_object_list",
+        lambda objects: said.extend(objects) or objects,
+    )
+
+    def fails():
+        raise error
+
+    with pytest.raises(type(error)):
+        on_first_process(trainer_in(run, "tbpo_a").args, fails)
+    assert said == [error]
 
 
 @pytest.mark.parametrize(

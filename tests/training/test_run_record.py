@@ -42,8 +42,8 @@ def test_a_change_of_settings_is_accepted_when_asked_for_and_recorded(
     )
     trainer.train(resume_from_checkpoint=True)
     changes = "learning_rate 0.001 -> 0.0001, weight_decay 0.0 -> 0.1, adam_beta1 0.9 -> 0.8"
-    assert f"from here on the run is another than it was: {changes}" in caplog.text
-    assert "do not change its end: eval_steps 3 -> 4, " in caplog.text
+    assert f"from here on the run differs from the original: {changes}" in caplog.text
+    assert "they do not affect the result: eval_steps 3 -> 4, " in caplog.text
     rates = [
         [line["learning_rate"] for line in lines_of(of) if "loss" in line][2:]
         for of in (plain, folder)

@@ -17,7 +17,8 @@ from tokenratio.run_folder import (
     ORIGIN_FILE,
     RUN_FILE,
     STAGE_FILE,
-    UNFINISHED_FOLDER,
+    UNFINISHED_FOLDERS,
+    run_document,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def claimed_output(
 
     def claim() -> Path | None:
         # The trainer reads it whole.
-        checkpoint = checkpoint_to_resume(resume, folder, digests=False)
+        checkpoint = checkpoint_to_resume(resume, args, digests=False)
         if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
             kept = [*inputs, None if checkpoint is None else str(checkpoint)]
             claim_folder(folder, overwrite=overwrite or resume is True, inputs=kept)
@@ -130,7 +131,9 @@ def claim_folder(folder: Path, *, overwrite: bool, inputs: Sequence[str | None])
 
 def _is_ours(folder: Path) -> bool:
     """Whether a run has written the folder; a removal that was cut off may have left only part."""
-    if any((folder / mark).is_file() for mark in _MARKS):
+    if (folder / STAGE_FILE).is_file():
+        return True
+    if any(run_document(place) is not None for place in (folder, *folder.glob("checkpoint-*"))):
         return True
     card = folder / CARD_FILE
     return card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
@@ -142,7 +145,8 @@ def _artefacts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             yield path
-    if (folder / UNFINISHED_FOLDER).is_dir():
-        yield folder / UNFINISHED_FOLDER
+    for name in UNFINISHED_FOLDERS:
+        if (folder / name).is_dir():
+            yield folder / name
     if (folder / BASE_FOLDER / ORIGIN_FILE).is_file():
         yield folder / BASE_FOLDER

@@ -36,6 +36,7 @@ from tokenratio.run_folder import (
     read_document,
     read_run_file,
     replace_text,
+    run_document,
 )
 
 # A policy's name is also the name of its folder.
@@ -114,8 +115,7 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
             raise TokenRatioError(
                 f"two runs are called {name}: give them different names, as in a=FOLDER b=FOLDER"
             )
-        file = Path(path) / RUN_FILE
-        record = as_shape(RunRecord, read_document(file) or {}, str(file))
+        record = as_shape(RunRecord, run_document(path) or {}, str(Path(path) / RUN_FILE))
         subjects[name] = Subject(name, path, cast(Mapping[str, Any], record))
     return list(subjects.values())
 

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenratio.errors import TokenRatioError, first_line
 from tokenratio.records import as_shape
-from tokenratio.run_folder import UNFINISHED_FOLDER, read_document, replace_text
+from tokenratio.run_folder import UNFINISHED_FOLDER, UNFINISHED_FOLDERS, read_document, replace_text
 
 # Size and SHA-256 digest of every other file of a checkpoint; written last.
 MANIFEST_FILE = "manifest.json"
@@ -91,6 +91,9 @@ def what_is_kept(folder: str | Path) -> str:
     """A sentence for a run that failed: its newest checkpoint, and how to go on."""
     newest = last_checkpoint(folder, quiet=True, digests=False)
     if newest is None:
+        held = checkpoints_of(folder)
+        if held:
+            return f"{held[-1]} cannot be resumed: {defect(held[-1], digests=False)}"
         return "No checkpoint has been written yet"
     return f"The newest checkpoint is {newest}: --resume_from_checkpoint true resumes it"
 
@@ -211,10 +214,21 @@ def remove_surplus(folder: Path, limit: int | None, keep: Iterable[Path]) -> Non
         shutil.rmtree(removed.parent)
 
 
+def restore_sealed(folder: Path) -> None:
+    """Name the sealed checkpoints of a run that was killed before it named them."""
+    for path in checkpoints_of(folder / UNFINISHED_FOLDER):
+        checkpoint = folder / path.name
+        if (path / MANIFEST_FILE).exists() and not checkpoint.exists() and defect(path) is None:
+            os.rename(path, checkpoint)
+            _sync_folder(folder)
+            _log.warning("%s was complete, and has its name now", checkpoint)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what a run left behind that was stopped while it wrote or removed a checkpoint."""
-    unfinished = folder / UNFINISHED_FOLDER
-    if unfinished.exists():
+    for unfinished in (folder / name for name in UNFINISHED_FOLDERS):
+        if not unfinished.exists():
+            continue
         held = ", ".join(sorted(path.name for path in unfinished.iterdir())) or "nothing"
         _log.warning(
             "%s holds %s, which was being written or removed when a run stopped: it is removed",

@@ -12,12 +12,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.locks import held
-from tokenratio.run_folder import read_document
+from tokenratio.run_folder import read_run_file
 from tokenratio.training.checkpoints import (
     MANIFEST_FILE,
     checkpoints_of,
     last_checkpoint,
     resolve_checkpoint,
+    restore_sealed,
 )
 
 Result = TypeVar("Result")
@@ -26,15 +27,18 @@ _log = logging.getLogger(__name__)
 
 
 def on_first_process(args: TrainingArguments, work: Callable[[], Result]) -> Result:
-    """What `work` returns on the first process, on all of them; its refusal is raised on all."""
-    outcome: list[Result | TokenRatioError | None] = [None]
+    """What `work` returns on the first process, on all of them; its refusal is raised on all.
+
+    So is an error of the file system, which the others would wait for otherwise.
+    """
+    outcome: list[Result | TokenRatioError | OSError | None] = [None]
     if args.process_index == 0:
         try:
             outcome = [work()]
-        except TokenRatioError as error:
+        except (TokenRatioError, OSError) as error:
             outcome = [error]
     found = broadcast_object_list(outcome)[0]
-    if isinstance(found, TokenRatioError):
+    if isinstance(found, (TokenRatioError, OSError)):
         raise found
     return found
 
@@ -53,19 +57,22 @@ def output_held(args: TrainingArguments, folder: str | Path | None = None) -> It
 
 
 def checkpoint_to_resume(
-    resume: str | Path | bool | None, folder: str | Path, *, digests: bool = True
+    resume: str | Path | bool | None, args: TrainingArguments, *, digests: bool = True
 ) -> Path | None:
     """The complete checkpoint that is meant; None to start from the beginning.
 
-    For True it is the newest of the folder; None, and said, if the folder holds no more than a run
-    leaves that was killed before its first checkpoint.
+    For True it is the newest of the output folder; None, and said, if that holds no more than such
+    a run leaves that was killed before its first checkpoint.
 
     Args:
         digests: of the newest, check all bytes; else only whether it is complete.
     Raises:
         TokenRatioError: a checkpoint that cannot be resumed, or for True only such ones, or a
-            trained model without one.
+            trained model without one, or the start of a run with another loss.
     """
+    folder = str(args.output_dir)
+    if resume:
+        restore_sealed(Path(folder))
     if resume is not True:
         return resolve_checkpoint(resume, folder)
     found = last_checkpoint(folder, digests=digests)
@@ -78,12 +85,17 @@ def checkpoint_to_resume(
             f"{folder} holds a trained model and no checkpoint to resume from: replace it with "
             "--overwrite, or choose another --output_dir"
         )
+    began, loss = read_run_file(folder), getattr(args, "loss", None)
+    if began is not None and began["config"].get("loss") != loss:
+        was = began["config"].get("loss") or began.get("kind")
+        raise TokenRatioError(
+            f"{folder} holds the start of another run ({was}): replace it with --overwrite, or "
+            "choose another --output_dir"
+        )
     _log.warning("no complete checkpoint in %s: starting from the beginning", folder)
     return None
 
 
 def _was_complete(checkpoint: Path) -> bool:
     """Whether a run had finished writing it, whatever happened to it since."""
-    return (checkpoint / MANIFEST_FILE).exists() or bool(
-        read_document(checkpoint / TRAINER_STATE_NAME)
-    )
+    return any((checkpoint / name).exists() for name in (MANIFEST_FILE, TRAINER_STATE_NAME))

@@ -180,8 +180,8 @@ class PairConfig(DataSettings, TrainingArguments):
     )
     resume_with_changes: bool = option(
         False,
-        "Resume with another learning rate, batch size, number of processes or the like. The run "
-        "then ends otherwise than it would have; run.json records what changed.",
+        "Resume with another learning rate, batch size, number of processes etc. The result then "
+        "differs from that of an uninterrupted run; run.json records what changed.",
     )
     num_train_epochs: float = option(1.0, "Passes over the training data.")
     logging_steps: float = option(1, "Steps between two logged lines.")

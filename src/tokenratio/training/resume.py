@@ -41,7 +41,7 @@ class ResumableTrainer(SavingTrainer):
 
     args: PairConfig
     train_dataset: Dataset | None
-    # Whether the run goes on with settings after which it ends otherwise.
+    # Whether the run goes on with settings that change its result.
     _is_changed = False
 
     def run_identity(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ResumableTrainer(SavingTrainer):
                 f"fill no batch of {batch}"
             )
         checkpoint = on_first_process(
-            self.args, lambda: checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+            self.args, lambda: checkpoint_to_resume(resume_from_checkpoint, self.args)
         )
         for name in ("_identity", "_is_changed"):  # of an earlier call
             vars(self).pop(name, None)

@@ -146,7 +146,9 @@ def check_same_settings(
             continue
         instead = "set it back, or start a new run in another output_dir"
         if change.kind == "inexact":
-            instead += ", or accept with --resume_with_changes true that the run ends otherwise"
+            instead += (
+                ", or pass --resume_with_changes true to continue anyway (the result will differ)"
+            )
         raise TokenRatioError(
             f"{run} began with {change.name} {shown(change.was)}, not {shown(change.now)}; "
             f"{instead}"
@@ -157,8 +159,8 @@ def check_same_settings(
 def report_changes(changes: list[Change]) -> None:
     """Log what differs from the run as it was."""
     for kind, text in (
-        ("safe", "the resumed run has other settings, which do not change its end: %s"),
-        ("inexact", "resume_with_changes: from here on the run is another than it was: %s"),
+        ("safe", "the resumed run has different settings; they do not affect the result: %s"),
+        ("inexact", "resume_with_changes: from here on the run differs from the original: %s"),
     ):
         said = [
             f"{change.name} {shown(change.was)} -> {shown(change.now)}"
