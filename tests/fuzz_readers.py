@@ -87,7 +87,7 @@ TOOL = {
 
 
 class LostRowsError(Exception):
-    """A reader lost rows without a word."""
+    """A reader lost rows silently."""
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def test_a_model_that_needs_code_is_refused_in_one_line(command, capsys):
     write_inputs()
     save_with_code("code", model_type="evil")
     error = run(capsys, *COMMANDS[command]("code"), code=2)
-    assert "a model must be data alone" in error
+    assert "a model must contain only data" in error
     assert "code" in error
 
 
@@ -263,7 +263,7 @@ def test_a_tokenizer_that_needs_code_is_refused():
     config = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     Path("code/tokenizer_config.json").write_text(json.dumps(config))
     Path("code/config.json").unlink()
-    with pytest.raises(TokenRatioError, match="a model must be data alone"):
+    with pytest.raises(TokenRatioError, match="a model must contain only data"):
         load_tokenizer("code")
 
 
@@ -274,7 +274,7 @@ UNSAFE = [{"trust_remote_code": True}, {"weights_only": False}, {"allow_all_kern
 def test_nobody_can_ask_for_code(given, capsys):
     """In a recipe, its sections, flags, Python: refused, with the reason."""
     (name,) = given
-    refused = f"{name} in .* must stay .*: a model must be data alone"
+    refused = f"{name} in .* must stay .*: a model must contain only data"
     for config in (TokenRatioConfig, RewardConfig):
         with pytest.raises(TokenRatioError, match=refused):
             config(output_dir="x", use_cpu=True, model_init_kwargs=given)
@@ -287,15 +287,15 @@ def test_nobody_can_ask_for_code(given, capsys):
         with pytest.raises(TokenRatioError, match=refused):
             load()
     flags = ["--model_init_kwargs", json.dumps(given)]
-    assert "data alone" in run(capsys, "train", "recipe.yaml", *flags, code=2)
+    assert "only data" in run(capsys, "train", "recipe.yaml", *flags, code=2)
     recipe = {**RECIPE, "sft": {"model_init_kwargs": given}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert "data alone" in run(capsys, "train", "recipe.yaml", code=2)
+    assert "only data" in run(capsys, "train", "recipe.yaml", code=2)
 
 
 def test_the_usual_place_for_trust_remote_code_says_why(capsys):
     Path("recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "trust_remote_code": True}))
-    assert "data alone" in run(capsys, "train", "recipe.yaml", code=2)
+    assert "only data" in run(capsys, "train", "recipe.yaml", code=2)
 
 
 def test_a_script_in_a_folder_of_data_is_not_run(capsys):

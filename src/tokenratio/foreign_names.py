@@ -21,7 +21,7 @@ _TABLE = {
     "model_init_kwargs.attn_implementation": "attn_implementation attn_impl flash_attn "
     "flash_attention use_flash_attention_2 sdp_attention xformers_attention eager_attention",
     "model_init_kwargs.revision": "model_revision revision_of_model",
-    "a model must be data alone; tokenratio never runs its code": "trust_remote_code",
+    "a model must contain only data; tokenratio never runs its code": "trust_remote_code",
     "model_init_kwargs.rope_scaling": "rope_scaling",
     "it is read from the model's configuration": "model_type tokenizer_type",
     "only causal language models are supported": "is_encoder_decoder",

@@ -76,12 +76,12 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             node: Any = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                fault = f"the alias *{event.anchor} refers to what it is a part of"
+                fault = f"the alias *{event.anchor} contains itself"
                 raise ComposerError(None, None, fault, event.start_mark)
             return node
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            fault = f"more than {MAX_DEPTH} levels"
+            fault = f"nested more than {MAX_DEPTH} levels deep"
             raise ComposerError(None, None, fault, event.start_mark)
         node = super().compose_node(parent, index)
         children = []

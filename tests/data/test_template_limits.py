@@ -48,7 +48,7 @@ def render(template):
     [
         (LOOP, "takes more than 0.3 s for one conversation"),
         (LONG, "writes 999,000 characters"),
-        (POWER, r"has a power \(\*\*\)"),
+        (POWER, r"uses the power operator \(\*\*\)"),
         ("{{ 'a' * 99999999999999999 }}", "takes more memory than there is"),
     ],
 )

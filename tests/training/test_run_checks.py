@@ -271,7 +271,7 @@ def test_deepspeed_that_is_not_installed_is_refused(settings, tmp_path, monkeypa
 
 @pytest.mark.parametrize("by_launcher", [True, False])
 def test_fsdp_that_accelerate_would_leave_out_is_refused(by_launcher, tmp_path, monkeypatch):
-    """On CPUs it trains with plain DDP, in one process it wraps nothing, both without a word."""
+    """On CPUs it trains with plain DDP, in one process it wraps nothing, both silently."""
     if by_launcher:
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
         monkeypatch.setenv("FSDP_VERSION", "2")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 USAGE = """usage: tokenratio plan RECIPE.yaml [--gpus 8] [--gpu-memory 80] [--flag value ...]
 
 Estimates memory per GPU and time per step for the recipe's model and for Llama shapes of 1B, 8B
-and 70B, trained whole, with LoRA or with QLoRA, under DDP, DeepSpeed ZeRO or FSDP2. Rows have
+and 70B, fully fine-tuned, with LoRA or with QLoRA, under DDP, DeepSpeed ZeRO or FSDP2. Rows have
 max_length tokens. Of the model only the configuration is read (docs/scaling.md).
 """
 # bfloat16 products of an H100, and how many times longer a whole step takes than its arithmetic at
@@ -38,7 +38,9 @@ class PlanOptions:
 
     gpus: int = option(8, "Number of GPUs.")
     gpu_memory: float = option(80.0, "Memory of each, in GiB; nine tenths of it are used.")
-    tflops: float = option(float(H100_TFLOPS), "Rate of its matrix products. Default: an H100's.")
+    tflops: float = option(
+        float(H100_TFLOPS), "Matrix-multiply throughput in TFLOP/s (default: H100)."
+    )
     bandwidth: float | None = option(
         None, "GB/s that a GPU can send; if given, communication is added to the time."
     )
@@ -73,7 +75,7 @@ class Estimate:
         """For the table."""
         needed = f"{self.memory.total / 2**30:,.1f} GiB"
         split = "×".join(map(str, self.split)) + " c" * self.checkpointing
-        return f"{needed}, {split}, {self.seconds:.3g} s" if self.fits else f"no: {needed}"
+        return f"{needed}, {split}, {self.seconds:.3g} s" if self.fits else f"no: needs {needed}"
 
     def __str__(self) -> str:
         return (
@@ -125,7 +127,11 @@ def plan(path: str, options: PlanOptions) -> None:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print(f"| {' | '.join(cells)} |")
-    print("\nQLoRA is for comparison: `train` takes no quantised weights.", *parts, sep="\n")
+    print(
+        "\nQLoRA is shown for comparison only; `train` does not support quantised weights.",
+        *parts,
+        sep="\n",
+    )
 
 
 def _cases(resolved: "ResolvedRecipe") -> Iterator[tuple[str, str, bool, "Shapes", "Batch"]]:

@@ -141,8 +141,8 @@ def _whole(file: BinaryIO, name: str, limit: int | None) -> bytes:
 
 def _bomb(name: str) -> TokenRatioError:
     return TokenRatioError(
-        f"{name}: it expands to more than {MAX_EXPANSION} times its size, which no text does: "
-        "decompress it yourself if you trust it."
+        f"{name}: it expands to more than {MAX_EXPANSION} times its size, which real text never "
+        "does: decompress it yourself if you trust it."
     )
 
 

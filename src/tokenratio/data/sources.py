@@ -203,7 +203,7 @@ def _locate_named(
 ) -> list[SourcePart]:
     path, named = Path(text).expanduser(), spec.split
     if not os.path.exists(path) and _ADDRESS.match(text):
-        raise TokenRatioError(f"{text} is an address: download the file and name that.")
+        raise TokenRatioError(f"{text} is a URL: download the file and give its path")
     if not os.path.exists(path) and "@" in text:
         text, _, named = text.rpartition("@")
         path = Path(text).expanduser()

@@ -41,7 +41,9 @@ def render_within_limits(name: str, template: str, render: Callable[[], str]) ->
         TokenRatioError: it exceeds a limit.
     """
     if _has_power(template):
-        raise _refusal(name, "has a power (**), which can take for ever and cannot be interrupted")
+        raise _refusal(
+            name, "uses the power operator (**), which may never finish and cannot be interrupted"
+        )
     running = _Running(threading.get_ident())
     _watch.begin(running)
     try:

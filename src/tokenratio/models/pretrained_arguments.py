@@ -48,8 +48,8 @@ def read_init_kwargs(init_kwargs: Any, where: str = "model_init_kwargs") -> dict
     for name, value in _ONLY_DATA.items():
         if init_kwargs.get(name, value) not in (value, None):
             raise TokenRatioError(
-                f"{name} in {where} must stay {str(value).lower()}: a model must be data alone, "
-                "and tokenratio never runs code that comes with one"
+                f"{name} in {where} must stay {str(value).lower()}: a model must contain only "
+                "data, and tokenratio never runs code that comes with one"
             )
     read = {name: value for name, value in init_kwargs.items() if name not in _ONLY_DATA}
     dtypes = {name: read.pop(name, None) for name in ("dtype", "torch_dtype")}
@@ -86,13 +86,13 @@ def loading(what: str) -> Iterator[None]:
             if "trust_remote_code" in str(error):
                 raise TokenRatioError(
                     f"cannot load {what}: it needs Python code that comes with it (auto_map in "
-                    "its configuration), and tokenratio never runs such code: a model must be "
-                    "data alone. Take a model of an architecture that transformers has"
+                    "its configuration), and tokenratio never runs such code: a model must "
+                    "contain only data. Use a model whose architecture transformers supports"
                 ) from None
             if isinstance(error, UnpicklingError):
                 raise TokenRatioError(
                     f"cannot load {what}: its pickled weights are damaged, or hold more than "
-                    "tensors, which could run code. Take its safetensors"
+                    "tensors, which could run code. Use its safetensors files"
                 ) from None
             raise
 

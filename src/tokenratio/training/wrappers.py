@@ -79,7 +79,7 @@ def settle_wrapper(args: TrainingArguments) -> None:
 
 
 def check_wrapper(args: TrainingArguments) -> None:
-    """Refuse a wrapper that accelerate would leave out without a word.
+    """Refuse a wrapper that accelerate would ignore silently.
 
     Raises:
         TokenRatioError: FSDP or DeepSpeed on a CPU, or on one process.
@@ -91,7 +91,7 @@ def check_wrapper(args: TrainingArguments) -> None:
     ):
         if is_asked and kind in kinds:
             where = "on a CPU" if kind == DistributedType.MULTI_CPU else "in one process"
-            instead = "train with plain DDP" if args.world_size > 1 else "not use it"
+            instead = "train with plain DDP" if args.world_size > 1 else "ignore it"
             raise TokenRatioError(
                 f"{name} is asked for, but this run is {where}, where accelerate would {instead}: "
                 f"start one process for each GPU with `accelerate launch`, or leave {name} out"
