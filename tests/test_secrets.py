@@ -272,7 +272,7 @@ def test_text_is_masked(text, masked):
         "/models/hf_tinyllama110000model",
         "sk-wikipedia-2023-train.jsonl and sk-Wikipedia-2023-train.jsonl",
         "sk-Word-Pairs-Run-0001/checkpoint-2, runs/sk-Word-Pairs-Run-0001",
-        "sk-word-pairs-run-0001",
+        "sk-word-pairs-run-0001, sk-word-pairs-of-wikipedia-run-0001, sk-Word-Pairs-Of-Wikipedia",
     ],
 )
 def test_text_without_secrets_stays(text):
