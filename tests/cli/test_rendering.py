@@ -15,6 +15,7 @@ from tokenratio.cli.main import main
 from tokenratio.data import template
 from tokenratio.evaluation.journal import read_settings
 from tokenratio.evaluation.response_files import read_responses
+from tokenratio.run_folder import write_run_file
 
 QUIET = {"enable_thinking": False}
 NO_THOUGHT = "<think>\n\n</think>\n\n"
@@ -297,7 +298,7 @@ def test_an_implicit_judge_reads_a_prompt_as_the_policy_was_trained():
     given = judge_settings("implicit", {"policy": "policy", "chat_template_kwargs": QUIET}).make(
         context
     )
-    Path("policy/run.json").write_text(json.dumps({"config": {"chat_template_kwargs": QUIET}}))
+    write_run_file("policy", config={"chat_template_kwargs": QUIET})
     trained = judge_settings("implicit", {"policy": "policy"}).make(context)
     ids = tuple(tokenizer("ash", add_special_tokens=False)["input_ids"])
     for sampled in (None, ids):
