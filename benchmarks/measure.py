@@ -93,13 +93,13 @@ def product_seconds(rows: int, hidden: int, vocabulary: int, device: str, dtype:
     out = torch.empty(rows, vocabulary, device=device, dtype=dtype)
     seconds = []
     for _ in range(11):
-        begin = _now(device)
+        begin = now(device)
         torch.mm(left, right.T, out=out)
-        seconds.append(_now(device) - begin)
+        seconds.append(now(device) - begin)
     return min(seconds[1:])
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -113,7 +113,7 @@ class _Clock:
         self.reset()
 
     def now(self) -> float:
-        return _now(self._device)
+        return now(self._device)
 
     def reset(self) -> None:
         self.forward, self.backward_begin, self._begin = 0.0, float("inf"), 0.0

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 import worker
 from lengths import DATA
-from measure import peak_memory, settle_malloc, start_memory
+from measure import now, peak_memory, settle_malloc, start_memory
 from results import Results, Setting, append, read, setting
 from table import NOT_MEASURED, PAGE, against, filled, markdown
 from tokenratio import packaged_model
@@ -31,7 +31,7 @@ from tokenratio.data import LengthGroupedSampler, read_rows
 from trainers import CASES, Rows, Task
 
 RESULTS = Path(__file__).with_name("train_results.csv")
-_BATCH, _MAX_LENGTH = 4, 320
+_MAX_LENGTH = 320
 _WEIGHTS = ("float32", "bfloat16")
 _ORDERS = {"grouped": "this library's default order", "file": "the file's order"}
 _MEMORY_STEPS = 2
@@ -74,8 +74,8 @@ class TrainRow:
 class Watch(TrainerCallback):
     """Times the steps of a run and reads its memory."""
 
-    def __init__(self, launched: float) -> None:
-        self.start_seconds, self._launched = 0.0, launched
+    def __init__(self, launched: float, device: str) -> None:
+        self.start_seconds, self._launched, self._device = 0.0, launched, device
         self.logs: list[dict[str, float]] = []
         self.peak_bytes, self._baseline = 0, 0
         self._clock, self.begins = 0.0, list[float]()
@@ -85,15 +85,15 @@ class Watch(TrainerCallback):
         if step == 0:
             self.start_seconds = time.time() - self._launched
         elif step == 1:
-            self._baseline = start_memory(cuda=False)
+            self._baseline = start_memory(self._device == "cuda")
         elif step == 1 + _MEMORY_STEPS:
-            self.peak_bytes = peak_memory(cuda=False) - self._baseline
+            self.peak_bytes = peak_memory(self._device == "cuda") - self._baseline
             settle_malloc()
         if step > _MEMORY_STEPS:
-            self.begins.append(time.perf_counter())
+            self.begins.append(now(self._device))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.begins.append(time.perf_counter())
+        self.begins.append(now(self._device))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.logs.append(dict(logs))
@@ -113,6 +113,8 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--weights", choices=_WEIGHTS, default="float32")
     parser.add_argument("--number", type=int, default=64, help="how many pairs")
+    parser.add_argument("--batch", type=int, default=4, help="pairs a step")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--order", choices=_ORDERS, default="file")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -126,30 +128,34 @@ def main() -> int:
     if not args.report:
         faults = run(args)
     if args.results == RESULTS:
-        text = filled(PAGE.read_text(encoding="utf-8"), "training", section(RESULTS))
+        text = PAGE.read_text(encoding="utf-8")
+        for mark, device in (("training", "cpu"), ("training on cuda", "cuda")):
+            text = filled(text, mark, section(RESULTS, device))
         PAGE.write_text(text, encoding="utf-8")
     else:
-        print(section(args.results))
+        print(section(args.results, args.device))
     print(*faults, sep="\n")
     return 1 if faults else 0
 
 
 def run(args: argparse.Namespace) -> list[str]:
     """Measure the cases round by round; returns which runs disagree."""
-    where = setting("cpu", args.threads, "bfloat16")
+    where = setting(args.device, args.threads, "bfloat16")
     # A folder, which both libraries load.
     model = args.model if Path(args.model).is_dir() else str(packaged_model(args.model))
-    rows, tokens = _pairs(model, args.pairs, args.number, is_grouped=args.order == "grouped")
+    grouped = args.batch if args.order == "grouped" else None
+    rows, tokens = _pairs(model, args.pairs, args.number, grouped)
     workload = (
         f"the first {len(rows)} pairs of {args.pairs.parent.name} with rows of at most "
-        f"{_MAX_LENGTH} tokens, {_BATCH} a step, in {_ORDERS[args.order]}"
+        f"{_MAX_LENGTH} tokens, {args.batch} a step, in {_ORDERS[args.order]}"
     )
     faults = []
     for number in range(args.rounds):
         readings = {}
         for case in args.cases:
             with tempfile.TemporaryDirectory() as output:
-                task = Task(model, args.weights, [_SHORT] * _BATCH + rows, _BATCH, output)
+                short = [_SHORT] * args.batch
+                task = Task(model, args.weights, short + rows, args.batch, output, args.device)
                 reading = readings[case] = worker.measured(
                     __file__,
                     {"case": case, "launched": time.time(), "task": asdict(task)},
@@ -163,7 +169,7 @@ def run(args: argparse.Namespace) -> list[str]:
                 order=args.order,
                 case=case,
                 round=number,
-                tokens=tokens * _BATCH / len(rows),
+                tokens=tokens * args.batch / len(rows),
                 **{name: value for name, value in reading.items() if name != "tokens_digest"},
             )
             append(args.results, where, row)
@@ -176,14 +182,15 @@ def run(args: argparse.Namespace) -> list[str]:
     return faults
 
 
-def _pairs(model: str, path: Path, number: int, *, is_grouped: bool) -> tuple[Rows, int]:
+def _pairs(model: str, path: Path, number: int, grouped: int | None) -> tuple[Rows, int]:
     """The first pairs that fit, as text, and the tokens of all their rows.
 
     Left out are long rows, and prompts whose last token would merge with a response's first: the
     libraries cut such a row at different places.
 
     Args:
-        is_grouped: in this library's default order, by what is left of a pair after pruning.
+        grouped: pairs a step in this library's default order, by what is left of a pair after
+            pruning; None for the file's order.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
 
@@ -204,16 +211,16 @@ def _pairs(model: str, path: Path, number: int, *, is_grouped: bool) -> tuple[Ro
             lengths.append(2 * min(map(len, whole)) - len(ids(prompt)))
         if len(chosen) == number:
             break
-    if is_grouped:
-        chosen = [chosen[row] for row in LengthGroupedSampler(lengths, _BATCH, seed=0)]
+    if grouped is not None:
+        chosen = [chosen[row] for row in LengthGroupedSampler(lengths, grouped, seed=0)]
     return chosen, tokens
 
 
 def _work() -> int:
     """One run from standard input, its reading to standard output."""
     job = worker.task()
-    case, watch = CASES[job["case"]], Watch(job["launched"])
-    trainer = case.make(Task(**job["task"]))
+    case, task = CASES[job["case"]], Task(**job["task"])
+    watch, trainer = Watch(job["launched"], task.device), case.make(task)
     trainer.add_callback(watch)
     with case.around():
         trainer.train()
@@ -252,13 +259,13 @@ def _disagreements(readings: dict[str, dict[str, Any]]) -> list[str]:
     return faults
 
 
-def section(path: Path) -> str:
-    """The newest run of each dtype of the base and each order, as Markdown."""
+def section(path: Path, device: str) -> str:
+    """A device's newest run of each dtype of the base and each order, as Markdown."""
     rows = read(path, TrainRow) if path.exists() else []
     parts = []
     for weights, order in itertools.product(_WEIGHTS, _ORDERS):
         wanted = [pair for pair in rows if (pair[1].weights, pair[1].order) == (weights, order)]
-        results = Results(wanted, "cpu")
+        results = Results(wanted, device)
         runs = results.runs()
         if runs:
             parts.append(_table(results, *next(iter(runs.values()))[0]))
@@ -278,10 +285,11 @@ def _table(results: Results, where: Setting, row: TrainRow) -> str:
             sorted(getattr(found, name) for found in mine)[len(mine) // 2]
             for name in ("seconds", "peak_bytes", "start_seconds")
         )
-        line = [CASES[case].label, f"{seconds:.2f}", f"{row.tokens / seconds:,.0f}"]
-        line += [f"{peak / 2**20:,.0f}", f"{start:.0f} s"]
+        line = [CASES[case].label, f"{seconds:.{2 if seconds > 1 else 3}f}"]
+        line += [f"{row.tokens / seconds:,.0f}", f"{peak / 2**20:,.0f}", f"{start:.0f} s"]
         for peer, aims in _PEERS.items():
-            is_aimed = case == _AIMS_OF and (row.weights, row.order) == ("float32", "file")
+            is_aimed = case == _AIMS_OF and where.device == "cpu"
+            is_aimed &= (row.weights, row.order) == ("float32", "file")
             bounds = aims if is_aimed else (None, None)
             ratios = [
                 results.ratios(case, peer, value, "")

@@ -24,6 +24,7 @@ class Task:
         weights: dtype in which the base is loaded; the adapter's weights are float32.
         pairs: in a batch.
         output: a folder for whatever a trainer writes.
+        device: cpu or cuda.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Task:
     rows: Rows
     pairs: int
     output: str
+    device: str
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -38,7 +40,7 @@ class Task:
         return {
             "output_dir": self.output,
             "bf16": True,
-            "use_cpu": True,
+            "use_cpu": self.device == "cpu",
             "per_device_train_batch_size": self.pairs,
             "gradient_accumulation_steps": 1,
             "gradient_checkpointing": False,
