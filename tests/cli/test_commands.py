@@ -385,7 +385,7 @@ def test_how_the_model_is_loaded_holds_for_every_stage(named_recipe, tmp_path, c
     assert {value.dtype for value in adapter.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("command", ["generate", "judge", "evaluate", "score-tokens"])
+@pytest.mark.parametrize("command", ["judge", "compare", "merge"])
 def test_a_command_of_one_process_is_not_run_by_several(command, monkeypatch, capsys):
     """Each would write the same files."""
     monkeypatch.setenv("WORLD_SIZE", "2")

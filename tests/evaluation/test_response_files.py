@@ -12,13 +12,16 @@ from evaluation.loopback import KEY, Loopback, first_times, run_and_kill
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.backends import EndpointBackend, TransformersBackend
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.journal import parse_lines, read_settings, settings_digest, to_line
+from tokenratio.evaluation.journal import read_settings, settings_digest
+from tokenratio.evaluation.json_lines import parse_lines, to_line
 from tokenratio.evaluation.response_files import (
     AnsweredPrompt,
     dataset_responses,
     read_responses,
     write_responses,
 )
+from tokenratio.models import processes
+from tokenratio.models.processes import Group
 from tokenratio.models.response import Response
 
 SETTINGS = {"model": "m", "temperature": 1.0}
@@ -106,6 +109,54 @@ def test_a_file_cut_off_at_any_byte_is_gone_on_with(tmp_path):
         assert sum(f"{kept} of 6 prompts are already answered" in text for text in said) == (
             kept > 0
         )
+
+
+def part_of(path, index, content):
+    path.with_name(f"{path.name}.part-{index}").write_bytes(content)
+
+
+def test_what_other_processes_wrote_is_not_asked_for_again(tmp_path):
+    """Three processes were killed: one cut off in a line, one while its part was moved."""
+    path = tmp_path / "g.jsonl"
+    first, _, _ = write(path, Backend(reverse=False))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1])
+    part_of(path, 1, lines[1] + lines[3])
+    part_of(path, 12, lines[5] + lines[2][:-9])
+    again, backend, said = write(path)
+    assert (again, path.read_bytes()) == (first, whole)
+    assert backend.asked == ["p:4", "p:2"]
+    assert [text.split(": ")[1] for text in said] == [
+        "the last line was cut off and has been dropped",
+        "4 of 6 prompts are already answered",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["g.jsonl", "g.settings.json"]
+
+
+def test_parts_of_another_run_are_refused_or_overwritten(tmp_path):
+    path = tmp_path / "g.jsonl"
+    write(path, settings={"model": "other"})
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    part_of(path, 1, content)
+    with pytest.raises(TokenRatioError, match=r"g\.jsonl\.part-1 was made with other settings"):
+        write(path)
+    assert path.with_name("g.jsonl.part-1").read_bytes() == content
+    write_responses(PROMPTS, Backend(), path, SETTINGS, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["g.jsonl", "g.settings.json"]
+    part_of(path, 1, b"mine\n")
+    content = path.read_bytes()
+    with pytest.raises(TokenRatioError, match=r"part-1 already exists and was not written by"):
+        write_responses(PROMPTS, Backend(), path, SETTINGS, overwrite=True)
+    assert path.read_bytes() == content
+
+
+def test_a_server_is_asked_by_one_process(monkeypatch):
+    monkeypatch.setattr(processes, "_current", Group(0, 2))
+    endpoint = Endpoint(EndpointSettings(base_url="http://localhost:1/v1", model="m"))
+    with pytest.raises(TokenRatioError, match="asked by one process"):
+        EndpointBackend(endpoint, max_new_tokens=3)
 
 
 def test_a_backend_that_gives_up_loses_nothing(tmp_path):

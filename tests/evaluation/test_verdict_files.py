@@ -14,7 +14,8 @@ from tiny import word_pairs
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings
-from tokenratio.evaluation.journal import parse_lines, read_settings
+from tokenratio.evaluation.journal import read_settings
+from tokenratio.evaluation.json_lines import parse_lines
 from tokenratio.evaluation.judges.cache import VerdictCache
 from tokenratio.evaluation.judges.gold import GoldJudge
 from tokenratio.evaluation.judges.llm import LLMJudge

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from tokenratio.data.template import TemplateSettings, turn_end
 from tokenratio.data.worlds import WORLDS
 from tokenratio.errors import TokenRatioError
-from tokenratio.models import generation
+from tokenratio.models import generation, processes
 from tokenratio.models.decoding import generate_rows
 from tokenratio.models.generation import (
     encode_prompts,
@@ -17,6 +17,7 @@ from tokenratio.models.generation import (
     policy_sampler,
     sample_responses,
 )
+from tokenratio.models.processes import Group
 from tokenratio.models.sampling import RowSampler, stream_seed
 
 PROMPTS = [
@@ -156,6 +157,34 @@ def test_finished_prompts_come_before_the_rest_is_begun(make_policy, tokenizer, 
     assert model.training
     assert sorted([first, *(index for index, _ in stream)]) == list(range(len(PROMPTS)))
     assert begun == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size", "idle"), [(3, 4, 0), (2, 12, 1), (1, 64, 2)])
+def test_several_processes_share_the_batches_of_one(
+    make_policy, tokenizer, world, monkeypatch, num_samples, batch_size, idle
+):
+    """Bit for bit the same samples, and each prompt once, also if some have nothing to do."""
+    model, prompts, begun = make_policy(0), world.prompts(11, seed=0), []
+
+    def noted(model, prompts, rows, **how):
+        begun.append((tuple(prompts), tuple(rows)))
+        return generate_rows(model, prompts, rows, **how)
+
+    monkeypatch.setattr(generation, "generate_rows", noted)
+    options = {"num_samples": num_samples, "batch_size": batch_size, "max_new_tokens": 5}
+
+    def share(group):
+        monkeypatch.setattr(processes, "_current", group)
+        begun.clear()
+        found = dict(iterate_samples(model, tokenizer, prompts, seed=0, **options))
+        return found, list(begun)
+
+    whole, batches = share(Group())
+    shares = [share(Group(index, 3)) for index in range(3)]
+    assert sorted(batch for _, of_share in shares for batch in of_share) == sorted(batches)
+    assert sorted(index for found, _ in shares for index in found) == list(range(11))
+    assert {index: each for found, _ in shares for index, each in found.items()} == whole
+    assert sum(not found for found, _ in shares) == idle
 
 
 def steps_of(logits, num_rows, num_steps, **options):

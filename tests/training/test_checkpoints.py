@@ -25,7 +25,6 @@ from tokenratio.training.checkpoints import (
     resolve_checkpoint,
     what_is_kept,
 )
-from tokenratio.training.output_folder import on_first_process
 from tokenratio.training.saving import SavingTrainer
 from training.short_runs import assert_identical, state_of, trainer_in
 
@@ -235,23 +234,6 @@ def test_checkpoints_that_cannot_be_resumed_are_said(run):
     kept = what_is_kept(run)
     assert f"{run / 'checkpoint-2'} cannot be resumed: it was saved without its optimizer" in kept
     assert what_is_kept(run / "none") == "No checkpoint has been written yet"
-
-
-@pytest.mark.parametrize("error", [OSError("no space"), TokenRatioError("no")], ids=repr)
-def test_an_error_of_the_first_process_reaches_the_others(error, run, monkeypatch):
-    """They wait for what it says."""
-    said = []
-    monkeypatch.setattr(
-        "tokenratio.training.output_folder.broadcast_object_list",
-        lambda objects: said.extend(objects) or objects,
-    )
-
-    def fails():
-        raise error
-
-    with pytest.raises(type(error)):
-        on_first_process(trainer_in(run, "tbpo_a").args, fails)
-    assert said == [error]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def generate_responses(name: str, flags: Mapping[str, str | bool]) -> None:
     settings |= {"prompts": options.prompts, "split": options.split}
     timed = TimedBackend(backend)
     generations = write_responses(prompts, timed, path, settings, overwrite=options.overwrite)
-    print(_describe(generations, path) + (timed.rate and f"; {timed.rate}"))
+    rate = timed.rate()
+    print(_describe(generations, path) + (rate and f"; {rate}"))
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from typing import NoReturn
 
@@ -39,7 +40,8 @@ COMMANDS = {
     ),
     "demo": ("tokenratio.cli.demo", "align a real chat model on the sentiment world"),
 }
-_ON_SEVERAL_PROCESSES = ("train", "train-reward")
+# Those that several processes may run; the second kind is `models.processes.joined`.
+_TRAINING, _SHARED = ("train", "train-reward"), ("generate", "evaluate", "score-tokens")
 
 USAGE = "\n".join(
     [
@@ -71,14 +73,18 @@ def main(argv: list[str] | None = None) -> int:
 
         check_known(argv[:1], COMMANDS, "command")
         is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1" and "LOCAL_RANK" in os.environ
-        if is_one_of_several and argv[0] not in _ON_SEVERAL_PROCESSES:
+        if is_one_of_several and argv[0] not in (*_TRAINING, *_SHARED):
             raise TokenRatioError(
                 f"{argv[0]} runs in one process: start it without torchrun or accelerate launch"
             )
-        module = import_module(COMMANDS[argv[0]][0])
-        code = module.COMMAND.run(argv[1:])
-        sys.stdout.flush()
-        return code
+        with ExitStack() as stack:
+            if is_one_of_several and argv[0] in _SHARED:
+                from tokenratio.models.processes import joined
+
+                stack.enter_context(joined())
+            code = import_module(COMMANDS[argv[0]][0]).COMMAND.run(argv[1:])
+            sys.stdout.flush()
+            return int(code)
     except TokenRatioError as error:
         if os.environ.get("TOKENRATIO_DEBUG"):
             raise
@@ -106,7 +112,11 @@ def _print_line(text: str) -> None:
     from tokenratio.masking import mask_text
 
     printable = "".join(c if c.isprintable() else " " for c in mask_text(text))
-    print(f"tokenratio: {' '.join(printable.split())}", file=sys.stderr)
+    said: str | None = " ".join(printable.split())
+    if heartbeat := sys.modules.get("tokenratio.models.heartbeat"):  # a mistake of all, once
+        said = heartbeat.said_once(said)
+    if said is not None:
+        print(f"tokenratio: {said}", file=sys.stderr)
 
 
 def run_as_process() -> NoReturn:

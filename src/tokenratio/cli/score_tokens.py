@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
-from tokenratio.locks import held
+from tokenratio.models.processes import current
 from tokenratio.models.template_options import TemplateOptions, template_of
 from tokenratio.names import require_at_least
 from tokenratio.settings import option
@@ -73,7 +73,7 @@ class ScoreOptions(TemplateOptions):
 def score_source(source: str, options: ScoreOptions) -> None:
     """Score every token of a source's pairs and add the scores to the output folder."""
     folder = Path(options.output).expanduser()
-    with held(folder, instead="choose another --output"):
+    with current().held(folder, instead="choose another --output"):
         _score(source, options, folder)
 
 
@@ -143,7 +143,7 @@ def _score(source: str, options: ScoreOptions, folder: Path) -> None:
     print(summary(scores.values.values()))
     if before is not None:
         scores = before.joined(scores)
-    scores.save(folder)
+    current().on_first(lambda: scores.save(folder))
     print(f"{len(scores.values)} rows in {folder}; train with --token_scores {folder}")
 
 

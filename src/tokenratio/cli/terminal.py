@@ -10,11 +10,12 @@ from transformers.utils import logging
 
 from tokenratio.cli.failures import shortage
 from tokenratio.errors import StorageError, TokenRatioError
+from tokenratio.models.processes import current
 
 
 def is_terminal() -> bool:
-    """Whether standard error is a terminal, so that progress bars are drawn."""
-    return sys.stderr.isatty()
+    """Whether standard error is a terminal on which this process draws progress bars."""
+    return sys.stderr.isatty() and not current().index
 
 
 def quiet_libraries() -> None:

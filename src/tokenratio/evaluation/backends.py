@@ -13,6 +13,7 @@ from tokenratio.evaluation.judges.protocol import digest_of
 from tokenratio.evaluation.openai_api import Request
 from tokenratio.evaluation.response_files import Backend
 from tokenratio.models.generation import eos_ids, iterate_samples
+from tokenratio.models.processes import current
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import stream_seed
 from tokenratio.names import require_at_least
@@ -100,6 +101,11 @@ class EndpointBackend:
     template: TemplateSettings = field(default_factory=TemplateSettings)
 
     def __post_init__(self) -> None:
+        if current().count > 1:
+            raise TokenRatioError(
+                "a server is asked by one process: start the command without torchrun or "
+                "accelerate launch, and raise --concurrency"
+            )
         given = self._template_settings()
         if given and self.endpoint.settings.api == "completions":
             raise TokenRatioError(
@@ -173,13 +179,16 @@ class TimedBackend:
             self._seconds = time.perf_counter() - started
             yield id, samples
 
-    @property
     def rate(self) -> str:
-        """Tokens, seconds and their quotient as text; empty if no tokens were counted."""
-        if not self._num_tokens:
+        """Tokens, seconds and their quotient as text; empty if no tokens were counted.
+
+        Of all processes (`processes.current`), each of which must call it.
+        """
+        tokens, seconds = zip(*current().gather((self._num_tokens, self._seconds)), strict=True)
+        if not sum(tokens):
             return ""
-        rate = self._num_tokens / max(self._seconds, 1e-9)
-        return f"{self._num_tokens:,} tokens in {self._seconds:.1f} s ({rate:,.0f}/s)"
+        rate = sum(tokens) / max(*seconds, 1e-9)
+        return f"{sum(tokens):,} tokens in {max(seconds):.1f} s ({rate:,.0f}/s)"
 
 
 def _sampling(backend: TransformersBackend | EndpointBackend) -> dict[str, Any]:

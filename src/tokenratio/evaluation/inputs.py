@@ -27,6 +27,7 @@ from tokenratio.models.device import default_device, sampling_dtype
 from tokenratio.models.gguf import is_gguf
 from tokenratio.models.loading import load_model
 from tokenratio.models.packages import PREFIX
+from tokenratio.models.processes import current
 from tokenratio.models.provenance import absolute, relocated
 from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
 from tokenratio.records import as_shape
@@ -211,7 +212,8 @@ class PolicyTemplates:
             ),
             *(subject.config.get("template_date") for subject in recorded),
         ]
-        self.day: str = next(filter(None, days), TemplateSettings().day.isoformat())
+        day = next(filter(None, days), TemplateSettings().day.isoformat())
+        self.day: str = current().on_first(lambda: day)
 
     def of(
         self, path: str, tokenizer: PreTrainedTokenizerBase
@@ -224,7 +226,8 @@ class PolicyTemplates:
         )
         if depends_on_day(tokenizer, template):
             self.written_day = self.day
-            replace_text(self._path, json.dumps({"template_date": self.day}) + "\n")
+            if not current().index:
+                replace_text(self._path, json.dumps({"template_date": self.day}) + "\n")
         return tokenizer, template
 
     def _report_once(self, line: str) -> None:

@@ -3,20 +3,27 @@
 Each line is written whole before the next one begins, so a killed process leaves at most a
 truncated last line, which is dropped when the file is opened again. Every line has an `id` and,
 under `settings`, the digest of settings that are stored in `NAME.settings.json` beside the file.
+
+Of several processes (`processes.current`) the first one writes the file. Each other one writes
+`NAME.part-INDEX` beside it, which the first moves into the file when all have finished or, if they
+were interrupted, when the file is opened again, by any number of processes.
 """
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.json_lines import parse_line, parse_lines, read_whole, to_line
 from tokenratio.locks import open_alone
-from tokenratio.records import as_shape, parse_json
+from tokenratio.models.processes import current
+from tokenratio.records import as_shape
 from tokenratio.run_folder import read_document, replace_bytes
 
 
@@ -73,7 +80,9 @@ class LineFormat(Generic[Key, R]):
 
 
 class Journal(Generic[Key, R]):
-    """A file of records that this process alone appends to; close it at the end.
+    """A file of records that one command alone appends to; close it at the end.
+
+    Every process of the command opens it, and has all its records.
 
     Args:
         path: created if it does not exist, with its folder.
@@ -104,51 +113,93 @@ class Journal(Generic[Key, R]):
         overwrite: bool = False,
         report: Callable[[str], None] = print,
     ) -> None:
-        self.path = path = Path(path)
-        self.digest, self._lines = settings_digest(settings), lines
+        self.path, self._settings, self._lines = Path(path), dict(settings), lines
+        self.digest, self._report = settings_digest(settings), report
         self.items = lines.unique(items)
         self.records: dict[Key, R] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = open_alone(path)
-        if descriptor is None:
-            raise TokenRatioError(
-                f"{path} is being written by another process: wait for it, or choose another file"
-            )
-        self._file = descriptor
+        self._file, group = -1, current()
         try:
-            with open(self._file, "rb", closefd=False) as file:
-                content = file.read()
-            if not _is_ours(content.partition(b"\n")[0]):
-                raise _not_ours(path)
-            content = b"" if overwrite else content
-            objects, whole = parse_lines(content, path)
-            for number, line in enumerate(objects, start=1):
-                self._keep(line, f"{path}:{number}", settings)
-            torn = content[whole:].lstrip()
-            if torn and not _is_ours(torn):
+            first = group.gather(self._settings)[0]
+            if first != self._settings:
                 raise TokenRatioError(
-                    f"{path} ends in text that tokenratio did not write: choose another file"
+                    f"rank {group.index} would write {path} with other settings than rank 0 "
+                    f"({_differences(first, self._settings)}): all need the same models and files"
                 )
-            if whole < os.fstat(self._file).st_size:
-                os.ftruncate(self._file, whole)
-            note = json.dumps({self.digest: settings}, indent=2) + "\n"
-            replace_bytes(settings_path(path), note.encode())
+            self.records = group.on_first(lambda: self._begin(overwrite))
+            if group.index:
+                self._file = _open(Path(f"{path}.part-{group.index}"))
         except BaseException:
             self.close()
             raise
-        if torn:
-            report(f"{path}: the last line was cut off and has been dropped")
-        if self.records:
-            report(f"{path}: {self._progress()} are already {lines.done}")
 
-    def _keep(self, line: Mapping[str, Any], origin: str, settings: Mapping[str, Any]) -> None:
+    def _begin(self, overwrite: bool) -> dict[Key, R]:
+        """Open the file and read what it and its parts hold."""
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _open(path)
+        whole, torn = self._read(self._file, path, overwrite)
+        with self._parts(overwrite) as part_torn:
+            if whole < os.fstat(self._file).st_size:
+                os.ftruncate(self._file, whole)
+        note = json.dumps({self.digest: self._settings}, indent=2) + "\n"
+        replace_bytes(settings_path(path), note.encode())
+        if torn or part_torn:
+            self._report(f"{path}: the last line was cut off and has been dropped")
+        if self.records:
+            self._report(f"{path}: {self._progress()} are already {self._lines.done}")
+        return self.records
+
+    def _read(self, descriptor: int, path: Path, overwrite: bool) -> tuple[int, bool]:
+        """Keep the records of a file; the bytes that they take, and whether the last is cut off."""
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read()
+        if not _is_ours(content.partition(b"\n")[0]):
+            raise _not_ours(path)
+        content = b"" if overwrite else content
+        objects, whole = parse_lines(content, path)
+        torn = content[whole:].lstrip()
+        if torn and not _is_ours(torn):
+            raise TokenRatioError(
+                f"{path} ends in text that tokenratio did not write: choose another file"
+            )
+        for number, line in enumerate(objects, start=1):
+            self._keep(line, path, number)
+        return whole, bool(torn)
+
+    @contextmanager
+    def _parts(self, overwrite: bool = False) -> Iterator[bool]:
+        """Read what other processes have written, and at the end move it into the file.
+
+        Yields:
+            Whether a part's last line is cut off.
+        """
+        parts = sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
+        num, is_torn = len(self.records), False
+        with ExitStack() as stack:
+            for part in parts:
+                descriptor = _open(part)
+                stack.callback(os.close, descriptor)
+                is_torn |= self._read(descriptor, part, overwrite)[1]
+            yield is_torn
+            for record in list(self.records.values())[num:]:
+                self.add(record, sync=False)
+            os.fsync(self._file)
+            for part in parts:
+                part.unlink()
+
+    def _with_parts(self) -> dict[Key, R]:
+        with self._parts():
+            return self.records
+
+    def _keep(self, line: Mapping[str, Any], path: Path, number: int) -> None:
+        origin = f"{path}:{number}"
         record = self._lines.read(line, origin)
         if record.settings != self.digest:
             old = read_settings(self.path).get(record.settings)
-            now = json.loads(json.dumps(settings))
+            now = json.loads(json.dumps(self._settings))
             changed = "" if old is None else f" ({_differences(old, now)})"
             raise TokenRatioError(
-                f"{self.path} was made with other settings{changed}: use those, overwrite or "
+                f"{path} was made with other settings{changed}: use those, overwrite or "
                 "delete the file, or choose another"
             )
         key, items, problem = self._lines.key(record), self._lines.items, ""
@@ -160,9 +211,9 @@ class Journal(Generic[Key, R]):
             raise TokenRatioError(
                 f"{origin}: {_shown(key)} {problem}: delete the file, or choose another"
             )
-        if key in self.records:
+        if key in self.records and path == self.path:  # a part may have been moved halfway
             raise TokenRatioError(f"{origin}: duplicate line for {_shown(key)}")
-        self.records[key] = record
+        self.records.setdefault(key, record)
 
     @property
     def missing(self) -> dict[Key, Any]:
@@ -191,10 +242,21 @@ class Journal(Generic[Key, R]):
         try:
             yield
         except TokenRatioError as error:
+            kept = f"{self.path} has {self._progress()} {self._lines.done}"
+            if current().count > 1:
+                kept = f"What has been {self._lines.done} is kept"
             raise TokenRatioError(
-                f"{str(error).removesuffix('.')}. {self.path} has {self._progress()} "
-                f"{self._lines.done}: run the same command again to resume"
+                f"{str(error).removesuffix('.')}. {kept}: run the same command again to resume"
             ) from error
+
+    def merge(self) -> None:
+        """Wait for the other processes; then each has all records."""
+        group = current()
+        if group.index:
+            self.close()
+        if group.count > 1:
+            group.gather(None)
+            self.records = group.on_first(self._with_parts)
 
     def finish(self, changed: Mapping[Key, R] | None = None) -> list[R]:
         """Sort the file in the order of the items; returns its records.
@@ -203,7 +265,7 @@ class Journal(Generic[Key, R]):
             changed: records that replace those there.
         """
         records = [{**self.records, **(changed or {})}[key] for key in self.items]
-        if changed or list(self.records) != list(self.items):
+        if not current().index and (changed or list(self.records) != list(self.items)):
             replace_bytes(self.path, b"".join(map(self._line, records)))
         return records
 
@@ -217,6 +279,16 @@ class Journal(Generic[Key, R]):
             os.fsync(self._file)
             os.close(self._file)
             self._file = -1
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a file that no other process has open; refuses one that another has."""
+    descriptor = open_alone(path)
+    if descriptor is None:
+        raise TokenRatioError(
+            f"{path} is being written by another process: wait for it, or choose another file"
+        )
+    return descriptor
 
 
 def check_is_journal(path: Path) -> None:
@@ -240,7 +312,7 @@ def _not_ours(path: Path) -> TokenRatioError:
 
 def _is_ours(line: bytes) -> bool:
     """Whether a `Journal` wrote this line, which may be truncated."""
-    value = _object(line)
+    value = parse_line(line)
     if value is not None:
         return {"id", "settings"} <= value.keys()
     return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
@@ -276,53 +348,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for name in sorted({*old, *new})
         if (name in old, old.get(name)) != (name in new, new.get(name))
     )
-
-
-def parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file, and how many bytes they take; only the last may be cut."""
-    lines: list[dict[str, Any]] = []
-    begin = 0
-    while begin < len(content):
-        end = content.find(b"\n", begin) + 1
-        value = _object(content[begin:end]) if end else None
-        if value is None:
-            if end and content[end:].strip():
-                raise TokenRatioError(
-                    f"{path}:{len(lines) + 1}: not a JSON object, and not the last line: the file "
-                    "was edited or damaged; repair or delete the line"
-                )
-            return lines, begin
-        lines.append(value)
-        begin = end
-    return lines, begin
-
-
-def read_whole(path: Path) -> list[dict[str, Any]]:
-    """The objects of a finished file; refuses one whose last line is truncated."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TokenRatioError(f"cannot read {path}: {error.strerror}") from None
-    lines, whole = parse_lines(content, path)
-    if whole < len(content):
-        raise TokenRatioError(
-            f"{path}:{len(lines) + 1}: the last line is cut off: the command that wrote the file "
-            "was interrupted; run it again to resume"
-        )
-    return lines
-
-
-def to_line(line: Mapping[str, Any]) -> bytes:
-    """An object as UTF-8 JSON and a newline."""
-    try:
-        return (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which an escape can hold
-        return (json.dumps(line, allow_nan=False) + "\n").encode()
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = parse_json(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

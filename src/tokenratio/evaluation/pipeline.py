@@ -30,13 +30,20 @@ from tokenratio.evaluation.policy_measures import measure_log, measure_responses
 from tokenratio.evaluation.response_files import AnsweredPrompt, write_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures, table
 from tokenratio.evaluation.verdict_stage import VerdictStage
-from tokenratio.locks import held
 from tokenratio.models.device import describe_device, describe_sampling
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import load_tokenizer
+from tokenratio.models.processes import current
 from tokenratio.run_folder import METRICS_FILE, replace_text
 
 ModelMeasures = tuple[list[Measure], list[str]]
+# Responses and measures by policy, the opponent's responses, digests of prompts and pairs.
+ModelRuns = tuple[
+    dict[str, list[AnsweredPrompt]],
+    dict[str, ModelMeasures],
+    list[AnsweredPrompt] | None,
+    dict[str, str],
+]
 
 
 def evaluate(
@@ -61,17 +68,17 @@ def evaluate(
         TokenRatioError: a setting, model, file or judge cannot be used; another process is using
             the output folder.
     """
-    with held(options.output_dir):
-        return _evaluate(policies, options, report, progress)
+    with current().held(options.output_dir):
+        evaluation = _Evaluation(policies, options, report, progress)
+        run = evaluation.run_models()
+        # Judges and statistics: an endpoint must not be asked twice.
+        return current().on_first(lambda: _conclude(evaluation.measure(*run), options, report))
 
 
-def _evaluate(
-    policies: Sequence[str | Path],
-    options: EvaluateOptions,
-    report: Callable[[str], None],
-    progress: bool,
+def _conclude(
+    found: list[PolicyMeasures], options: EvaluateOptions, report: Callable[[str], None]
 ) -> list[PolicyMeasures]:
-    found = _Evaluation(policies, options, report, progress).run()
+    """Write the table and report what a reader must know."""
     lines = frontier_lines(found, REFERENCE)
     notes = [f"{policy.policy}: {note}" for policy in found for note in policy.notes]
     alarms = [note for note in notes if "ALARM" in note or "WATCH" in note]
@@ -126,8 +133,11 @@ class _Evaluation:
         )
         self._judges = VerdictStage(options, context)
 
-    def run(self) -> list[PolicyMeasures]:
-        """Each model runs once, for its responses and measures; judges need only the responses."""
+    def run_models(self) -> ModelRuns:
+        """Each model runs once, for its responses and measures; judges need only the responses.
+
+        Several processes share this (`processes.current`).
+        """
         opponents = self._prompts.opponents()
         if not all(subject.is_file for subject in self._subjects):
             samples = describe_sampling(self._options.dtype)
@@ -146,7 +156,16 @@ class _Evaluation:
             else:
                 generations[subject.name], of_models[subject.name] = self._run_model(subject, pairs)
         opponents = opponents or generations.get(self._options.against)
-        contents = self._prompts.digests(pairs)
+        return generations, of_models, opponents, self._prompts.digests(pairs)
+
+    def measure(
+        self,
+        generations: dict[str, list[AnsweredPrompt]],
+        of_models: dict[str, ModelMeasures],
+        opponents: list[AnsweredPrompt] | None,
+        contents: dict[str, str],
+    ) -> list[PolicyMeasures]:
+        """Judge each policy and save its measures."""
         found: list[PolicyMeasures] = []
         for subject in self._subjects:
             measures, notes = self._measure(
@@ -241,11 +260,11 @@ class _Evaluation:
             generations = write_responses(
                 self._prompts.prompts, timed, path, settings, report=self._report
             )
-            if timed.rate:
-                self._report(f"{subject.name}: {timed.rate}")
+            if rate := timed.rate():
+                self._report(f"{subject.name}: {rate}")
         if options.suite is None:
             return generations, []
-        return generations, measure_suite(subject, model, options)
+        return generations, current().on_first(lambda: measure_suite(subject, model, options))
 
     def _load(self, load: Callable[[str], PreTrainedModel], subject: Subject) -> PreTrainedModel:
         """A policy's model; the error for a recorded reference that is gone says what to do."""

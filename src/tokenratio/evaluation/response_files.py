@@ -57,7 +57,7 @@ def write_responses(
     """Write the responses to all prompts, asking the backend only for what the file does not have.
 
     Every line is on disk before the backend is asked for the next. At the end the lines are in the
-    prompts' order.
+    prompts' order. Of several processes (`processes.current`), each asks for its share.
 
     Args:
         prompts: `(id, prompt)`; ids are unique.
@@ -76,7 +76,8 @@ def write_responses(
             for id, samples in backend(list(missing.items())) if missing else ():
                 prompt = missing.pop(id)
                 journal.add(AnsweredPrompt(id, prompt, tuple(samples), journal.digest))
-        if missing:
+            journal.merge()
+        if missing := journal.missing:
             few = ", ".join(list(missing)[:3]) + (", …" if len(missing) > 3 else "")
             raise TokenRatioError(f"the backend left out {len(missing)} prompts: {few}")
         return journal.finish()

@@ -24,6 +24,8 @@ from tokenratio.data.messages import Message
 from tokenratio.data.template import TemplateSettings, default_system_prompt, turn_end
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.decoding import generate_rows
+from tokenratio.models.heartbeat import advance
+from tokenratio.models.processes import current
 from tokenratio.models.response import Response
 from tokenratio.models.sampling import RowSampler, stream_seed
 from tokenratio.models.token_rows import batches_by_length
@@ -44,10 +46,14 @@ def sample_responses(
 ) -> list[list[Response]]:
     """`num_samples` responses to each prompt, in the order of the prompts.
 
+    The processes of `processes.current` share the prompts; each returns all responses.
+
     Args:
         settings: as of `iterate_samples`.
     """
     samples = dict(iterate_samples(model, tokenizer, prompts, **settings))
+    for part in current().gather(samples):
+        samples |= part
     return [samples[index] for index in range(len(prompts))]
 
 
@@ -77,6 +83,9 @@ def iterate_samples(
     number: not on the other prompts, their order, or the batch size, except for rounding. Different
     padding changes the last bits of the logits, and a close draw may then give another token: rare
     in float32, not in half precision.
+
+    Each of the processes of `processes.current` yields its share of the prompts, in the batches of
+    one process.
 
     Args:
         temperature: 0 takes the likeliest token each time.
@@ -111,9 +120,15 @@ def iterate_samples(
     rows = [(index, number) for index in range(len(prompts)) for number in range(num_samples)]
     lengths = [len(encoded[index]) for index, _ in rows]
     samples: dict[int, list[Response]] = {index: [] for index in range(len(prompts))}
+    # A process does whole batches, and all samples of a prompt.
+    whole = math.lcm(batch_size, num_samples)
+    shares = current().share(list(batches_by_length(lengths, whole)))
+    batches = [
+        share[at : at + batch_size] for share in shares for at in range(0, len(share), batch_size)
+    ]
     num_tokens, started = 0, time.perf_counter()
-    with tqdm(total=len(rows), unit="response", disable=not progress) as bar:
-        for picked in batches_by_length(lengths, batch_size):
+    with tqdm(total=sum(map(len, batches)), unit="response", disable=not progress) as bar:
+        for picked in batches:
             batch = [rows[row] for row in picked]
             sampler = None
             if temperature > 0:
@@ -132,6 +147,7 @@ def iterate_samples(
             for (index, _), ids in zip(batch, generated, strict=True):
                 samples[index].append(_response(tokenizer, ids, ends))
                 num_tokens += len(samples[index][-1].token_ids or ())
+            advance()
             bar.update(len(batch))
             bar.set_postfix({"tokens/s": f"{num_tokens / (time.perf_counter() - started):.0f}"})
             for index in asked:

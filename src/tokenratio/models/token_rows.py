@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from tokenratio.data import CompletionCollator
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.heartbeat import advance
 from tokenratio.models.loading import check_model
 from tokenratio.models.packing import model_inputs
+from tokenratio.models.processes import current
 from tokenratio.models.token_requests import TokenRequest, eval_mode, language_model
 from tokenratio.types import CompletionBatch
 
@@ -81,10 +83,17 @@ def run_by_length(
     batch_size: int,
     longest_first: bool = False,
 ) -> list[T]:
-    """Results of `run`, called with the indices of each batch, in the order of `lengths`."""
-    results: dict[int, T] = {}
-    for indices in batches_by_length(lengths, batch_size, longest_first=longest_first):
+    """Results of `run`, called with the indices of each batch, in the order of `lengths`.
+
+    The processes of `processes.current` share the batches; each returns all results.
+    """
+    group, results = current(), dict[int, T]()
+    batches = list(batches_by_length(lengths, batch_size, longest_first=longest_first))
+    for indices in group.share(batches):
         results.update(zip(indices, run(indices), strict=True))
+        advance()
+    for part in group.gather(results):
+        results |= part
     return [results[index] for index in range(len(lengths))]
 
 

@@ -1,17 +1,16 @@
 """A run's output folder: one run at a time, and whether it starts or resumes there."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.locks import held
+from tokenratio.models.processes import Group
 from tokenratio.run_folder import read_run_file
 from tokenratio.training.checkpoints import (
     MANIFEST_FILE,
@@ -27,33 +26,20 @@ _log = logging.getLogger(__name__)
 
 
 def on_first_process(args: TrainingArguments, work: Callable[[], Result]) -> Result:
-    """What `work` returns on the first process, on all of them; its refusal is raised on all.
-
-    So is an error of the file system, which the others would wait for otherwise.
-    """
-    outcome: list[Result | TokenRatioError | OSError | None] = [None]
-    if args.process_index == 0:
-        try:
-            outcome = [work()]
-        except (TokenRatioError, OSError) as error:
-            outcome = [error]
-    found = broadcast_object_list(outcome)[0]
-    if isinstance(found, (TokenRatioError, OSError)):
-        raise found
-    return found
+    """`Group.on_first` of a run's processes."""
+    return Group(args.process_index, args.world_size).on_first(work)
 
 
-@contextmanager
-def output_held(args: TrainingArguments, folder: str | Path | None = None) -> Iterator[None]:
+def output_held(
+    args: TrainingArguments, folder: str | Path | None = None
+) -> AbstractContextManager[None]:
     """Keep other runs out of a folder, `args.output_dir` by default; all processes call it.
 
     Raises:
         TokenRatioError: on every process, if another run holds it.
     """
     path = str(args.output_dir if folder is None else folder)
-    with ExitStack() as stack:
-        on_first_process(args, lambda: stack.enter_context(held(path)))
-        yield
+    return Group(args.process_index, args.world_size).held(path)
 
 
 def checkpoint_to_resume(

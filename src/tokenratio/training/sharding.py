@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.heartbeat import naming_lost
 from tokenratio.models.shards import whole
-from tokenratio.training.heartbeat import naming_lost
 
 
 class ShardedTrainer(Trainer):

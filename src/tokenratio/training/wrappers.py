@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from transformers.utils.generic import strtobool
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.heartbeat import watch_processes
 from tokenratio.settings import as_bool
-from tokenratio.training.heartbeat import watch_processes
 
 _log = logging.getLogger(__name__)
 _RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
@@ -48,7 +48,7 @@ def settle_wrapper(args: TrainingArguments) -> None:
         TokenRatioError: FSDP's first version.
     """
     if args.world_size > 1 and dist.is_initialized():
-        watch_processes(args.ddp_timeout)
+        watch_processes(args.ddp_timeout, "Resume the run from its newest checkpoint")
     if asks_for_deepspeed(args):
         from tokenratio.training.sharding import load_whole_models
 

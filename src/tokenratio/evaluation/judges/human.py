@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.evaluation.journal import read_whole, to_line
+from tokenratio.evaluation.json_lines import read_whole, to_line
 from tokenratio.evaluation.judges.protocol import JudgeContext, ResponsePair, Verdict, digest_of
 from tokenratio.records import as_shape
 from tokenratio.run_folder import replace_bytes

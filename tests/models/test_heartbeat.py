@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenratio.training.heartbeat import explain_lost
+from tokenratio.models.heartbeat import explain_lost
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,8 @@ import os, signal, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from tokenratio.training.heartbeat import explain_lost, watch_processes
+from tokenratio.errors import TokenRatioError
+from tokenratio.models.heartbeat import advance, explain_lost, meet, watch_processes
 
 def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -28,18 +29,29 @@ def stop():
 def sleep():
     time.sleep(600)
 
+def work():
+    for _ in range(8):
+        time.sleep(timeout / 4)
+        advance()
+    time.sleep(600)
+
 def end():
     sys.exit(0)
 
 timeout = float(sys.argv[2])
-patience = 600 if sys.argv[1] == "stop" else timeout
+patience = timeout if sys.argv[1] == "sleep" else 600
 dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
-watch_processes(timeout)
+watch_processes(timeout, "Run it again")
 dist.barrier()
 if dist.get_rank() == 1:
     globals()[sys.argv[1]]()
 try:
+    if sys.argv[1] == "work":
+        meet(range(2))
     dist.all_reduce(torch.ones(1))
+except TokenRatioError as error:
+    print(f"error: {error}", file=sys.stderr)
+    os._exit(2)
 except RuntimeError as error:
     print(f"error: {explain_lost(error)}", file=sys.stderr)
     os._exit(2)
@@ -99,6 +111,17 @@ def test_a_late_process_is_named_with_where_it_stands(start):
     assert first.returncode == 2
     assert "the processes have lost each other" in printed
     assert f"process {second.pid} in sleep (program.py:" in printed
+
+
+def test_a_process_that_gets_nowhere_is_named_by_those_that_wait(start):
+    """It is waited for as long as it finishes batches, here for twice the timeout."""
+    first, second = start("work")
+    begin = time.monotonic()
+    _, printed = first.communicate(timeout=60)
+    assert time.monotonic() - begin > 2.9 * TIMEOUT
+    assert first.returncode == 2
+    assert f"rank 1 ({socket.gethostname()}, process {second.pid} in work (program.py:" in printed
+    assert f"has finished no batch for {TIMEOUT:g} s" in printed
 
 
 def test_a_process_that_has_ended_is_not_missed(start):
