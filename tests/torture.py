@@ -2,12 +2,13 @@
 
 `python tests/torture.py [--kills N] [--seed N] [part of a case's name ...]` runs each case once
 undisturbed, then again and again with SIGKILLs: at any time, while a checkpoint is written, while
-the end of a run is saved. Every run that comes to its end must have ended as the undisturbed one
-did: weights bit for bit, metrics, answers and judgements byte for byte, no endpoint asked again
-for an answer that is on the disk. Exit code 1 if one did not, or if a traceback was printed.
+the end of a run is saved, after some answers. Every run that comes to its end must have ended as
+the undisturbed one did: weights bit for bit, metrics, answers and judgements byte for byte, no
+endpoint asked again for an answer that is on the disk. Exit code 1 if one did not, or if a
+traceback was printed.
 
 Commands are forks of this process, which imports the libraries once; they run what `tokenratio`
-runs.
+runs. Those on two processes are started by torchrun, which is killed together with them.
 """
 
 import argparse
@@ -30,12 +31,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation.loopback import KEY, Loopback
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio.cli.main import main as tokenratio
+from tokenratio.evaluation.response_files import write_responses
+from tokenratio.models.response import Response
 from tokenratio.run_folder import UNFINISHED_FOLDER
 
 # What the commands load lazily.
@@ -44,7 +48,7 @@ IMPORTED_ONCE += ("datasets", "tokenratio.cli.train", "tokenratio.cli.train_rewa
 IMPORTED_ONCE += ("tokenratio.evaluation.suite", "tokenratio.training.reward_trainer")
 # Times, and the folder, which differs here.
 NOT_COMPARED = re.compile("runtime|per_second|seconds|output_dir")
-MOMENTS = ("any time", "checkpoint", "end")
+MOMENTS = ("any time", "checkpoint", "end", "after some answers")
 # After this many kills a run is left alone until it ends.
 MOST_KILLS = 12
 NUM_PROMPTS, CONCURRENCY = 40, 2
@@ -116,15 +120,15 @@ class Case:
     Args:
         argv: the command line; `OUT` stands for its folder.
         moments: when it may be killed.
+        asks: how many answers of the endpoint an undisturbed run pays for.
+        processes: how many torchrun starts.
     """
 
     name: str
     argv: list[str]
     moments: tuple[str, ...] = MOMENTS[:1]
-    asks: bool = False
-
-    def command(self, folder: Path) -> list[str]:
-        return [word.replace("OUT", str(folder)) for word in self.argv]
+    asks: int = 0
+    processes: int = 1
 
 
 def cases() -> list[Case]:
@@ -138,34 +142,52 @@ def cases() -> list[Case]:
         recipe = f"recipe-{index}.yaml"
         Path(recipe).write_text(yaml.safe_dump({**RECIPE, **settings}))
         argv = ["train", recipe, "--output_dir", "OUT", *resume]
-        found.append(Case(name, argv, MOMENTS))
+        found.append(Case(name, argv, MOMENTS[:3]))
+    Path("two.yaml").write_text(
+        yaml.safe_dump({**RECIPE, "loss": "tbpo_q", "gradient_accumulation_steps": 1})
+    )
+    argv = ["train", "two.yaml", "--output_dir", "OUT", *resume]
+    found.append(Case("tbpo_q, two processes", argv, MOMENTS[:3], processes=2))
     reward = {name: value for name, value in RECIPE.items() if name != "baseline_hidden_size"}
     Path("reward.yaml").write_text(yaml.safe_dump(reward))
     argv = ["train-reward", "reward.yaml", "--output_dir", "OUT", *resume]
-    found.append(Case("reward model", argv, MOMENTS))
+    found.append(Case("reward model", argv, MOMENTS[:3]))
     sampling = ["--num_samples", "2", "--max_new_tokens", "12"]
     argv = ["generate", "model", "--prompts", "prompts.jsonl", "--batch_size", "2", *sampling]
-    found.append(Case("generate", [*argv, "--output", "OUT/generations.jsonl"]))
+    argv += ["--output", "OUT/generations.jsonl"]
+    found.append(Case("generate", argv))
+    found.append(Case("generate, two processes", argv, MOMENTS[3:], processes=2))
     argv = ["evaluate", "model", "--prompts", "prompts.jsonl", "--batch_size", "2", *sampling]
     found.append(Case("evaluate", [*argv, "--output_dir", "OUT"]))
     return found
 
 
-def endpoint_case(url: str) -> Case:
-    """`generate` with an endpoint that counts its answers."""
+def endpoint_cases(url: str) -> list[Case]:
+    """`generate` and `judge` with an endpoint that counts its answers."""
     argv = ["generate", "some", "--prompts", "prompts.jsonl", "--endpoint", url]
     argv += ["--concurrency", str(CONCURRENCY), "--output", "OUT/generations.jsonl"]
-    return Case("generate, endpoint", argv, asks=True)
+    found = [Case("generate, endpoint", argv, asks=NUM_PROMPTS)]
+    for name in ("ours", "theirs"):
+        prompts = [(f"p:{number}", f"prompt {number}") for number in range(NUM_PROMPTS)]
+        answers = [(id, [Response(f"{name} to {prompt}")]) for id, prompt in prompts]
+        write_responses(prompts, lambda _, given=answers: iter(given), f"{name}.jsonl", {})
+    argv = ["judge", "ours.jsonl", "--against", "theirs.jsonl", "--judge", "llm"]
+    argv += ["--base_url", url, "--model", "some", "--concurrency", str(CONCURRENCY)]
+    argv += ["--cache", "OUT/verdicts.sqlite", "--output", "OUT/judgements.jsonl"]
+    return [*found, Case("judge, endpoint", argv, asks=2 * NUM_PROMPTS)]
 
 
-def start(argv: list[str], log: Path) -> int:
-    """The process id of a fork that runs a command."""
+def start(case: Case, folder: Path, log: Path) -> int:
+    """The process id of a fork that runs a command, or of torchrun, which runs several."""
+    argv = [word.replace("OUT", str(folder)) for word in case.argv]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    launch += [str(case.processes), "-m", "tokenratio", *argv]
 
     def run() -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        return tokenratio(argv)
+        return tokenratio(argv) if case.processes == 1 else os.execv(sys.executable, launch)
 
     return fork(run)
 
@@ -199,14 +221,21 @@ def wait(child: int, seconds: float | None = None, until: Any = None) -> int | N
         time.sleep(0.001)
 
 
-def kill_at(child: int, folder: Path, moment: str, seconds: float, rng: random.Random) -> bool:
+def kill_at(
+    child: int, folder: Path, moment: str, times: tuple[float, float], rng: random.Random
+) -> bool:
     """Kill a process at a moment, unless it ends before; whether it was killed.
 
+    Args:
+        times: when an undisturbed run begins to write, and when it ends, in seconds.
     Raises:
         RuntimeError: it ended in an error.
     """
     if moment == "any time":
-        code = wait(child, rng.uniform(0, seconds))
+        code = wait(child, rng.uniform(*times))
+    elif moment == "after some answers":
+        num = rng.randint(answered(folder), NUM_PROMPTS)
+        code = wait(child, 20 * times[1], lambda: answered(folder) > num)
     else:
         name = UNFINISHED_FOLDER if moment == "checkpoint" else "*model.safetensors"
         before, skipped = stamps(folder, name), rng.randrange(3) * (moment == "checkpoint")
@@ -218,16 +247,27 @@ def kill_at(child: int, folder: Path, moment: str, seconds: float, rng: random.R
             skipped -= is_there and not was_there
             return is_there and skipped < 0
 
-        code = wait(child, 20 * seconds, comes)
+        code = wait(child, 20 * times[1], comes)
         if code is None:
             time.sleep(rng.uniform(0, 0.02))
     if code is None:
+        os.kill(child, signal.SIGSTOP)  # a launcher may be starting processes
+        workers = psutil.Process(child).children(recursive=True)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        psutil.wait_procs(workers)
         return True
     if code != 0:
         raise RuntimeError(f"exit code {code}")
     return False
+
+
+def answered(folder: Path) -> int:
+    """How many prompts have been answered, by all processes."""
+    return sum(map(count_lines, folder.glob("generations.jsonl*")))
 
 
 def stamps(folder: Path, name: str) -> set[tuple[int, int]]:
@@ -248,7 +288,7 @@ def result(folder: Path) -> dict[str, Any]:
             continue
         if path.suffix == ".safetensors":
             found[name] = digests(path)
-        elif path.name == "generations.jsonl":
+        elif path.name in ("generations.jsonl", "judgements.jsonl"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name in ("metrics.jsonl", "eval.json", "measures.json"):
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
@@ -297,7 +337,10 @@ class Torture:
         clear(whole, killed, STAGES)
         log = Path(f"{case.name.replace(' ', '_')}.log")
         begin = time.monotonic()
-        code = wait(start(case.command(whole), log))
+        child = start(case, whole, log)
+        code = wait(child, 600, whole.exists)
+        begun = time.monotonic() - begin
+        code = wait(child) if code is None else code
         seconds = time.monotonic() - begin
         if code != 0:
             self.fault(f"{case.name}: exit code {code} undisturbed, see {log.absolute()}")
@@ -306,11 +349,12 @@ class Torture:
         clear(STAGES)
         asked = count_lines(answers)
         while True:
-            child = start(case.command(killed), log)
+            child = start(case, killed, log)
             moment = self.rng.choice(case.moments)
             try:
                 if num < budget and in_run < MOST_KILLS:
-                    was_killed = kill_at(child, killed, moment, seconds, self.rng)
+                    times = (0.0 if case.processes == 1 else begun), seconds
+                    was_killed = kill_at(child, killed, moment, times, self.rng)
                 else:
                     was_killed = wait(child) != 0
                     if was_killed:
@@ -335,7 +379,7 @@ class Torture:
                 self.fault(f"{case.name}, after {in_run} kills: {', '.join(names)} differ")
                 shutil.copytree(killed, f"{killed}-{len(self.faults)}")
             if case.asks:
-                more = count_lines(answers) - asked - NUM_PROMPTS
+                more = count_lines(answers) - asked - case.asks
                 if more > in_run * CONCURRENCY:
                     self.fault(f"{case.name}: {more} answers paid twice, {in_run} kills")
                 asked = count_lines(answers)
@@ -369,7 +413,8 @@ def serve(answers: Path, address: Path) -> None:
     def reply(question: str, number: int) -> str:
         with answers.open("a") as file:
             file.write(json.dumps(question) + "\n")
-        return f"answer to {question}"
+        digest = hashlib.sha256(question.encode()).hexdigest()
+        return f"answer to {digest}\n[[{'AB'[int(digest, 16) % 2]}]]"
 
     with Loopback(reply, delay=0.01) as server:
         address.with_suffix(".new").write_text(server.url)
@@ -403,7 +448,7 @@ def main() -> int:
             time.sleep(0.01)
         chosen = [
             case
-            for case in (*cases(), endpoint_case(address.read_text()))
+            for case in (*cases(), *endpoint_cases(address.read_text()))
             if not options.names or any(name in case.name for name in options.names)
         ]
         torture, left = Torture(random.Random(options.seed)), options.kills
