@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
 VOCABULARY = ["masking", "errors", "names", "text_files", "yaml_text", "records", "foreign_names"]
 VOCABULARY += ["settings", "run_folder", "locks", "types"]
 ORDER = [*VOCABULARY, "data", "statistics", "ratios", "bregman", "losses"]
-ORDER += ["models", "training", "evaluation", "cli"]
+ORDER += ["models", "training", "evaluation", "report", "cli"]
 # The mathematics: torch, jaxtyping's annotations and the standard library, nothing else.
 PURE = {"statistics", "bregman", "ratios", "losses", "types", "theory"}
 ALLOWED_IN_PURE = {"torch", "jaxtyping", "tokenratio", *sys.stdlib_module_names}
