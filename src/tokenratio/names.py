@@ -1,6 +1,7 @@
-"""Messages about names and values that are not valid."""
+"""Names and values: those given as `NAME=PATH`, and messages about those that are not valid."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 from tokenratio.errors import TokenRatioError
@@ -40,6 +41,16 @@ def suggestion(name: object, known: Iterable[str], *, listed: str = "") -> str:
     if len(known) <= _FEW:
         return f"; known: {', '.join(known)}"
     return f"; {listed}" if listed else ""
+
+
+def split_name(given: str) -> tuple[str | None, str]:
+    """`NAME=PATH` as both; a path alone, also an existing one with `=` in it, has no name.
+
+    >>> split_name("dpo=runs/dpo"), split_name("runs/dpo")
+    (('dpo', 'runs/dpo'), (None, 'runs/dpo'))
+    """
+    name, equals, path = given.partition("=")
+    return (None, given) if not equals or os.path.exists(given) else (name, path)
 
 
 def require_choice(name: str, value: object, choices: Iterable[str], *, listed: str = "") -> None:

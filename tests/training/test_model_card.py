@@ -238,8 +238,8 @@ def test_defaults_are_no_settings_of_ones_own(loss):
     # transformers derives disable_tqdm from its logging level, which other tests set.
     left = ("output_dir", "report_to", "use_cpu", "dataloader_pin_memory", "token_scores")
     left += ("disable_tqdm",)
-    assert set(own_settings(args, leave_out=left)) <= {"loss"}
+    assert set(own_settings(TokenRatioConfig, args.to_dict(), leave_out=left)) <= {"loss"}
     args = TokenRatioConfig(output_dir="x", use_cpu=True, loss=loss, seed=7, hub_token="hf_secret")
-    found = own_settings(args, leave_out=left)
+    found = own_settings(TokenRatioConfig, args.to_dict(), leave_out=left)
     assert found["seed"] == 7
     assert "hf_secret" not in str(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenratio.cli.command import Command
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.results import PolicyMeasures
-from tokenratio.names import require_at_least
+from tokenratio.names import require_at_least, split_name
 from tokenratio.run_folder import replace_text
 from tokenratio.settings import option
 
@@ -93,9 +93,7 @@ COMMAND = Command(
 
 def _runs(given: str) -> tuple[str, list[PolicyMeasures]]:
     """The name and the measures of `FOLDER` or `NAME=FOLDER,FOLDER,...`."""
-    name, named, paths = given.partition("=")
-    if not named or Path(given).exists():
-        name, paths = "", given
+    name, paths = split_name(given)
     runs = [PolicyMeasures.load(path) for path in paths.split(",")]
     return name or runs[0].policy, runs
 

@@ -96,6 +96,7 @@ class DataReport:
         warnings: about kept rows; a row may appear under several kinds.
         unit: of lengths, `"tokens"` or `"words"`.
         lengths: total length by side (`prompt`, `chosen`, ...) of the kept rows, after truncation.
+        shortest, longest: the least and the greatest length by side.
         past_shorter: response tokens (or words) past min(|y^w|, |y^l|), which TBPO never sees
             (docs/method.md §2); None without pairs.
         truncated: by side; empty if nothing was encoded.
@@ -111,6 +112,8 @@ class DataReport:
     warnings: Sequence[Defect] = ()
     unit: str = "tokens"
     lengths: Mapping[str, int] = field(default_factory=dict)
+    shortest: Mapping[str, int] = field(default_factory=dict)
+    longest: Mapping[str, int] = field(default_factory=dict)
     past_shorter: int | None = None
     truncated: Mapping[str, Truncation] = field(default_factory=dict)
     sources: Sequence[SourceAccount] = ()
@@ -123,10 +126,13 @@ class DataReport:
         """The report on kept rows with these lengths by side; `account` is its other fields."""
         pairs = [size for size in sizes if "rejected" in size]
         past = sum(abs(size["chosen"] - size["rejected"]) for size in pairs)
+        by_side = {side: [size[side] for size in sizes] for side in (sizes[:1] or [{}])[0]}
         return cls(
             rows_read,
             len(sizes),
-            lengths={side: sum(size[side] for size in sizes) for side in (sizes[:1] or [{}])[0]},
+            lengths={side: sum(lengths) for side, lengths in by_side.items()},
+            shortest={side: min(lengths) for side, lengths in by_side.items()},
+            longest={side: max(lengths) for side, lengths in by_side.items()},
             past_shorter=past if pairs else None,
             **account,
         )
@@ -189,6 +195,8 @@ class DataReport:
             "odd": _by_kind(self.warnings),
             "unit": self.unit,
             "lengths": dict(self.lengths),
+            "shortest": dict(self.shortest),
+            "longest": dict(self.longest),
             "past_shorter": self.past_shorter,
             "share_past_shorter": self.share_past_shorter,
             "truncated": {side: asdict(cut) for side, cut in self.truncated.items()},

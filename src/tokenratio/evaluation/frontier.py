@@ -156,8 +156,13 @@ def compare_frontiers(
     return frontiers
 
 
-def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> list[str]:
-    """The frontier of each group of policies in words, if gold rewards and KLs are known."""
+def frontiers_of(
+    policies: Sequence[PolicyMeasures], reference_name: str
+) -> tuple[dict[str, list[PolicyPoint]], PolicyPoint, dict[str, Frontier]] | None:
+    """The policies of each group, the reference, and each group's frontier.
+
+    None unless gold rewards and KLs of the reference and at least two policies are known.
+    """
     points: dict[str, list[PolicyPoint]] = {}
     reference = None
     for policy in policies:
@@ -172,9 +177,17 @@ def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> l
     # A policy equal to the reference has no frontier.
     points = {name: found for name, found in points.items() if any(p.kl > 0 for p in found)}
     if reference is None or sum(map(len, points.values())) < 2:
+        return None
+    return points, reference, compare_frontiers(points, reference)
+
+
+def frontier_lines(policies: Sequence[PolicyMeasures], reference_name: str) -> list[str]:
+    """The frontier of each group of policies in words, if gold rewards and KLs are known."""
+    found = frontiers_of(policies, reference_name)
+    if found is None:
         return []
     lines = ["Gold reward for KL to the reference, normalised area under the frontier:"]
-    for name, frontier in compare_frontiers(points, reference).items():
+    for name, frontier in found[2].items():
         best = ", ".join(f"{p.label} ({p.kl:.2f} nats, {p.reward:.3f})" for p in frontier.points)
         beaten = f"; dominated: {', '.join(frontier.dominated)}" if frontier.dominated else ""
         lines.append(

@@ -30,6 +30,7 @@ from tokenratio.models.packages import PREFIX
 from tokenratio.models.processes import current
 from tokenratio.models.provenance import absolute, relocated
 from tokenratio.models.template_options import TEMPLATE_FLAGS, template_of
+from tokenratio.names import split_name
 from tokenratio.records import as_shape
 from tokenratio.run_folder import (
     RUN_FILE,
@@ -100,13 +101,11 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
     """The policies given as `MODEL` or `NAME=MODEL`: a model's name or a file of generations."""
     subjects: dict[str, Subject] = {}
     for given in map(str, runs):
-        name, named, path = given.partition("=")
-        if not named or os.path.exists(given):
-            named, path = "", given
+        chosen, path = split_name(given)
         # The last two parts, without the root: runs/a and /runs/a are both runs-a.
         short = path.removesuffix(".jsonl").removeprefix(PREFIX)
         parts = [part for part in Path(short).parts if part != "/"]
-        name = name if named else "-".join(parts[-2:])
+        name = "-".join(parts[-2:]) if chosen is None else chosen
         if not path or not _NAME.fullmatch(name) or name == REFERENCE:
             raise TokenRatioError(
                 f"{given!r}: {name!r} cannot be a policy's name (letters, digits, . _ + = -, at "

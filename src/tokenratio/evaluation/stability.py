@@ -26,10 +26,11 @@ _SMALLEST_MAD = 1e-3
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """The training lines of a `metrics.jsonl`, one per step, in the order of the steps.
+    """The lines of a `metrics.jsonl`, one per step, in the order of the steps.
 
     Attributes:
-        lines: what was logged, including `step`.
+        lines: what was logged in training, including `step`.
+        evaluations: what was logged in evaluations (`eval_*`), including `step`.
         num_truncated: 1 if the last line was cut off and left out (the run was killed).
         num_duplicates: lines left out because a later line logs the same step (a resumed run).
     """
@@ -37,6 +38,7 @@ class MetricsLog:
     lines: tuple[Mapping[str, Any], ...]
     num_truncated: int
     num_duplicates: int
+    evaluations: tuple[Mapping[str, Any], ...] = ()
 
     def column(self, name: str) -> tuple[Array, Array]:
         """Steps and values of one metric where it was logged and is finite."""
@@ -83,10 +85,10 @@ _Line = TypedDict(
 
 
 def read_metrics(path: str | Path) -> MetricsLog:
-    """The training lines of a `metrics.jsonl`, given as the file or its run folder.
+    """The lines of a `metrics.jsonl`, given as the file or its run folder.
 
-    Lines without `loss`, those of evaluations, are ignored. A last line that is cut off is left out
-    and counted; of several lines for one step the last is kept.
+    Lines without `loss` are those of evaluations. A last line that is cut off is left out and
+    counted; of several training lines for one step the last is kept.
 
     Raises:
         TokenRatioError: the file cannot be read, a line is not of metrics, or there is no training
@@ -102,6 +104,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
         ) from None
     numbered = [(number, line) for number, line in enumerate(raw, 1) if line.strip()]
     by_step: dict[float, Mapping[str, Any]] = {}
+    evaluated: dict[float, dict[str, Any]] = {}  # several sets of one step have a line each
     num_training, num_truncated = 0, 0
     for number, text in numbered:
         try:
@@ -117,10 +120,14 @@ def read_metrics(path: str | Path) -> MetricsLog:
         if "loss" in line:
             num_training += 1
             by_step[line["step"]] = line
+        else:
+            evaluated.setdefault(line["step"], {}).update(line)
     if not by_step:
         raise TokenRatioError(f"{path} holds no training step: no complete line has a loss")
-    lines = tuple(by_step[step] for step in sorted(by_step))
-    return MetricsLog(lines, num_truncated, num_training - len(by_step))
+    lines, evaluations = (
+        tuple(of[step] for step in sorted(of)) for of in (by_step, evaluated)
+    )
+    return MetricsLog(lines, num_truncated, num_training - len(by_step), evaluations)
 
 
 def stability(log: MetricsLog) -> Stability:

@@ -86,18 +86,20 @@ class DisplacementAlarm(TrainerCallback):
             f"ALARM at step {step}: the chosen responses lose probability although the margins "
             f"rise (log_ratio/chosen {fmean(log_ratios):.3f} nats per token over the last "
             f"{len(log_ratios)} logged lines). Their probability goes to responses outside the "
-            f"pairs. {self._advice()}; look at samples before trusting the margins"
+            f"pairs. {displacement_advice(vars(self._config))}; look at samples before trusting "
+            "the margins"
         )
 
-    def _advice(self) -> str:
-        config = self._config
-        anchor = (
-            f"raise sft_weight (now {config.sft_weight:g})"
-            if config.sft_weight
-            else "set sft_weight (such as 0.1)"
-        )
-        steps = [anchor, f"lower learning_rate (now {config.learning_rate:g})"]
-        if config.beta is not None:
-            steps.append(f"raise beta (now {config.beta:g})")
-        warning = ", ".join(steps[:-1]) + " or " + steps[-1]
-        return warning[0].upper() + warning[1:]
+
+def displacement_advice(config: Mapping[str, Any]) -> str:
+    """What to change in a run's settings, its `config`, against displacement."""
+    sft_weight, beta = config.get("sft_weight"), config.get("beta")
+    anchor = (
+        f"raise sft_weight (now {sft_weight:g})" if sft_weight else "set sft_weight (such as 0.1)"
+    )
+    rate = config.get("learning_rate")
+    steps = [anchor, "lower learning_rate" + (f" (now {rate:g})" if rate else "")]
+    if beta is not None:
+        steps.append(f"raise beta (now {beta:g})")
+    advice = ", ".join(steps[:-1]) + " or " + steps[-1]
+    return advice[0].upper() + advice[1:]

@@ -47,24 +47,27 @@ def write_model_card(
     return True
 
 
-def own_settings(args: TrainingArguments, *, leave_out: Collection[str]) -> dict[str, Any]:
-    """The settings of a run that are not the defaults, secrets masked.
+def own_settings(
+    kind: type[TrainingArguments], values: Mapping[str, Any], *, leave_out: Collection[str]
+) -> dict[str, Any]:
+    """The settings of a run that are not the defaults.
 
     Args:
+        kind: the class of the settings.
+        values: the settings with secrets masked, as in `run.json`.
         leave_out: settings that say nothing about the model, such as paths.
     """
     # No second instance of the arguments: that would reset accelerate's state.
     defaults: dict[str, Any] = {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
-        for field in fields(args)
+        for field in fields(kind)
     }
     defaults["accelerator_config"] = AcceleratorConfig().to_dict()
     del defaults["accelerator_config"]["use_configured_state"]  # as in the settings
-    if isinstance(args, MethodSettings):
-        method = MethodSettings(loss=args.loss)
+    if issubclass(kind, MethodSettings):
+        method = MethodSettings(loss=values["loss"])
         method.resolve_method()
         defaults |= vars(method)
-    values = args.to_dict()
     return {
         name: value
         for name, value in values.items()
@@ -108,7 +111,7 @@ def model_card(
         "Training": _training(run, method),
         "Data": _data(run),
         "Settings": "Those that are not the defaults.\n\n" + _table(("setting", "value"), own),
-        "Evaluation": _evaluation(_evaluated(folder)),
+        "Evaluation": _evaluation(held_out_figures(folder)),
         "Versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in run["versions"].items()),
         "Citation": _citation(method),
     }
@@ -206,7 +209,7 @@ class _Figures(TypedDict, total=False):
     held_out: _HeldOut | None
 
 
-def _evaluated(folder: Path) -> dict[str, Any] | None:
+def held_out_figures(folder: Path) -> dict[str, Any] | None:
     """The contents of `eval.json`; one older than `run.json` is another run's."""
     path, run = folder / EVAL_FILE, folder / RUN_FILE
     if not path.is_file() or (run.is_file() and path.stat().st_mtime < run.stat().st_mtime):

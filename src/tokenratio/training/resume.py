@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.masking import mask_secrets
+from tokenratio.models.device import describe_device
 from tokenratio.run_folder import (
     versions,
     write_run_file,
@@ -161,13 +162,14 @@ class ResumableTrainer(SavingTrainer):
                 "config": self.args.to_dict(),
                 "processes": self.accelerator.num_processes,
                 "wrapper": self.wrapper,
+                "device": describe_device(self.args.device),
                 **self.run_identity(),
             }
         return self._identity
 
     def _write_card(self, folder: Path, **metadata: Any) -> None:
         run = mask_secrets({"versions": versions(), **self._run()})
-        settings = own_settings(self.args, leave_out=MAY_DIFFER)
+        settings = own_settings(type(self.args), self.args.to_dict(), leave_out=MAY_DIFFER)
         if not write_model_card(folder, run, settings, **metadata):
             _log.warning("%s/README.md was not written by tokenratio and is kept", folder)
 
