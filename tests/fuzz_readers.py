@@ -51,7 +51,7 @@ from tokenratio.evaluation.judges.protocol import ResponsePair, Verdict
 from tokenratio.evaluation.openai_api import ReplyError, read_reply, retry_after
 from tokenratio.evaluation.options import EvaluateOptions
 from tokenratio.evaluation.response_files import dataset_responses, read_responses, write_responses
-from tokenratio.evaluation.results import PolicyMeasures, measure_of, table
+from tokenratio.evaluation.results import MEASURES_FILE, PolicyMeasures, measure_of, table
 from tokenratio.evaluation.stability import read_metrics, stability
 from tokenratio.evaluation.verdict_files import describe_judgements, judge_all, read_judgements
 from tokenratio.locks import Holder
@@ -66,7 +66,9 @@ from tokenratio.models.state_baseline import (
 )
 from tokenratio.models.template_options import template_of
 from tokenratio.records import parse_json
-from tokenratio.run_folder import read_run_file, write_run_file
+from tokenratio.report.as_markdown import report_markdown
+from tokenratio.report.run_report import build_report, report_page
+from tokenratio.run_folder import METRICS_FILE, read_run_file, write_run_file
 from tokenratio.settings import build, fields_of
 from tokenratio.training.cache_entry import find_flaw
 from tokenratio.training.callbacks import _step_of
@@ -542,6 +544,39 @@ def _metrics(path, out, rng, seeds):
     stability(read_metrics(path))
 
 
+def _reported_run(path, out, rng, seeds):
+    (path / METRICS_FILE).write_bytes(seeds.kinds["metrics"][0].content)
+    _report([path])
+
+
+def _reported_log(path, out, rng, seeds):
+    run = out / "run"
+    write_run_file(run, **seeds.identity)
+    (run / METRICS_FILE).write_bytes(path.read_bytes())
+    _report([run])
+
+
+def _reported_answers(path, out, rng, seeds):
+    evaluation = out / "evaluation" / "p"
+    evaluation.mkdir(parents=True)
+    (evaluation / MEASURES_FILE).write_bytes(seeds.kinds["measures"][0].content)
+    (evaluation / "generations.jsonl").write_bytes(path.read_bytes())
+    _report([evaluation])
+
+
+def _reported_measures(path, out, rng, seeds):
+    evaluation = out / "evaluation" / "p"
+    evaluation.mkdir(parents=True)
+    (evaluation / MEASURES_FILE).write_bytes(path.read_bytes())
+    _report([evaluation])
+
+
+def _report(runs):
+    report = build_report(runs)
+    report_page(report).encode()
+    report_markdown(report).encode()
+
+
 def _verdicts(path, out, rng, seeds):
     cache = VerdictCache(path)
     cache.get("k")
@@ -655,6 +690,10 @@ READERS = {
     "annotations": Reader(_interchange, "annotations"),
     "games": Reader(_interchange, "games"),
     "metrics": Reader(_metrics, "metrics"),
+    "report of run.json": Reader(_reported_run, "run.json"),
+    "report of metrics": Reader(_reported_log, "metrics"),
+    "report of measures": Reader(_reported_measures, "measures"),
+    "report of answers": Reader(_reported_answers, "generations"),
     "verdict cache": Reader(_verdicts, "verdicts"),
     "reply": Reader(_reply, "reply"),
     "verdict": Reader(_verdict, "verdict"),

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "tokenratio"
-VOCABULARY = ["masking", "errors", "names", "text_files", "yaml_text", "records", "foreign_names"]
-VOCABULARY += ["settings", "run_folder", "locks", "types"]
+VOCABULARY = ["masking", "errors", "names", "text_files", "markdown", "yaml_text", "records"]
+VOCABULARY += ["foreign_names", "settings", "run_folder", "locks", "types"]
 ORDER = [*VOCABULARY, "data", "statistics", "ratios", "bregman", "losses"]
 ORDER += ["models", "training", "evaluation", "report", "cli"]
 # The mathematics: torch, jaxtyping's annotations and the standard library, nothing else.

@@ -67,4 +67,15 @@ tokenratio generate runs/recipe --prompts pairs.jsonl --max_new_tokens 8
 
 say "quickstart"
 tokenratio quickstart
+
+say "report, with the templates and scripts of the wheel"
+tokenratio report runs/quickstart/tbpo_a --format md
+if tokenratio report runs/quickstart/tbpo_a 2> error.txt; then
+    echo "a report without plotly was written"
+    exit 1
+fi
+cat error.txt
+"$work/venv/bin/pip" install --quiet plotly
+tokenratio report runs/quickstart/tbpo_a
+test "$(wc -c < report.html)" -gt 4000000
 say "the wheel works"

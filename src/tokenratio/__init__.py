@@ -38,6 +38,7 @@ if _TYPE_CHECKING:
     from tokenratio.losses import tbpo_loss as tbpo_loss
     from tokenratio.losses import tis_dpo_loss as tis_dpo_loss
     from tokenratio.models.packages import packaged_model as packaged_model
+    from tokenratio.report.run_report import write_report as write_report
     from tokenratio.statistics import token_statistics as token_statistics
     from tokenratio.training.config import TokenRatioConfig as TokenRatioConfig
     from tokenratio.training.reward_trainer import RewardConfig as RewardConfig
@@ -63,6 +64,7 @@ _PUBLIC = {
     "losses": "METHODS arc_bpo_loss bpo_loss dpo_loss ipo_loss sepo_loss sft_loss simpo_loss "
     "t_reg_loss tbpo_loss tis_dpo_loss",
     "models.packages": "packaged_model",
+    "report.run_report": "write_report",
     "statistics": "token_statistics",
     "training.config": "TokenRatioConfig",
     "training.reward_trainer": "RewardConfig RewardTrainer",

@@ -54,7 +54,7 @@ MISTAKES = [
     (["evaluate", "none.yaml"], "cannot read none.yaml"),
     (["quickstart", "--sed", "1"], "did you mean 'seed'?"),
     (["methods", "dpo"], "takes no argument"),
-    *(([name], "needs") for name in ("judge", "convert", "compare", "inspect-data")),
+    *(([name], "needs") for name in ("judge", "convert", "compare", "report", "inspect-data")),
     *(([name, "--no_such_flag"], "unknown flag") for name in COMMANDS),
 ]
 

@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a file as a reader does; an error in the console, or a request for anything else, fails.
+    """Opens a file as a reader does; an error in the console, or a request of its own, fails.
 
     The function takes the path and, by name, `fragment` (of the address, with its #), `width`,
     `height` and `dark`, and returns Playwright's page.

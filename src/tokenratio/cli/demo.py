@@ -19,6 +19,7 @@ from tokenratio.cli.walkthrough import (
     check_seed,
     claim,
     evaluate_step,
+    report_step,
     train_step,
     write_pairs,
 )
@@ -152,6 +153,7 @@ def _demo(options: DemoOptions) -> None:
         )
         evaluate_step(folder, options.loss, evaluation, shown=_SHOWN)
     print(f"\n{text}")
+    report_step(folder, options.loss)
     print(f"all files are in {folder}; all measures in {folder / EVALUATION / TABLE_FILE}")
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "judge": ("tokenratio.cli.judge", "compare two sets of responses with a judge"),
     "evaluate": ("tokenratio.cli.evaluate", "generate, judge and measure policies"),
     "compare": ("tokenratio.cli.compare", "test whether policies differ by more than chance"),
+    "report": ("tokenratio.cli.report", "show runs and evaluations as a page"),
     "convert": (
         "tokenratio.cli.convert",
         "convert files from and to AlpacaEval and MT-Bench",

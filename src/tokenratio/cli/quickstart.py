@@ -12,6 +12,7 @@ from tokenratio.cli.walkthrough import (
     check_seed,
     claim,
     evaluate_step,
+    report_step,
     train_step,
     write_pairs,
 )
@@ -131,6 +132,7 @@ def _quickstart(options: QuickstartOptions) -> None:
         seed=seed,
     )
     evaluate_step(folder, options.loss, evaluation, shown=_SHOWN)
+    report_step(folder, options.loss)
     print(f"\nall files are in {folder}; all measures in {folder / EVALUATION / TABLE_FILE}")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STEPS_PER_LINE = 20
 PAIRS_FILE, EVALUATION, TABLE_FILE = "pairs.jsonl", "evaluation", "table.md"
+REPORT_FILE = "report.html"
 
 
 def check_loss(loss: str) -> None:
@@ -79,7 +80,7 @@ def claim(
             f"{model} is in {folder}, which {command} replaces: choose another --output_dir"
         )
     found = [path for path in folder.glob("*") if path.name != LOCK_FILE]
-    ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *written, *LOSSES}
+    ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, REPORT_FILE, *written, *LOSSES}
     for path in found:
         if path.name not in ours or not mark.is_file():
             raise TokenRatioError(
@@ -155,3 +156,15 @@ def evaluate_step(
     replace_text(folder / TABLE_FILE, text + "\n")
     print(text)
     return policies
+
+
+def report_step(folder: Path, loss: str) -> None:
+    """Write the page about the aligned policy and print its path."""
+    from tokenratio.report.run_report import write_report
+
+    try:
+        path = write_report([folder / loss], folder / REPORT_FILE)
+    except TokenRatioError as error:  # nothing else is lost without it
+        print(f"no report: {error}")
+    else:
+        print(f"report: {path}")

@@ -1,6 +1,5 @@
 """The measures of a policy: named figures with standard errors and the values behind them."""
 
-import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.estimates import clustered_mean
+from tokenratio.markdown import markdown_table
 from tokenratio.masking import mask_secrets
 from tokenratio.records import read_record
 from tokenratio.run_folder import replace_text, versions
@@ -153,8 +153,7 @@ class _Document(TypedDict):
 def table(policies: Sequence[PolicyMeasures]) -> str:
     """A Markdown table: a row per measure, a column per policy."""
     names = list(dict.fromkeys(m.name for policy in policies for m in policy.measures))
-    lines = [["measure", *(policy.policy for policy in policies)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for name in names:
         found = [policy.named(name) for policy in policies]
         first = next(measure for measure in found if measure is not None)
@@ -162,7 +161,7 @@ def table(policies: Sequence[PolicyMeasures]) -> str:
         unit = f" ({first.unit})" if first.unit not in ("", "share") else ""
         texts = [measure.text if measure is not None else "–" for measure in found]
         lines.append([f"{name}{unit}{arrow}", *texts])
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return markdown_table(["measure", *(policy.policy for policy in policies)], lines)
 
 
 def _measure(entry: _Entry) -> Measure:
@@ -175,12 +174,6 @@ def _measure(entry: _Entry) -> Measure:
         entry["better"],
         tuple((prompt, sample, float_of(value)) for prompt, sample, value in entry["values"]),
     )
-
-
-def _cell(text: str) -> str:
-    """Escaped: names come from data and folders and may contain markup."""
-    shown = "".join(c if c.isprintable() else " " for c in text).replace("\\", "\\\\")
-    return html.escape(" ".join(shown.replace("|", "\\|").split()), quote=False)
 
 
 def without_nan(value: Any) -> Any:

@@ -124,9 +124,7 @@ def read_metrics(path: str | Path) -> MetricsLog:
             evaluated.setdefault(line["step"], {}).update(line)
     if not by_step:
         raise TokenRatioError(f"{path} holds no training step: no complete line has a loss")
-    lines, evaluations = (
-        tuple(of[step] for step in sorted(of)) for of in (by_step, evaluated)
-    )
+    lines, evaluations = (tuple(of[step] for step in sorted(of)) for of in (by_step, evaluated))
     return MetricsLog(lines, num_truncated, num_training - len(by_step), evaluations)
 
 
@@ -182,7 +180,7 @@ def _loss(log: MetricsLog, values: dict[str, float]) -> list[str]:
     steps, losses = log.column("loss")
     if not len(losses):
         return []
-    start, end = _ends(losses)
+    start, end = ends(losses)
     values |= {"loss/start": start.mean(), "loss/end": end.mean()}
     rises = loss_rises(losses)
     if not len(rises):
@@ -224,7 +222,7 @@ def _drift(log: MetricsLog, values: dict[str, float]) -> list[str]:
     ):
         _, column = log.column(name)
         if len(column):
-            start, end = (part.mean() for part in _ends(column))
+            start, end = (part.mean() for part in ends(column))
             values |= {f"{name}/start": start, f"{name}/end": end}
             sentences.append(f"{words} went from {start:.3g} to {end:.3g} nats per token.")
     if "kl_ref_policy/end" in values:
@@ -246,7 +244,7 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
         _, column = log.column(name)
         if not len(column):
             continue
-        start, end = _ends(column)
+        start, end = ends(column)
         below = float((column[len(start) :] < start.mean()).mean()) if len(column) > 1 else 0.0
         values |= {f"{name}/start": start.mean(), f"{name}/end": end.mean()}
         values[f"{name}/share_below_start"] = below
@@ -258,7 +256,7 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
     _, margins = log.column("rewards/margins")
     if not len(margins) or fell is None:
         return sentences
-    start, end = _ends(margins)
+    start, end = ends(margins)
     values |= {"rewards/margins/start": start.mean(), "rewards/margins/end": end.mean()}
     alarm = fell and _is_higher(end, start)
     values["chosen/alarm"] = float(alarm)
@@ -270,7 +268,7 @@ def _displacement(log: MetricsLog, values: dict[str, float]) -> list[str]:
     return sentences
 
 
-def _ends(column: Array) -> tuple[Array, Array]:
+def ends(column: Array) -> tuple[Array, Array]:
     """The first and the last tenth, at least 5 values each unless they would overlap."""
     size = max(1, min(len(column) // 2, max(5, len(column) // 10)))
     return column[:size], column[-size:]

@@ -7,6 +7,7 @@ Templates extend `page.html.j2`, which defines the blocks `top` (beside the them
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -20,8 +21,12 @@ from tokenratio.run_folder import package_version, replace_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+# How a page of ours begins; another file is not replaced.
+_MARK = b'<meta name="generator" content="tokenratio'
 # Larger ones are slow to open and are refused by mail and issue trackers.
 LARGEST_PAGE = 8_000_000
+# Half a surrogate pair, which no encoding has; escapes in JSON can hold one.
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 # Characters that could end the element, begin a comment, or end a line of a script.
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -55,7 +60,8 @@ def render_page(
     for script in (first, *last):
         if "</script" in script.lower() or "<!--" in script:
             raise ValueError("a script of the page holds </script or <!--, which would end it")
-    return _environment().get_template(template).render(
+    return render_part(
+        template,
         title=title,
         version=package_version("tokenratio"),
         policy=_security_policy(css, [first, *last], live=live),
@@ -70,15 +76,18 @@ def render_page(
 
 def render_part(template: str, **content: Any) -> str:
     """A template alone, as HTML: a part of a page that is shown already."""
-    return _environment().get_template(template).render(**content)
+    text = _environment().get_template(template).render(**content)
+    return _HALF_PAIR.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def write_page(path: Path, page: str) -> None:
     """Write a page that can be opened from disk.
 
     Raises:
-        TokenRatioError: it is larger than `LARGEST_PAGE` bytes, or cannot be written.
+        TokenRatioError: it is larger than `LARGEST_PAGE` bytes, would replace a file that is no
+            page of ours, or cannot be written.
     """
+    require_replaceable(path, _MARK)
     size = len(page.encode())
     if size > LARGEST_PAGE:
         raise TokenRatioError(
@@ -87,6 +96,16 @@ def write_page(path: Path, page: str) -> None:
         )
     with reported_as(f"cannot write {path}", OSError):
         replace_text(path, page)
+
+
+def require_replaceable(path: Path, mark: bytes) -> None:
+    """Refuse to replace a folder, or a file that does not hold `mark` near its beginning."""
+    if path.is_dir():
+        raise TokenRatioError(f"{path} is a folder: give a file")
+    if path.is_file():
+        with path.open("rb") as file:
+            if mark not in file.read(4096):
+                raise TokenRatioError(f"{path} exists and is no report: choose another --output")
 
 
 def embedded_json(value: Any) -> str:

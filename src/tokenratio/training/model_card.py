@@ -1,9 +1,8 @@
 """The model card of a run, made from its `run.json` and `eval.json`."""
 
-import html
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.markdown import markdown_table, markdown_text
 from tokenratio.masking import MASK
 from tokenratio.models.reference import describe_reference
 from tokenratio.records import read_record
@@ -104,15 +104,16 @@ def model_card(
         **{name: value for name, value in metadata.items() if value is not None},
     )
     name = model_name or folder.resolve().name
-    own = [(setting, _value(value)) for setting, value in settings.items()]
+    own = markdown_table(("setting", "value"), [(n, _value(v)) for n, v in settings.items()])
+    packages = (f"{markdown_text(k)} {markdown_text(v)}" for k, v in run["versions"].items())
     sections = {
-        "": f"{CARD_MARK}\n\n# {_text(name)}\n\n{_introduction(run, method)}",
+        "": f"{CARD_MARK}\n\n# {markdown_text(name)}\n\n{_introduction(run, method)}",
         "How to load it": _loading(name, is_adapter, is_reward),
         "Training": _training(run, method),
         "Data": _data(run),
-        "Settings": "Those that are not the defaults.\n\n" + _table(("setting", "value"), own),
+        "Settings": f"Those that are not the defaults.\n\n{own}",
         "Evaluation": _evaluation(held_out_figures(folder)),
-        "Versions": ", ".join(f"{_text(k)} {_text(v)}" for k, v in run["versions"].items()),
+        "Versions": ", ".join(packages),
         "Citation": _citation(method),
     }
     body = "\n\n".join(
@@ -127,8 +128,8 @@ def _introduction(run: Mapping[str, Any], method: str) -> str:
         "reward-model": "trained as a reward model on preference pairs (Bradley–Terry)",
     }.get(method, f"aligned with preference pairs by `{method}`")
     return (
-        f"{_text(_name_of(run.get('model')))}, {what} with tokenratio. No licence is stated here: "
-        "the base model's and the data's apply."
+        f"{markdown_text(_name_of(run.get('model')))}, {what} with tokenratio. No licence is "
+        "stated here: the base model's and the data's apply."
     )
 
 
@@ -165,7 +166,9 @@ def _training(run: Mapping[str, Any], method: str) -> str:
         lines[f"Adapter {adapter}"] = _value(shown)
     lines["Processes"] = run.get("processes")
     return "\n".join(
-        f"- {_text(name)}: {_text(value)}" for name, value in lines.items() if value is not None
+        f"- {markdown_text(name)}: {markdown_text(value)}"
+        for name, value in lines.items()
+        if value is not None
     )
 
 
@@ -175,7 +178,7 @@ def _data(run: Mapping[str, Any]) -> str:
         read, kept = account.get("rows_read"), account.get("rows_kept")
         refused = read - kept if read is not None and kept is not None else None
         rows.append((part, read, kept, refused, account.get("digest")))
-    return _table(("part", "rows read", "rows kept", "refused", "SHA-256"), rows)
+    return markdown_table(("part", "rows read", "rows kept", "refused", "SHA-256"), rows)
 
 
 def _evaluation(figures: Mapping[str, Any] | None) -> str:
@@ -197,7 +200,7 @@ def _evaluation(figures: Mapping[str, Any] | None) -> str:
     for name, value in figures.items():
         if isinstance(value, int | float) and not name.endswith(timing) and name != "epoch":
             lines[name] = f"{value:.4g}"
-    return _table(("measure", "value"), lines.items())
+    return markdown_table(("measure", "value"), lines.items())
 
 
 class _HeldOut(TypedDict, total=False):
@@ -226,7 +229,7 @@ def _citation(method: str) -> str:
         source = _source_of(method)
         found = _ARXIV.search(source)
         if found is None:
-            return _text(source)
+            return markdown_text(source)
         entries = {method: (source.partition(",")[0], found[1])}
     return "\n".join(
         f"```bibtex\n@misc{{{key},\n  title = {{{{{title}}}}},\n  eprint = {{{number}}},\n"
@@ -242,12 +245,6 @@ def _source_of(method: str) -> str:
     if method.startswith("tbpo"):
         return f"{_PAPER[0]}, arXiv {_PAPER[1]}"
     return METHODS[method].source.partition(";")[0]
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    cells = [list(map(_text, row)) for row in rows]
-    lines = [" | ".join(each) for each in (titles, ["---"] * len(titles), *cells)]
-    return "\n".join(f"| {line} |" for line in lines) if cells else ""
 
 
 def _value(value: Any) -> str:
@@ -281,10 +278,3 @@ def _name_of(value: Any) -> Any:
 def _is_hub_name(value: Any) -> bool:
     is_name = isinstance(value, str) and _HUB_NAME.fullmatch(value) is not None
     return is_name and not Path(value).exists()
-
-
-def _text(value: Any) -> str:
-    """Text escaped for Markdown."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    escaped = re.sub(r"([\\`*\[\]#|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
-    return html.escape(escaped, quote=False)

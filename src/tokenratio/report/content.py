@@ -1,0 +1,104 @@
+"""What a report says, whatever format shows it: figures, tables, answers and words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenratio.report.alarms import Alarm
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of plotly.
+
+    Attributes:
+        name: its id in the page, and the name of its image.
+        title: what is drawn, with the unit.
+        traces: plotly's `data`; colours are of the palette, so that they suit both themes.
+        layout: plotly's `layout` as far as it is the figure's own: axes, lines, annotations.
+        note: below the figure.
+    """
+
+    name: str
+    title: str
+    traces: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figure as JSON; plotly reads tags in texts, so those of names are escaped."""
+        content = {"data": list(self.traces), "layout": dict(self.layout)}
+        return {"name": self.name, **_escaped(content)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; all columns but the first hold numbers if `is_numeric`."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    is_numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt and the responses to it: by policy, each with what is known of it in words."""
+
+    id: str
+    prompt: str
+    responses: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report under one heading; `is_folded` ones are opened by the reader."""
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    answers: Sequence[Answer] = ()
+    is_folded: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.figures or self.tables or self.answers)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole report.
+
+    Attributes:
+        title: what was trained or compared.
+        verdict: how it went, in a sentence or two.
+        facts: names and values for the heading.
+        alarms: each with the run or policy it is about.
+        missing: what could not be shown, and why.
+    """
+
+    title: str
+    verdict: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    alarms: Sequence[tuple[str, Alarm]]
+    sections: Sequence[Section]
+    missing: Sequence[str] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Those of all sections."""
+        return [figure for section in self.sections for figure in section.figures]
+
+
+def _escaped(value: Any, key: str = "") -> Any:
+    if isinstance(value, str) and key in ("name", "text"):
+        return value.replace("&", "&amp;").replace("<", "&lt;")
+    if isinstance(value, Mapping):
+        return {name: _escaped(each, name) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        # Numbers are most of a figure, and as they are.
+        return (
+            [_escaped(each, key) for each in value] if key in ("text", "data", "shapes") else value
+        )
+    return value

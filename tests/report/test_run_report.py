@@ -1,0 +1,248 @@
+"""What the report says of runs and evaluations, and of hostile and broken ones."""
+
+import json
+import re
+
+import pytest
+
+from report.made_files import make_evaluation, make_run
+from report.test_page import HOSTILE, Elements, policy_of
+from tokenratio import write_report
+from tokenratio.errors import TokenRatioError
+from tokenratio.report.as_markdown import report_markdown
+from tokenratio.report.run_report import build_report
+
+
+def words(page):
+    """The page's text, without scripts and data."""
+    body = page[page.index("<main") : page.index("</main>")]
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def written(tmp_path, *runs):
+    path = write_report(runs, tmp_path / "report.html")
+    return path.read_text(encoding="utf-8")
+
+
+def sections(page):
+    return [a["id"] for tag, a, _ in Elements(page).found if tag == "section"]
+
+
+def test_one_run(tmp_path):
+    run = make_run(tmp_path / "mine")
+    page = written(tmp_path, run)
+    text = words(page)
+    assert sections(page) == ["curves", "ends", "data", "settings", "versions"]
+    for part in (
+        "org/start",
+        "frozen copy of the starting policy (org/start) abababababab",
+        "pairs.jsonl, 97 rows, d1d1d1d1d1d1",
+        "60 steps",
+        "cpu (no GPU found)",
+        "higher reward in 80.0% (95 % interval 70.0% to 90.0%)",
+        "No alarms.",
+        "empty response",
+        "pairs.jsonl:7",
+        "learning_rate 0.0001",
+    ):
+        assert part in text, part
+    assert len(page.encode()) < 8_000_000
+
+
+def test_figures_are_data_and_plotly_is_inside_once(tmp_path):
+    page = written(tmp_path, make_run(tmp_path / "mine"))
+    elements = Elements(page)
+    (data,) = [t for a, t in elements.texts("script") if a.get("type") == "application/json"]
+    figures = json.loads(data)
+    drawn = [a["data-figure"] for tag, a, _ in elements.found if tag == "figure"]
+    assert [figure["name"] for figure in figures] == drawn
+    assert page.count("* plotly.js v") == 1
+    assert "connect-src" not in policy_of(page)
+
+
+def test_an_evaluation_beside_the_run_is_found(tmp_path):
+    run = make_run(tmp_path / "mine")
+    make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.5), "other": ("elsewhere", 1.0)})
+    text = words(written(tmp_path, run))
+    assert "Its answers win" in text
+    assert "policy answers prompts:0." in text
+    assert "reference answers prompts:0." in text
+    assert "other answers" not in text
+    assert "policy − reference" in text
+
+
+def test_an_evaluation_of_another_run_is_not_taken(tmp_path):
+    run = make_run(tmp_path / "mine")
+    make_evaluation(tmp_path / "evaluation", {"policy": ("runs/mine/not", 0.5)})
+    assert "answers prompts" not in words(written(tmp_path, run))
+
+
+def test_a_path_of_another_working_directory_is_recognised(tmp_path):
+    run = make_run(tmp_path / "runs" / "mine")
+    make_evaluation(tmp_path / "runs" / "evaluation", {"policy": ("runs/mine", 0.5)})
+    assert "policy answers" in words(written(tmp_path, run))
+
+
+def test_a_damaged_evaluation_is_left_out_with_the_reason(tmp_path):
+    run = make_run(tmp_path / "mine")
+    folder = make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.5)})
+    (folder / "policy" / "measures.json").write_text("{")
+    text = words(written(tmp_path, run))
+    assert "an evaluation is left out" in text
+    with pytest.raises(TokenRatioError, match=r"policy/measures.json: not JSON"):
+        build_report([run, folder])
+
+
+def test_several_runs_are_compared(tmp_path):
+    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate("ab")]
+    make_run(tmp_path / "b", seed=1, config={"learning_rate": 3e-5})
+    gains = {"a": (runs[0], 0.5), "b": (runs[1], 1.0)}
+    folder = make_evaluation(tmp_path / "evaluation", gains)
+    page = written(tmp_path, *runs, folder)
+    found = sections(page)
+    assert found[:3] == ["measures", "comparison", "maps"]
+    report = build_report([*runs, folder])
+    figures = {figure.name: figure for figure in report.figures}
+    assert {"frontier", "diversity", "margin"} <= figures.keys()
+    named = {section.name: section for section in report.sections}
+    differ = named["settings"].tables[0]
+    assert differ.rows == [("learning_rate", "0.0001", "3e-05")]
+    pairs = {row[1] for row in named["comparison"].tables[0].rows}
+    assert pairs == {"a − b", "a − reference", "b − reference"}
+
+
+def test_the_frontier_is_drawn_as_evaluate_prints_it(tmp_path):
+    from tokenratio.evaluation.frontier import frontier_lines
+    from tokenratio.evaluation.results import PolicyMeasures
+
+    gains = {"a": ("runs/a", 0.5), "b": ("runs/b", 1.0), "c": ("runs/c", 0.8)}
+    folder = make_evaluation(tmp_path / "evaluation", gains)
+    report = build_report([folder])
+    (figure,) = [figure for figure in report.figures if figure.name == "frontier"]
+    (table,) = [s.tables[0] for s in report.sections if s.name == "maps"]
+    policies = [PolicyMeasures.load(folder / name) for name in ("reference", "a", "b", "c")]
+    line = frontier_lines(policies, "reference")[1]
+    assert f"tbpo_a: {table.rows[0][1]} ±" in line
+    hull, points, reference = figure.traces
+    assert (hull["x"][0], reference["x"]) == (0, [0])
+    assert points["text"] == ["a", "b", "c"]
+    assert points["error_y"]["array"][0] > 0
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_are_shown_and_do_nothing(text, tmp_path):
+    run = make_run(tmp_path / "mine", config={"run_name": text, "optim_args": text})
+    record = json.loads((run / "run.json").read_text())
+    record["model"] = record["data"]["train"]["sources"][0]["name"] = text
+    record["data"]["train"]["refused"] = {text: {"rows": 1, "examples": [{"origin": text}]}}
+    (run / "run.json").write_text(json.dumps(record))
+    lines = [{"step": i, "loss": 0.5, f"own {text}": 0.1} for i in range(1, 20)]
+    make_run(tmp_path / "other", lines=lines)
+    if "\ud800" not in text:
+        make_evaluation(
+            tmp_path / "evaluation",
+            {"policy": (run, 0.5)},
+            prompts=[f"{i} {text}" for i in range(6)],
+            answers=lambda name, id: f"{name} {text}",
+        )
+    page = written(tmp_path, run, f"named={tmp_path / 'other'}")
+    elements = Elements(page)
+    calm = Elements(written(tmp_path, make_run(tmp_path / "calm")))
+    executed = [t for a, t in elements.texts("script") if "type" not in a]
+    assert executed == [t for a, t in calm.texts("script") if "type" not in a]
+    assert not elements.texts("img")
+    assert "alert(1)" not in "".join(executed)
+    markdown = report_markdown(build_report([run, tmp_path / "other"]))
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+
+
+def test_tags_in_names_are_not_plotlys(tmp_path):
+    run = make_run(tmp_path / "mine")
+    other = make_run(tmp_path / "other")
+    report = build_report([f"<a>y</a>={run}", other])
+    names = {trace["name"] for figure in report.figures for trace in figure.to_dict()["data"]}
+    assert "&lt;a>y&lt;/a>" in names
+    assert not any("<" in name for name in names)
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    run = make_run(tmp_path / "mine", lines=[], held_out=False)
+    text = words(written(tmp_path, run))
+    assert "Nothing has been logged yet." in text
+    assert "metrics.jsonl holds no training step yet" in text
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "epoch": 0.25, "loss": 0.5}\n{"step": 2, "lo')
+    text = words(written(tmp_path, run))
+    assert "25% of the run is logged, up to step 1." in text
+
+
+def test_without_run_json_the_curves_are_shown(tmp_path):
+    run = make_run(tmp_path / "mine")
+    (run / "run.json").unlink()
+    page = written(tmp_path, run)
+    assert "curves" in sections(page)
+    assert "run.json is missing or not readable" in words(page)
+
+
+def test_without_metrics_the_settings_are_shown(tmp_path):
+    run = make_run(tmp_path / "mine")
+    (run / "metrics.jsonl").unlink()
+    page = written(tmp_path, run)
+    assert "settings" in sections(page)
+    assert "there are no curves" in words(page)
+    assert "plotly.js v" not in page
+
+
+def test_what_is_no_run_is_refused_with_what_to_give(tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    make_evaluation(tmp_path / "runs" / "evaluation", {"p": ("x", 0.5)})
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        ("runs", r"runs is neither a run .*; give what it holds: .*runs/a .*runs/evaluation"),
+        ("none", "none does not exist"),
+        ("file", "file is a file: give the run's folder"),
+        ("empty", r"empty is neither a run \(it has no run.json"),
+    ):
+        with pytest.raises(TokenRatioError, match=message):
+            build_report([tmp_path / path])
+    run = tmp_path / "runs" / "a"
+    with pytest.raises(TokenRatioError, match="a run is given twice"):
+        build_report([run, f"again={run}"])
+    with pytest.raises(TokenRatioError, match="two runs are called a"):
+        build_report([f"a={run}", f"a={make_run(tmp_path / 'b')}"])
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    run = make_run(tmp_path / "mine")
+    record = json.loads((run / "run.json").read_text())
+    record["data"]["train"]["lengths"] = {"prompt": "many"}
+    (run / "run.json").write_text(json.dumps(record))
+    message = r"run.json: data.train.lengths.prompt is 'many', not a whole number"
+    with pytest.raises(TokenRatioError, match=message):
+        build_report([run])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [make_run(tmp_path / seed / "dpo", seed=i) for i, seed in enumerate(("s0", "s1"))]
+    report = build_report(runs)
+    assert report.title == "s0/dpo, s1/dpo"
+
+
+def test_markdown_has_verdict_alarms_and_tables(tmp_path):
+    run = make_run(tmp_path / "mine", log_ratio__chosen=lambda t: -0.4 * t)
+    make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.5)})
+    text = report_markdown(build_report([run]))
+    assert text.startswith("<!-- Written by tokenratio report. -->\n\n## mine")
+    assert "- **ALARM: Chosen responses lose probability** (mine)." in text
+    assert "| metric | start | end | held out |" in text
+    assert "### Paired comparison" in text
+    assert "answers prompts:0" not in text
+    assert len(text) < 12_000
+
+
+def test_plotly_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(TokenRatioError, match=r"need plotly: pip install 'tokenratio\[report\]'"):
+        write_report([make_run(tmp_path / "mine")], tmp_path / "report.html")
