@@ -236,6 +236,24 @@ def test_checkpoints_that_cannot_be_resumed_are_said(run):
     assert what_is_kept(run / "none") == "No checkpoint has been written yet"
 
 
+def test_a_checkpoint_that_cannot_be_replaced_is_kept(run, monkeypatch):
+    """The second rename fails; what is beside the new one is then removed."""
+    checkpoint, rename = run / "checkpoint-2", os.rename
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    written = shutil.copytree(checkpoint, run / UNFINISHED_FOLDER / "checkpoint-2")
+
+    def fails(source, target):
+        if source == written:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(OSError, match="no"):
+        publish(written, checkpoint)
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert [path.name for path in written.parent.iterdir()] == ["checkpoint-2"]
+
+
 @pytest.mark.parametrize(
     ("limit", "left"),
     [

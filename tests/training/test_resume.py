@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
 
 from tiny import tiny_model, tiny_tokenizer, word_pairs
 from tokenratio import TokenRatioTrainer
@@ -362,6 +363,40 @@ def test_a_finished_run_is_restored_and_said(length, tmp_path, caplog):
     assert "nothing is left to train" in caplog.text
     assert_identical(dict(first.model.state_dict()), dict(trainer.model.state_dict()))
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def stopping_early(folder, *, patience=2, cut=None, **settings):
+    """A run of eight steps, evaluated at every second one; its measure never improves."""
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 3, **settings}
+    trainer = trainer_in(
+        folder,
+        "tbpo_a",
+        cut=cut,
+        max_steps=8,
+        metric_for_best_model="loss",  # which rises
+        **settings,
+    )
+    trainer.add_callback(EarlyStoppingCallback(patience))
+    return trainer
+
+
+def test_a_run_that_was_stopped_early_is_finished(tmp_path, caplog):
+    """At step 6: the first evaluation is the best. Interrupted at step 5, it ends as early."""
+    whole = stopping_early(tmp_path / "whole")
+    assert whole.train().global_step == 6
+    before = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    again = stopping_early(tmp_path / "whole")
+    assert again.train(resume_from_checkpoint=True).global_step == 6
+    assert "the run was stopped early at step 6, nothing is left to train" in caplog.text
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == before
+    assert_identical(dict(whole.model.state_dict()), dict(again.model.state_dict()))
+    with pytest.raises(KeyboardInterrupt):
+        stopping_early(tmp_path / "cut", cut=5, save_steps=1).train()
+    resumed = stopping_early(tmp_path / "cut", save_steps=1)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 6
+    assert_identical(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+    longer = stopping_early(tmp_path / "whole", patience=9)
+    assert longer.train(resume_from_checkpoint=True).global_step == 8
 
 
 def test_the_evaluation_after_a_finished_run_is_not_doubled(tmp_path):

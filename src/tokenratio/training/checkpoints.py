@@ -24,6 +24,7 @@ from tokenratio.run_folder import UNFINISHED_FOLDER, UNFINISHED_FOLDERS, read_do
 MANIFEST_FILE = "manifest.json"
 # What a run needs to be resumed exactly: any of these patterns, and what it is called.
 # `global_step*` is DeepSpeed's folder, which holds weights, optimizer and schedule.
+# Not those of output_folder.py: an adapter that is not the default lies in a folder of its name.
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "*/adapter_model.safetensors")
 _NEEDED = (
     ((*_WEIGHTS, "pytorch_model*", "global_step*"), "its weights"),
@@ -187,9 +188,15 @@ def seal(checkpoint: Path) -> None:
 
 def publish(written: Path, checkpoint: Path) -> None:
     """Give a sealed checkpoint its name; one of that name, which it replaces, is removed."""
+    replaced = written.with_name(f"replaced-{checkpoint.name}")
     if checkpoint.exists():
-        os.rename(checkpoint, written.with_name(f"replaced-{checkpoint.name}"))
-    os.rename(written, checkpoint)
+        os.rename(checkpoint, replaced)
+    try:
+        os.rename(written, checkpoint)
+    except OSError:
+        if replaced.exists():  # what is left here is removed
+            os.rename(replaced, checkpoint)
+        raise
     _sync_folder(checkpoint.parent)
     shutil.rmtree(written.parent)
 

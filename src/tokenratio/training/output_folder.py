@@ -21,6 +21,7 @@ from tokenratio.training.checkpoints import (
 )
 
 Result = TypeVar("Result")
+# Of a finished run. Not those of checkpoints.py: folders in an output folder are checkpoints.
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 _log = logging.getLogger(__name__)
 

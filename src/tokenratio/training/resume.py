@@ -1,13 +1,14 @@
 """Resuming a run exactly, or refusing to."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, SchedulerType, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tokenratio.errors import TokenRatioError
@@ -91,6 +92,11 @@ class ResumableTrainer(SavingTrainer):
         if checkpoint is None:
             return super().train(**kwargs)
         callback = _CurrentState(checkpoint, is_changed=self._is_changed)
+        callback.stoppers = [
+            each
+            for each in self.callback_handler.callbacks
+            if isinstance(each, EarlyStoppingCallback)
+        ]
         self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
@@ -177,12 +183,17 @@ class ResumableTrainer(SavingTrainer):
 class _CurrentState(TrainerCallback):
     """Gives a resumed run the intervals of its settings, and its best checkpoint where it is now.
 
-    transformers keeps those of the checkpoint.
+    transformers keeps those of the checkpoint. Early stopping goes on counting where it was.
 
     Args:
         checkpoint: the one that is resumed.
         is_changed: a setting differs on which the end of the run depends.
+
+    Attributes:
+        stoppers: the run's callbacks for early stopping.
     """
+
+    stoppers: Sequence[EarlyStoppingCallback] = ()
 
     def __init__(self, checkpoint: Path, *, is_changed: bool) -> None:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
@@ -202,7 +213,15 @@ class _CurrentState(TrainerCallback):
                 f"with these settings the run has only {steps}, and the checkpoint is of step "
                 f"{state.global_step}: set max_steps"
             )
-        if state.global_step >= state.max_steps and state.is_world_process_zero:
+        if self._is_stopped(state):
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                _log.warning(
+                    "the run was stopped early at step %d, nothing is left to train: to train "
+                    "further, leave out the callback or raise its patience",
+                    state.global_step,
+                )
+        elif state.global_step >= state.max_steps and state.is_world_process_zero:
             _log.warning(
                 "the run is finished (%d steps), nothing is left to train: to train further, raise "
                 "num_train_epochs or max_steps",
@@ -232,3 +251,16 @@ class _CurrentState(TrainerCallback):
                 *(state.max_steps, self.max_steps, SchedulerType(args.lr_scheduler_type).value),
                 *(was, is_now, step),
             )
+
+    def _is_stopped(self, state: TrainerState) -> bool:
+        """Whether early stopping had ended the run; it goes on counting where it was."""
+        states = cast(dict[str, Any], state.stateful_callbacks)
+        for stopper in self.stoppers:
+            saved = states.get(type(stopper).__name__)
+            if isinstance(saved, dict):  # a list if there are several, in no certain order
+                for name, value in saved["attributes"].items():
+                    setattr(stopper, name, value)
+        return any(
+            stopper.early_stopping_patience_counter >= stopper.early_stopping_patience
+            for stopper in self.stoppers
+        )

@@ -58,9 +58,10 @@ class SavingTrainer(ShardedTrainer):
         return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The last checkpoint of a finished run may lie within an epoch: transformers would then
-        # train another step before it looks whether that was the last one.
-        if self.state.global_step >= self.state.max_steps:
+        # The last checkpoint of a finished run, also one that was stopped early, may lie within an
+        # epoch: transformers would then train another step before it looks whether that was the
+        # last one.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -84,6 +85,12 @@ class SavingTrainer(ShardedTrainer):
         self._left_step = self.state.global_step
         if not (is_first and float(self.state.epoch or 0).is_integer()):
             super()._maybe_log_save_evaluate(*args, **kwargs)
+            # Without a checkpoint of the step at which a callback stopped it, a resumed run would
+            # train that far again.
+            regular = self.args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH)
+            is_saved = self._saved_step == self.state.global_step
+            if self.control.should_training_stop and regular and not is_saved:
+                self._save_checkpoint(self.model_wrapped, None)
             self._stop_if_asked()
             return
         waits = self.control.should_save and self.args.save_strategy != SaveStrategy.BEST
