@@ -5,6 +5,7 @@ import pytest
 from tokenratio.errors import TokenRatioError
 from tokenratio.models import processes
 from tokenratio.models.processes import Group, current
+from tokenratio.models.token_rows import run_by_length
 
 
 @pytest.fixture
@@ -34,6 +35,15 @@ def test_the_first_process_works_alone(broadcast, monkeypatch):
     monkeypatch.setattr(processes, "_current", Group(0, 2))
     assert current().on_first(current) == Group(0, 1) == broadcast[0]
     assert current() == Group(0, 2)
+
+
+def test_a_refusal_of_one_process_is_raised_by_all(monkeypatch):
+    """Else a process that goes on after it would be out of step with those that wait."""
+    found = iter([[({0: "a"}, None), ({}, TokenRatioError("row 1 is not finite"))]])
+    monkeypatch.setattr(Group, "gather", lambda self, own: next(found))
+    monkeypatch.setattr(processes, "_current", Group(0, 2))
+    with pytest.raises(TokenRatioError, match="row 1 is not finite"):
+        run_by_length([1, 2], lambda indices: ["a"] * len(indices), batch_size=1)
 
 
 def test_every_batch_has_one_process():

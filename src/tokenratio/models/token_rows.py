@@ -85,14 +85,21 @@ def run_by_length(
 ) -> list[T]:
     """Results of `run`, called with the indices of each batch, in the order of `lengths`.
 
-    The processes of `processes.current` share the batches; each returns all results.
+    The processes of `processes.current` share the batches; each returns all results, or raises the
+    refusal of any.
     """
     group, results = current(), dict[int, T]()
+    refusal: TokenRatioError | None = None
     batches = list(batches_by_length(lengths, batch_size, longest_first=longest_first))
-    for indices in group.share(batches):
-        results.update(zip(indices, run(indices), strict=True))
-        advance()
-    for part in group.gather(results):
+    try:
+        for indices in group.share(batches):
+            results.update(zip(indices, run(indices), strict=True))
+            advance()
+    except TokenRatioError as error:
+        refusal = error
+    for part, refused in group.gather((results, refusal)):
+        if refused is not None:
+            raise refused
         results |= part
     return [results[index] for index in range(len(lengths))]
 
