@@ -12,19 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
 from tokenratio.errors import TokenRatioError
-from tokenratio.models.packing import model_inputs
-from tokenratio.models.reference import Reference
-from tokenratio.models.token_requests import TokenRequest, language_model
-from tokenratio.models.token_rows import TokenRow, score_rows
-from tokenratio.types import CompletionBatch
+from tokenratio.models.token_rows import TokenRow
+from tokenratio.models.token_values import Array, TokenValues, token_values
 
 StateTerm = Literal["none", "kl", "baseline"]
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -179,42 +174,21 @@ def scores_by_term(
         raise TokenRatioError(
             "the state term 'baseline' needs a baseline; the others do not take one"
         )
-    base = language_model(model)
-    adapters = None if ref_model is not None else _adapters(model)
-    models = [model] if ref_model is None else [model, ref_model]
-    reference = Reference(ref_model)  # type: ignore[arg-type]
+    found = token_values(
+        model,
+        ref_model,
+        responses,
+        with_kl="kl" in state_terms,
+        baseline=baseline,
+        batch_size=batch_size,
+    )
 
-    def scores(batch: CompletionBatch) -> list[list[Array]]:
-        request = TokenRequest(
-            batch.states,
-            batch.labels,
-            ref_hidden=reference.hidden(batch, model, adapters),
-            ref_head=reference.head,
-            with_kl="kl" in state_terms,
-        )
-        answer = model(**model_inputs(batch, base), token_request=request)
-        log_ratio = answer["log_probs"] - answer["ref_log_probs"]
-        lengths = batch.completion_mask.sum(1).tolist()
-        of_terms = []
-        for term in state_terms:
-            score = log_ratio
-            if term == "kl":
-                score = score + answer["kl_ref_policy"]
-            elif term == "baseline" and baseline is not None:
-                score = score + baseline(answer["hidden"])
-            of_terms.append([part.numpy() for part in (beta * score).double().cpu().split(lengths)])
-        return [list(of_row) for of_row in zip(*of_terms, strict=True)]
+    def score(values: TokenValues, term: StateTerm) -> Array:
+        added = {"none": 0.0, "kl": values.kl_ref_policy, "baseline": values.baseline}[term]
+        assert added is not None
+        return beta * (values.log_ratio + added)
 
-    rows = score_rows(models, responses, scores, batch_size=batch_size)
-    return [[of_row[index] for of_row in rows] for index in range(len(state_terms))]
-
-
-def _adapters(model: nn.Module) -> Any:
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        raise TokenRatioError("without ref_model the policy must have a PEFT adapter to switch off")
-    return model
+    return [[score(values, term) for values in found] for term in state_terms]
 
 
 def _aligned(index: int, sides: tuple[Any, Any]) -> Array:

@@ -16,6 +16,8 @@ from tokenratio.models.token_rows import TokenRow
 
 Array = NDArray[np.float64]
 Target = Literal["action_value", "advantage"]
+# The prefix of the measures: exact values, or the contributions of words.
+Group = Literal["credit", "word_credit"]
 _SIDES = ("chosen", "rejected")
 
 
@@ -47,10 +49,7 @@ def measure_credit(
         for row in data.dataset
         for side in _SIDES
     ]
-    true = _of_words(world, policy.tokenizer, rows)
-    group = "credit" if true is None else "word_credit"
-    if true is None:
-        true = _exact(world, policy.tokenizer, rows)
+    group, true = true_values(world, policy.tokenizer, rows)
     terms: list[StateTerm] = ["none", "kl"] if baseline is None else ["none", "kl", "baseline"]
     scores_of = scores_by_term(
         policy.model,
@@ -82,6 +81,20 @@ def measure_credit(
             )
         ]
     return measures
+
+
+def true_values(
+    world: World, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow]
+) -> tuple[Group, dict[Target, list[Array]]]:
+    """What a world knows of each token of each response, and which kind of knowledge it is.
+
+    Raises:
+        TokenRatioError: the world knows nothing of these tokens.
+    """
+    of_words = _of_words(world, tokenizer, rows)
+    if of_words is not None:
+        return "word_credit", of_words
+    return "credit", _exact(world, tokenizer, rows)
 
 
 def _exact(

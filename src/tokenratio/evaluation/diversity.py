@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from tokenratio.errors import TokenRatioError
 from tokenratio.models.token_requests import own_head
 from tokenratio.models.token_rows import TokenRow, hidden_states, score_rows
-from tokenratio.statistics.chunks import default_chunk_size
-from tokenratio.statistics.head import Head, compute_dtype, product_dtype
+from tokenratio.statistics.head import Head, compute_dtype
+from tokenratio.statistics.predictions import entropy, logits_in_chunks
 from tokenratio.types import CompletionBatch
 
 Text = str | Sequence[int]
@@ -121,19 +120,9 @@ def predictive_entropy(
 def _entropies(
     hidden: Float[Tensor, "tokens hidden"], head: Head, chunk_size: int | None
 ) -> Float[Tensor, "tokens"]:
-    """Entropy of softmax(head(hidden)) in nats, holding one chunk's logits at a time."""
-    vocabulary = len(head.weight)
-    chunk_size = chunk_size or default_chunk_size(vocabulary, hidden.device.type)
-    dtype = compute_dtype(hidden, head.weight)
-    factors = product_dtype(dtype, head.weight)
-    head = head.to(factors)
-    entropies = hidden.new_empty(len(hidden), dtype=dtype)
-    space = hidden.new_empty(min(chunk_size, len(hidden)), vocabulary, dtype=dtype)
-    for start in range(0, len(hidden), chunk_size):
-        states = slice(start, start + chunk_size)
-        logits = head.write_logits(hidden[states].to(factors), space)
-        # `entr` is 0 for a probability of 0, where log-probabilities of −inf would give nan
-        entropies[states] = torch.special.entr(logits.softmax(-1)).sum(-1)
+    entropies = hidden.new_empty(len(hidden), dtype=compute_dtype(hidden, head.weight))
+    for states, logits in logits_in_chunks(hidden, head, chunk_size):
+        entropies[states] = entropy(logits)
     return entropies
 
 
