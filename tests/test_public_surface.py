@@ -53,7 +53,7 @@ def describe(value: Any) -> str:
     return str(inspect.Signature(parameters))
 
 
-ALL_SETTINGS = ("TokenRatioConfig", "RewardConfig", "EvaluateOptions")
+ALL_SETTINGS = ("TokenRatioConfig", "RewardConfig", "EvaluateOptions", "InspectOptions")
 
 
 def settings() -> dict[str, dict[str, str]]:

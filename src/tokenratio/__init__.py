@@ -38,6 +38,9 @@ if _TYPE_CHECKING:
     from tokenratio.losses import tbpo_loss as tbpo_loss
     from tokenratio.losses import tis_dpo_loss as tis_dpo_loss
     from tokenratio.models.packages import packaged_model as packaged_model
+    from tokenratio.report.credit import inspect_pairs as inspect_pairs
+    from tokenratio.report.credit_options import InspectOptions as InspectOptions
+    from tokenratio.report.credit_page import write_credit_page as write_credit_page
     from tokenratio.report.run_report import write_report as write_report
     from tokenratio.statistics import token_statistics as token_statistics
     from tokenratio.training.config import TokenRatioConfig as TokenRatioConfig
@@ -64,6 +67,9 @@ _PUBLIC = {
     "losses": "METHODS arc_bpo_loss bpo_loss dpo_loss ipo_loss sepo_loss sft_loss simpo_loss "
     "t_reg_loss tbpo_loss tis_dpo_loss",
     "models.packages": "packaged_model",
+    "report.credit": "inspect_pairs",
+    "report.credit_options": "InspectOptions",
+    "report.credit_page": "write_credit_page",
     "report.run_report": "write_report",
     "statistics": "token_statistics",
     "training.config": "TokenRatioConfig",

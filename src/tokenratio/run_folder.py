@@ -75,8 +75,14 @@ class RunConfig(TypedDict, total=False):
     num_train_epochs: float
 
 
+class _Source(TypedDict):
+    name: str
+    split: NotRequired[str | None]
+
+
 class _Data(TypedDict):
     digest: str
+    sources: NotRequired[list[_Source]]
 
 
 class RunRecord(TypedDict, total=False):

@@ -18,6 +18,7 @@ from tokenratio.cli.walkthrough import (
     check_loss,
     check_seed,
     claim,
+    credit_step,
     evaluate_step,
     report_step,
     train_step,
@@ -154,6 +155,14 @@ def _demo(options: DemoOptions) -> None:
         evaluate_step(folder, options.loss, evaluation, shown=_SHOWN)
     print(f"\n{text}")
     report_step(folder, options.loss)
+    credit_step(
+        folder,
+        options.loss,
+        reference=options.model,
+        data=pairs_file,
+        world="world:sentiment",
+        dtype=dtype,
+    )
     print(f"all files are in {folder}; all measures in {folder / EVALUATION / TABLE_FILE}")
 
 

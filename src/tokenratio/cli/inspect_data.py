@@ -11,11 +11,12 @@ from tokenratio.settings import option
 USAGE = """usage: tokenratio inspect-data SOURCE [--flag value ...]
 
 SOURCE is a file, a folder, a hub name or a world. Without --tokenizer, lengths are in words.
+`tokenratio inspect` shows pairs under a policy and its reference.
 """
 
 
 @dataclass
-class InspectOptions(TemplateOptions):
+class InspectDataOptions(TemplateOptions):
     """Options of `inspect-data`."""
 
     tokenizer: str | None = option(
@@ -37,7 +38,7 @@ class InspectOptions(TemplateOptions):
         require_at_least(0, num_rows=self.num_rows)
 
 
-def inspect_data(source: str, options: InspectOptions) -> None:
+def inspect_data(source: str, options: InspectDataOptions) -> None:
     """Print rows of a source and the report on its data."""
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.data import inspect_source
@@ -66,4 +67,4 @@ def inspect_data(source: str, options: InspectOptions) -> None:
     )
 
 
-COMMAND = Command(USAGE, inspect_data, argument="one source", options=InspectOptions)
+COMMAND = Command(USAGE, inspect_data, argument="one source", options=InspectDataOptions)

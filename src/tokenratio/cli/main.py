@@ -26,9 +26,10 @@ COMMANDS = {
         "tokenratio.cli.convert",
         "convert files from and to AlpacaEval and MT-Bench",
     ),
+    "inspect": ("tokenratio.cli.inspect", "show pairs token by token, under policy and reference"),
     "inspect-data": (
         "tokenratio.cli.inspect_data",
-        "show a data set as training uses it",
+        "show a data set as training uses it, without a model",
     ),
     "methods": ("tokenratio.cli.methods", "list the training methods, their needs and their cost"),
     "score-tokens": (

@@ -11,6 +11,7 @@ from tokenratio.cli.walkthrough import (
     check_loss,
     check_seed,
     claim,
+    credit_step,
     evaluate_step,
     report_step,
     train_step,
@@ -133,6 +134,7 @@ def _quickstart(options: QuickstartOptions) -> None:
     )
     evaluate_step(folder, options.loss, evaluation, shown=_SHOWN)
     report_step(folder, options.loss)
+    credit_step(folder, options.loss, reference=evaluation.reference, data=evaluation.pairs)
     print(f"\nall files are in {folder}; all measures in {folder / EVALUATION / TABLE_FILE}")
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _STEPS_PER_LINE = 20
 PAIRS_FILE, EVALUATION, TABLE_FILE = "pairs.jsonl", "evaluation", "table.md"
-REPORT_FILE = "report.html"
+REPORT_FILE, CREDIT_FILE = "report.html", "credit.html"
+# Pairs in the page about tokens: enough to look around, read in seconds.
+_NUM_INSPECTED = 12
 
 
 def check_loss(loss: str) -> None:
@@ -80,7 +82,8 @@ def claim(
             f"{model} is in {folder}, which {command} replaces: choose another --output_dir"
         )
     found = [path for path in folder.glob("*") if path.name != LOCK_FILE]
-    ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, REPORT_FILE, *written, *LOSSES}
+    pages = (REPORT_FILE, CREDIT_FILE)
+    ours = {mark.name, PAIRS_FILE, EVALUATION, TABLE_FILE, *pages, *written, *LOSSES}
     for path in found:
         if path.name not in ours or not mark.is_file():
             raise TokenRatioError(
@@ -168,3 +171,24 @@ def report_step(folder: Path, loss: str) -> None:
         print(f"no report: {error}")
     else:
         print(f"report: {path}")
+
+
+def credit_step(folder: Path, loss: str, **options: Any) -> None:
+    """Write the page about the tokens of a few pairs, under the aligned policy, and print its path.
+
+    Args:
+        options: of `inspect`; the policy is in the folder of its loss.
+    """
+    from tokenratio.report.credit import inspect_pairs
+    from tokenratio.report.credit_options import InspectOptions
+    from tokenratio.report.credit_page import write_credit_page
+
+    page = folder / CREDIT_FILE
+    settings = InspectOptions(num_pairs=_NUM_INSPECTED, **options)
+    try:
+        found = inspect_pairs([f"{loss}={folder / loss}"], settings, report=lambda line: None)
+        write_credit_page(found, page)
+    except TokenRatioError as error:  # nothing else is lost without it
+        print(f"no page about tokens: {error}")
+    else:
+        print(f"pairs token by token: {page}")

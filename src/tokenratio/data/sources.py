@@ -185,8 +185,9 @@ def _locate(
         number: its place among several sources, which need longer origins; None if it is alone.
     """
     source = spec.path
+    name = None
     if isinstance(source, str) and is_world_source(source):
-        source = world_rows(source)
+        name, source = source, world_rows(source)
     if isinstance(source, str | os.PathLike):
         return _locate_named(os.fspath(source), spec, split, prefer, alone=number is None)
     if spec.config is not None:
@@ -194,7 +195,7 @@ def _locate(
     wanted = spec.split or split
     title = f"{wanted or 'train'}_dataset" + (f" {number}" if number is not None else "")
     if isinstance(source, list | tuple):
-        return [SourcePart(title, ((title, source),))]
+        return [SourcePart(name or title, ((title, source),))]
     return _locate_dataset(source, wanted, prefer, title, named=False)
 
 
@@ -219,7 +220,7 @@ def _locate_named(
             raise TokenRatioError(f"{text} is a single file and has no splits; remove {named!r}.")
         return [SourcePart(text, ((path.name if alone else text, path),))]
     hub = _HUB_NAME.fullmatch(text)
-    if hub is None or text.startswith(".") or text.endswith((*SUFFIXES, ".gz")):
+    if hub is None or not is_hub_name(text):
         raise TokenRatioError(printable(f"{text}: no such file or folder."))
     if None not in (hub["config"], spec.config) and hub["config"] != spec.config:
         raise TokenRatioError(f"{text}: conflicting config {spec.config!r}; name one.")
@@ -257,6 +258,12 @@ def _locate_folder(
     front = "" if alone else text.rstrip("/") + "/"
     content = tuple((front + file.relative_to(folder).as_posix(), file) for file in chosen)
     return [SourcePart(text, content, split, unread)]
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a name that is no file or folder can be that of a Hub data set."""
+    names_file = text.startswith(".") or text.endswith((*SUFFIXES, ".gz"))
+    return _HUB_NAME.fullmatch(text) is not None and not names_file
 
 
 def _load(what: str, load: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.data import read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
-from tokenratio.data.sources import Source
+from tokenratio.data.sources import Source, is_hub_name
 from tokenratio.data.template import TemplateSettings, depends_on_day
 from tokenratio.data.worlds import World, is_world_source, world_of
 from tokenratio.errors import TokenRatioError
@@ -77,18 +77,36 @@ class Subject:
         name = reference.get("name", reference.get("path", self.record.get("model")))
         if not isinstance(name, str) or not name:
             return None
-        # Runs may have been moved together with their reference. Older runs name it relative to
-        # the working directory they were started in, which is usually a folder above the run.
+        found = self._place_of(name, lambda at: at.is_dir() or (is_gguf(at) and at.is_file()))
+        return found or name
+
+    @property
+    def data(self) -> tuple[str, str | None] | None:
+        """The first source of its held-out pairs, or else of its training pairs, and the split.
+
+        None if the run recorded none that can be read again, such as a list of rows.
+        """
+        recorded = self.record.get("data") or {}
+        for role in sorted(recorded, key=lambda role: role == "train"):
+            for source in (recorded[role] or {}).get("sources", []):
+                name = source["name"]
+                if not is_world_source(name):
+                    name = self._place_of(name, Path.exists) or (name if is_hub_name(name) else "")
+                if name:
+                    return name, source.get("split")
+        return None
+
+    def _place_of(self, name: str, is_it: Callable[[Path], bool]) -> str | None:
+        """Where a file or folder that the run used is now.
+
+        Runs may have been moved together with what they used. Older runs name it relative to the
+        working directory they were started in, which is usually a folder above the run.
+        """
         folder = Path(self.path).resolve()
         moved = relocated(name, folder) if Path(name).is_absolute() else None
         places = [Path(name), *([] if moved is None else [moved])]
         places += [place / name for place in folder.parents]
-        found = [
-            each
-            for each in places
-            if os.path.isdir(each) or (is_gguf(each) and os.path.isfile(each))
-        ]
-        return str(found[0]) if found else name
+        return next((str(place) for place in places if is_it(place)), None)
 
     @property
     def group(self) -> str:
