@@ -129,9 +129,13 @@ def _ends_of(run: RunFiles, metric: str) -> Iterator[str]:
         yield from ("–", "–", "–")
         return
     _, values = _column(run.log.lines, metric)
-    yield from (f"{part.mean():.3g}" for part in ends(values)) if len(values) else ("–", "–")
+    yield from (_text(part.mean()) for part in ends(values)) if len(values) else ("–", "–")
     held_out = [_column(run.log.evaluations, key)[1] for key, _ in _evaluations(run.log, metric)]
-    yield ", ".join(f"{each[-1]:.3g}" for each in held_out if len(each)) or "–"
+    yield ", ".join(_text(each[-1]) for each in held_out if len(each)) or "–"
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def evaluated_as(name: str, metric: str) -> str | None:
@@ -179,6 +183,7 @@ def _figure(panel: Panel, traces: list[dict[str, Any]], runs: Sequence[RunFiles]
     if panel.name == "grad-norm" and shown and 0 < min(shown) * 20 < max(shown):
         axis |= {"type": "log", "dtick": 1}
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}, "yaxis": axis}
+    layout["showlegend"] = sum(trace.get("meta") != "raw" for trace in traces) > 1
     if len(runs) == 1:
         resumed = runs[0].record.get("resumptions")
         steps = [each.get("step") for each in resumed or () if isinstance(each, Mapping)]

@@ -108,6 +108,7 @@ def make_server(runs: Sequence[str], port: int) -> ThreadingHTTPServer:
                 self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")
             self.end_headers()
             self.wfile.write(body)
 

@@ -39,7 +39,8 @@ def evaluation_sections(artefacts: Artefacts) -> tuple[list[Section], list[str]]
     found, notes = _comparisons(artefacts)
     if found:
         sections.append(_comparison_section(found))
-    frontier, diversity = frontier_figure(measured), diversity_figure(measured)
+    frontier = frontier_figure(measured)
+    diversity = diversity_figure(measured) if len(artefacts.aligned) > 1 else None
     figures = [each for each in (frontier and frontier[0], diversity) if each is not None]
     if figures:
         tables = [] if frontier is None else [frontier[1]]
@@ -62,7 +63,7 @@ def _measures(policies: Sequence[PolicyMeasures], names: Sequence[str], caption:
         if measure.unit == "share":
             low, high = 100 * max(0.0, low), 100 * min(1.0, high)
         ends = interval(low, high)
-        return measure.text if ends == "–" else f"{measure.text}  [{ends}]"
+        return measure.text if ends == "–" else f"{measure.text}\n[{ends}]"
 
     rows = []
     for name in names:

@@ -77,7 +77,7 @@ def settings_section(runs: Sequence[RunFiles]) -> Section:
         rows = [(name, shown(value)) for each in own.values() for name, value in each.items()]
         table = Table(("setting", "value"), rows, is_numeric=False)
         tables = [table] if rows else []
-        return Section("settings", "Settings that are not the defaults", tables=tables)
+        return Section("settings", "Settings", ["Those that are not the defaults."], (), tables)
     values = {
         name: [shown(run.config[name]) if name in run.config else "–" for run in runs]
         for name in names
