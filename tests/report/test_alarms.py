@@ -90,11 +90,21 @@ def test_lengths_that_hardly_differ_are_calm(tmp_path):
     assert alarms_of_policy(policy, None) == []
 
 
+def test_lengths_that_differ_by_chance_are_calm():
+    def policy(*lengths):
+        values = [(str(prompt), 0, length) for prompt, length in enumerate(lengths)]
+        return PolicyMeasures("p", "dpo", {}, (measure_of("length/words", values),))
+
+    assert alarms_of_policy(policy(1.0, 90.0, 2.0), policy(40.0, 2.0, 1.0)) == []
+    assert alarms_of_policy(policy(61.0, 62.0, 63.0), policy(30.0, 31.0, 32.0)) != []
+
+
 def test_what_evaluate_noted_is_told_once(tmp_path):
     """Its notes on the run's log are the run's own alarms."""
     notes = (
         "ALARM: it was trained against another reference (org/other)",
         "ALARM: the chosen responses became less likely while the margins rose: both lose",
+        "ALARM: 3 losses or gradient norms are not finite (left out).",
         "WATCH: the gold reward rose, but perplexity_ref went from 5 to 50",
         "60 steps are logged.",
     )

@@ -94,9 +94,12 @@ def test_a_damaged_evaluation_is_left_out_with_the_reason(tmp_path):
 
 
 def test_several_runs_are_compared(tmp_path):
-    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate("ab")]
-    make_run(tmp_path / "b", seed=1, config={"learning_rate": 3e-5})
-    gains = {"a": (runs[0], 0.5), "b": (runs[1], 1.0)}
+    settings = {"max_grad_norm": 5.0}
+    runs = [
+        make_run(tmp_path / "b", config=settings),
+        make_run(tmp_path / "a", seed=1, config={**settings, "learning_rate": 3e-5}),
+    ]
+    gains = {"a": (runs[1], 0.5), "b": (runs[0], 1.0)}
     folder = make_evaluation(tmp_path / "evaluation", gains)
     page = written(tmp_path, *runs, folder)
     found = sections(page)
@@ -105,10 +108,22 @@ def test_several_runs_are_compared(tmp_path):
     figures = {figure.name: figure for figure in report.figures}
     assert {"frontier", "diversity", "margin"} <= figures.keys()
     named = {section.name: section for section in report.sections}
-    differ = named["settings"].tables[0]
+    differ, same = named["settings"].tables
     assert differ.rows == [("learning_rate", "0.0001", "3e-05")]
-    pairs = {row[1] for row in named["comparison"].tables[0].rows}
-    assert pairs == {"a − b", "a − reference", "b − reference"}
+    assert same.rows == [("max_grad_norm", "5.0")]
+    pairs = [row[1] for row in named["comparison"].tables[0].rows[:3]]
+    assert pairs == ["b − a", "b − reference", "a − reference"]  # in the order of the runs
+
+
+def test_the_same_alarm_of_several_runs_is_told_once(tmp_path):
+    runs = [
+        make_run(tmp_path / name, config={"beta": beta}, kl_ref_policy=lambda t: 2 * t * t)
+        for name, beta in (("a", 0.1), ("b", 0.2))
+    ]
+    ((about, alarm),) = build_report([*runs, make_run(tmp_path / "calm")]).alarms
+    assert about == "a, b"
+    assert alarm.text.count("still rises") == 2
+    assert alarm.advice.count("Raise beta") == 1
 
 
 def test_the_frontier_is_drawn_as_evaluate_prints_it(tmp_path):

@@ -123,7 +123,7 @@ class EvaluatedPolicy:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Runs and evaluated policies, the reference first if there is one; names are unique."""
+    """Runs and evaluated policies: the reference first, then in the runs' order. Names differ."""
 
     runs: tuple[RunFiles, ...]
     policies: tuple[EvaluatedPolicy, ...]
@@ -163,7 +163,12 @@ def read_artefacts(given: Sequence[str | Path]) -> Artefacts:
         policies = [policy for folder in evaluations for policy in _read_evaluation(folder)]
     else:
         policies, missing = _found_evaluations(runs)
-    return Artefacts(runs, tuple(_distinct(policies)), missing)
+
+    def place(policy: EvaluatedPolicy) -> tuple[bool, int]:
+        own = (i for i, run in enumerate(runs) if is_of_run(policy.measures, run))
+        return policy.name != REFERENCE, next(own, len(runs))
+
+    return Artefacts(runs, tuple(sorted(_distinct(policies), key=place)), missing)
 
 
 def is_of_run(policy: PolicyMeasures, run: RunFiles) -> bool:

@@ -13,7 +13,11 @@ _MARK = "<!-- Written by tokenratio report. -->"
 
 def report_markdown(report: Report) -> str:
     """Verdict, alarms and tables; figures, answers and what the page folds are left out."""
-    blocks = [_MARK, f"## {markdown_text(report.title)}", *map(markdown_text, report.verdict)]
+    blocks = [_MARK, f"## {markdown_text(report.title)}"]
+    blocks += [
+        (f"**{markdown_text(about)}** " if about else "") + markdown_text(line)
+        for about, line in report.verdict
+    ]
     blocks.append(
         "\n".join(
             f"- **{alarm.level.upper()}: {markdown_text(alarm.what)}** ({markdown_text(about)}). "

@@ -72,14 +72,14 @@ class Report:
 
     Attributes:
         title: what was trained or compared.
-        verdict: how it went, in a sentence or two.
+        verdict: how it went, in a few sentences; each with its run's name, if there are several.
         facts: names and values for the heading.
         alarms: each with the run or policy it is about.
         missing: what could not be shown, and why.
     """
 
     title: str
-    verdict: Sequence[str]
+    verdict: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, str]]
     alarms: Sequence[tuple[str, Alarm]]
     sections: Sequence[Section]

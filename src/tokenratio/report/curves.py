@@ -48,7 +48,7 @@ PANELS = (
     Panel("margin", "Reward margin, β Σρ in nats", {"rewards/margins": "margin"}),
     Panel(
         "accuracy",
-        "Accuracy: pairs whose chosen response has the higher reward",
+        "Accuracy, share of pairs ordered as labelled",
         {"rewards/accuracies": "accuracy"},
         axis=_SHARE | {"range": [-0.02, 1.02]},
     ),
@@ -225,6 +225,8 @@ def _traces(
                 mode="lines+markers",
                 line={"color": color, "width": 1.2, "dash": "dot"},
                 marker={"size": 7, "symbol": SYMBOLS[(own + 1) % len(SYMBOLS)], "color": color},
+                # Colour and markers say so; a legend of several runs would fill the figure.
+                showlegend=number is None or not len(values),
             )
 
 
@@ -238,8 +240,8 @@ def _training_traces(
         steps[kept],
         values[kept],
         mode="lines" if len(values) > 1 else "markers",
-        line={"color": style["color"], "width": 1},
-        **({"opacity": 0.3, "meta": "raw", "showlegend": False} if is_smoothed else {}),
+        line={"color": style["color"], "width": 1} if is_smoothed else {**style, "width": 2.2},
+        **({"opacity": 0.35, "meta": "raw", "showlegend": False} if is_smoothed else {}),
     )
     if is_smoothed:
         every = np.unique(np.linspace(0, len(values) - 1, min(len(values), limit // 2)).astype(int))

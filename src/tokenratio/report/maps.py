@@ -45,6 +45,7 @@ def frontier_figure(policies: Sequence[PolicyMeasures]) -> tuple[Figure, Table] 
             "x": [0],
             "y": [_short(reference.reward)],
             "marker": {"color": "#888888", "symbol": "cross", "size": 11},
+            "cliponaxis": False,
         }
     )
     layout = {
@@ -82,7 +83,12 @@ def diversity_figure(policies: Sequence[PolicyMeasures]) -> Figure | None:
                 "y": [_short(y.mean)],
                 "error_x": _bars([x], color),
                 "error_y": _bars([y], color),
-                "marker": {"color": color, "size": 10, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+                "marker": {
+                    "color": color,
+                    "size": 10,
+                    "symbol": SYMBOLS[(number - 1) % len(SYMBOLS)],
+                },
+                "cliponaxis": False,
                 "showlegend": False,
             }
         )
@@ -91,7 +97,10 @@ def diversity_figure(policies: Sequence[PolicyMeasures]) -> Figure | None:
         "yaxis": {"title": {"text": _axis_title(policies, y_name)}},
         "hovermode": "closest",
     }
-    note = "Up and to the right is better. Bars are 95 % intervals."
+    note = (
+        "More reward is up, more varied answers are to the right: far from the reference they may "
+    )
+    note += "be noise. Bars are 95 % intervals."
     return Figure("diversity", "Reward and diversity of the answers", traces, layout, note)
 
 
@@ -110,7 +119,8 @@ def _points(
         "mode": "markers+text",
         "name": name,
         "text": [point.label for point in points],
-        "textposition": "top left",
+        "textposition": "top right",
+        "cliponaxis": False,
         "x": [_short(point.kl) for point in points],
         "y": [_short(point.reward) for point in points],
         "error_x": bars("kl_policy_ref"),

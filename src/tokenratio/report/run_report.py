@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,12 @@ def _title(found: Artefacts) -> str:
     return shown or "Evaluation"
 
 
-def _verdict(found: Artefacts) -> list[str]:
+def _verdict(found: Artefacts) -> list[tuple[str, str]]:
     if len(found.runs) == 1:
-        return verdict(found.runs[0], found)
-    lines = [f"{run.name}: {' '.join(verdict(run, found))}" for run in found.runs]
+        return [("", line) for line in verdict(found.runs[0], found)]
+    lines = [(run.name, " ".join(verdict(run, found))) for run in found.runs]
     if not found.runs:
-        lines.append(f"{len(found.aligned)} policies evaluated, without their runs.")
+        lines.append(("", f"{len(found.aligned)} policies evaluated, without their runs."))
     return lines
 
 
@@ -139,4 +140,17 @@ def _alarms(found: Artefacts) -> list[tuple[str, Alarm]]:
         for policy in found.aligned
         for each in alarms_of_policy(policy.measures, reference)
     ]
-    return sorted(alarms, key=lambda alarm: alarm[1].level != "alarm")
+    together: dict[tuple[str, str], list[tuple[str, Alarm]]] = {}
+    for about, alarm in alarms:
+        together.setdefault((alarm.level, alarm.what), []).append((about, alarm))
+    merged = [_merged(cases) for cases in together.values()]
+    return sorted(merged, key=lambda alarm: alarm[1].level != "alarm")
+
+
+def _merged(cases: Sequence[tuple[str, Alarm]]) -> tuple[str, Alarm]:
+    """The same alarm of several runs as one."""
+    if len(cases) == 1:
+        return cases[0]
+    text = "\n".join(f"{about}: {alarm.text}" for about, alarm in cases)
+    advice = " ".join(dict.fromkeys(alarm.advice for _, alarm in cases))
+    return ", ".join(about for about, _ in cases), replace(cases[0][1], text=text, advice=advice)

@@ -36,10 +36,25 @@
     };
   }
 
+  // Those of the palette that are dim on black, brighter.
+  const ON_BLACK = { "#0072b2": "#4ba7e3", "#d55e00": "#f28542", "#009e73": "#34c497" };
+
+  function onBlack(style) {
+    return { ...style, color: ON_BLACK[style.color] ?? style.color };
+  }
+
   function tracesOf(figure) {
     const raw = document.getElementById("raw");
     const shown = !raw || raw.checked;
-    return figure.data.map((trace) => (trace.meta === "raw" ? { ...trace, visible: shown } : trace));
+    return figure.data.map((trace) => {
+      const made = trace.meta === "raw" ? { ...trace, visible: shown } : { ...trace };
+      if (page.isDark()) {
+        for (const part of ["line", "marker", "error_x", "error_y"]) {
+          if (made[part]) made[part] = onBlack(made[part]);
+        }
+      }
+      return made;
+    });
   }
 
   function draw(place) {
@@ -89,7 +104,7 @@
     const every = Math.ceil(rows.length / MOST_ROWS);
     const scroll = page.element("div", "scroll");
     scroll.tabIndex = 0;
-    scroll.setAttribute("role", "region");
+    scroll.setAttribute("role", "group");
     scroll.setAttribute("aria-label", "Values of the figure");
     const table = page.element("table");
     if (every > 1) {
