@@ -1,12 +1,14 @@
 """What `quickstart` and `demo` share: which losses they take, and which folders they replace."""
 
+import sys
 import warnings
 
 import pytest
 
+from report.made_files import make_run
 from tokenratio.cli.main import main
 from tokenratio.cli.terminal import quiet_libraries
-from tokenratio.cli.walkthrough import alone_in, check_loss, claim
+from tokenratio.cli.walkthrough import alone_in, check_loss, claim, report_step
 from tokenratio.errors import TokenRatioError
 from tokenratio.run_folder import replace_text
 
@@ -93,3 +95,13 @@ def test_a_users_terminal_shows_no_warning_between_libraries():
         warnings.warn(text, FutureWarning, stacklevel=1)
         warnings.warn("something else", FutureWarning, stacklevel=1)
     assert [str(each.message) for each in seen] == ["something else"]
+
+
+def test_a_walkthrough_ends_with_its_report(tmp_path, capsys, monkeypatch):
+    make_run(tmp_path / "dpo")
+    report_step(tmp_path, "dpo")
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    assert "tokenratio" in (tmp_path / "report.html").read_text()
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    report_step(tmp_path, "dpo")
+    assert "no report: the report's figures need plotly: pip install" in capsys.readouterr().out
