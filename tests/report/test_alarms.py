@@ -65,6 +65,21 @@ def test_alarms_come_before_watches(tmp_path):
     assert [alarm.level for alarm in found] == ["alarm", "watch"]
 
 
+def test_the_kl_of_evaluations_counts_where_training_logs_none(tmp_path):
+    """As for DPO, whose loss has no KL."""
+    lines = [{"step": step, "loss": 0.5} for step in range(1, 9)]
+    lines += [{"step": step, "eval_loss": 0.5, "eval_kl_ref_policy": 0.3 * step} for step in (4, 8)]
+    make_run(tmp_path, lines=lines)
+    (run,) = read_artefacts([tmp_path]).runs
+    (found,) = alarms_of_run(run.log, run.config)
+    assert found.what == "The policy is far from its reference"
+    assert "2.4 nats" in found.text
+
+
+def test_few_steps_are_not_called_most(tmp_path):
+    assert alarms(tmp_path, steps=6, grad_norm=lambda t: 12.0) == []
+
+
 def test_a_run_without_a_limit_clips_nothing(tmp_path):
     assert alarms(tmp_path, config={"max_grad_norm": 0}, grad_norm=lambda t: 1e6) == []
 

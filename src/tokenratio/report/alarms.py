@@ -8,17 +8,20 @@ from typing import Any, Literal
 import numpy as np
 
 from tokenratio.evaluation.results import PolicyMeasures
-from tokenratio.evaluation.stability import MetricsLog, stability
+from tokenratio.evaluation.stability import MetricsLog, ends, stability
 from tokenratio.training.displacement import DISPLACEMENT_ALARM, displacement_advice
 
 # KL(π_ref ‖ π) in nats per token: at 0.5, the reference's own response of 40 tokens has lost all
 # but e^-20 of its probability.
 FAR_KL = 0.5
+# And it runs away if it ends so many times as far as halfway.
+_RUNAWAY = 1.2
 # Of later steps or states: more than these shares are no longer single outliers.
 MOST_CLAMPED, MOST_CLIPPED = 0.05, 0.5
 # A response this much longer or shorter than the reference's, beyond two standard errors.
 LENGTH_DRIFT = 1.25
 _ERRORS = 2.0
+_FEWEST = 10  # steps to speak of most of them
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def alarms_of_run(log: MetricsLog | None, config: Mapping[str, Any]) -> list[Ala
     found = [
         *_not_finite(values),
         *_displaced(log, values, config),
-        *_runaway(log, values),
+        *_runaway(log),
         *_clamped(log),
         *_clipped(log, config),
         *_spikes(values),
@@ -115,21 +118,23 @@ def _displaced(
     )
 
 
-def _runaway(log: MetricsLog, values: Mapping[str, float]) -> Iterator[Alarm]:
+def _runaway(log: MetricsLog) -> Iterator[Alarm]:
     """The policy is far from its reference; an alarm if it is still moving away."""
-    advice = "Raise beta, lower learning_rate, or stop earlier: a checkpoint before may be better."
-    end = values.get("kl_ref_policy/end")
-    if end is not None and end > FAR_KL:
-        half = log.column("kl_ref_policy")[1]
-        half = half[len(half) // 2 : len(half) // 2 + max(1, len(half) // 10)]
-        rises = end > 1.2 * float(half.mean())
-        yield Alarm(
-            "alarm" if rises else "watch",
-            "The KL runs away" if rises else "The policy is far from its reference",
-            f"KL(π_ref ‖ π) ends at {end:.3g} nats per token"
-            + (f", from {half.mean():.3g} halfway, and still rises." if rises else "."),
-            advice,
-        )
+    _, kls = log.column("kl_ref_policy")
+    if not len(kls):  # losses without a KL log it in evaluations alone
+        logged = [line.get("eval_kl_ref_policy") for line in log.evaluations]
+        kls = np.array([kl for kl in logged if isinstance(kl, float) and math.isfinite(kl)])
+    if not len(kls) or (end := float(ends(kls)[1].mean())) <= FAR_KL:
+        return
+    half = float(kls[len(kls) // 2 : len(kls) // 2 + max(1, len(kls) // 10)].mean())
+    rises = end > _RUNAWAY * half
+    yield Alarm(
+        "alarm" if rises else "watch",
+        "The KL runs away" if rises else "The policy is far from its reference",
+        f"KL(π_ref ‖ π) ends at {end:.3g} nats per token"
+        + (f", from {half:.3g} halfway, and still rises." if rises else "."),
+        "Raise beta, lower learning_rate, or stop earlier: a checkpoint before may be better.",
+    )
 
 
 def _clamped(log: MetricsLog) -> Iterator[Alarm]:
@@ -149,7 +154,7 @@ def _clipped(log: MetricsLog, config: Mapping[str, Any]) -> Iterator[Alarm]:
     limit = config.get("max_grad_norm") or 0
     _, norms = log.column("grad_norm")
     late = norms[len(norms) // 2 :]
-    share = float((late > limit).mean()) if len(late) and limit > 0 else 0.0
+    share = float((late > limit).mean()) if len(late) >= _FEWEST and limit > 0 else 0.0
     if share > MOST_CLIPPED:
         yield Alarm(
             "watch",

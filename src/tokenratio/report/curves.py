@@ -45,7 +45,7 @@ class Panel:
 _SHARE = {"tickformat": ".0%"}
 PANELS = (
     Panel("loss", "Loss", {"loss": "loss"}),
-    Panel("margin", "Reward margin, β Σρ in nats", {"rewards/margins": "margin"}),
+    Panel("margin", "Reward margin, chosen − rejected", {"rewards/margins": "margin"}),
     Panel(
         "accuracy",
         "Accuracy, share of pairs ordered as labelled",
@@ -74,7 +74,7 @@ PANELS = (
     ),
     Panel(
         "rewards",
-        "Rewards, β Σρ in nats",
+        "Rewards",
         {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
         is_main=False,
     ),

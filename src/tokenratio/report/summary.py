@@ -31,7 +31,9 @@ def facts_of(run: RunFiles) -> list[tuple[str, str]]:
         found.append(("adapter" if name == "default" else f"adapter {name}", text))
     for role, account in run.data.items():
         found.append((_role(role), _describe_data(account)))
-    steps = f"{run.step:,} steps" if run.log is not None else "none logged"
+    steps = "no step logged"
+    if run.log is not None:
+        steps = "1 step" if run.step == 1 else f"{run.step:,} steps"
     if run.progress is not None and run.progress < 1:
         steps += f", {run.progress:.0%} of the run"
     if resumed := len(record.get("resumptions") or ()):
