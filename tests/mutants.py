@@ -39,6 +39,8 @@ TRAINER_GRADIENT = "tests/training/test_objective.py"
 STEPS, PACKING = "tests/statistics/test_step_losses.py", "tests/models/test_packing.py"
 PRODUCTS = "tests/statistics/test_products.py"
 COLLATOR = "tests/data/test_steps.py"
+CREDIT_METHODS = "tests/report/test_credit_methods.py"
+CREDIT = "tests/report/test_credit.py"
 
 
 @dataclass(frozen=True)
@@ -634,6 +636,35 @@ FAULTS = (
         "load_optimizer(self._baseline_optimizer, checkpoint / OPTIMIZER_FILE)",
         "pass",
         (RESUME,),
+    ),
+    # The token-credit viewer shows what the losses compute.
+    Fault(
+        "credit viewer: the weight of a step is that of the mean",
+        "report/credit_methods.py",
+        'found["slope"] = found["slope"] * shared.sum(-1, keepdim=True)',
+        "pass",
+        (CREDIT_METHODS,),
+    ),
+    Fault(
+        "credit viewer: the push on a token has the gradient's sign",
+        "report/credit_methods.py",
+        "pushes = (-chosen * pair.chosen.mask",
+        "pushes = (chosen * pair.chosen.mask",
+        (CREDIT_METHODS, CREDIT),
+    ),
+    Fault(
+        "credit viewer: policy and reference exchanged",
+        "models/token_values.py",
+        "return self.log_probs - self.ref_log_probs",
+        "return self.ref_log_probs - self.log_probs",
+        (CREDIT,),
+    ),
+    Fault(
+        "credit viewer: the reference's likeliest tokens are left out",
+        "statistics/predictions.py",
+        "likeliest = [each.topk(top).indices for each in (logits, ref_logits)]",
+        "likeliest = [logits.topk(top).indices] * 2",
+        (CREDIT,),
     ),
 )
 

@@ -1,13 +1,15 @@
 """Models, pairs and hostile texts for the tests of the token-credit viewer."""
 
 import json
+import random
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tiny import tiny_model
+from tiny import WORDS, tiny_model, tiny_tokenizer
+from tokenratio import InspectOptions, inspect_pairs
 
 # What a page must show harmlessly and legibly.
 HOSTILE = {
@@ -74,3 +76,20 @@ def hostile_pairs() -> list[dict[str, str]]:
         for name, text in HOSTILE.items()
     ]
     return [*pairs, {"prompt": "long", "chosen": f"a {LONG} b", "rejected": "short <|tag|> text"}]
+
+
+def long_inspection(folder, *, num_pairs, length):
+    """Pairs whose responses have `length` tokens, at most, under a policy of the words' size."""
+    rng = random.Random(0)
+    policy, reference = save_policies(folder, tiny_tokenizer(), positions=2 * length)
+
+    def words_(num):
+        return " ".join(rng.choice(WORDS) for _ in range(num))
+
+    pairs = [
+        {"prompt": words_(8), "chosen": words_(length - 1 - i % 3), "rejected": words_(length - 1)}
+        for i in range(num_pairs)
+    ]
+    data = write_pairs(folder / "pairs.jsonl", pairs)
+    options = InspectOptions(reference=str(reference), data=str(data), num_pairs=num_pairs)
+    return inspect_pairs([policy], options, report=lambda line: None)

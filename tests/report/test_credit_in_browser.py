@@ -1,12 +1,18 @@
 """The token-credit viewer in a browser: what a reader sees, does and cannot be harmed by."""
 
 import json
-import random
 import time
 
 import pytest
 
-from report.credit_cases import HOSTILE, byte_tokenizer, hostile_pairs, save_policies, write_pairs
+from report.credit_cases import (
+    HOSTILE,
+    byte_tokenizer,
+    hostile_pairs,
+    long_inspection,
+    save_policies,
+    write_pairs,
+)
 from tiny import WORDS, tiny_tokenizer, word_pairs
 from tokenratio import InspectOptions, TokenRatioError, inspect_pairs, write_credit_page
 from tokenratio.report import credit_page
@@ -265,23 +271,6 @@ def test_the_theme_switch_is_remembered(words, open_page):
     assert page.evaluate(colour) != light
     page.reload()
     assert page.evaluate(colour) != light
-
-
-def long_inspection(folder, *, num_pairs, length):
-    """Pairs whose responses have `length` tokens, at most, under a policy of the words' size."""
-    rng = random.Random(0)
-    policy, reference = save_policies(folder, tiny_tokenizer(), positions=2 * length)
-
-    def words_(num):
-        return " ".join(rng.choice(WORDS) for _ in range(num))
-
-    pairs = [
-        {"prompt": words_(8), "chosen": words_(length - 1 - i % 3), "rejected": words_(length - 1)}
-        for i in range(num_pairs)
-    ]
-    data = write_pairs(folder / "pairs.jsonl", pairs)
-    options = InspectOptions(reference=str(reference), data=str(data), num_pairs=num_pairs)
-    return inspect_pairs([policy], options, report=lambda line: None)
 
 
 def test_many_long_pairs_stay_fluid(tmp_path, open_page):
