@@ -232,6 +232,17 @@ def test_what_cannot_be_inspected_says_why(options, message, tmp_path, monkeypat
         inspect_pairs(["policy"], InspectOptions(**options), report=lambda line: None)
 
 
+def test_settings_outside_their_domain_are_refused():
+    for setting, message in (
+        ({"world": "sentiment"}, "world must be a name such as world:sentiment"),
+        ({"beta": 0.0}, "beta must be positive"),
+        ({"num_pairs": 0}, "num_pairs must be at least 1"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+    ):
+        with pytest.raises(TokenRatioError, match=message):
+            InspectOptions(**setting)
+
+
 def test_the_command_writes_page_and_figures(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", str(run), "--num_pairs", "3", "--jsonl", "figures.jsonl"]) == 0

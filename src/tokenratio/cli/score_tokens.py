@@ -82,7 +82,11 @@ def _score(source: str, options: ScoreOptions, folder: Path) -> None:
     from tokenratio.cli.terminal import is_terminal, quiet_libraries
     from tokenratio.data import padding_id, prepare_pairs
     from tokenratio.models.device import default_device, describe_device
-    from tokenratio.models.loading import load_model, load_tokenizer
+    from tokenratio.models.loading import (
+        load_model,
+        load_tokenizer,
+        require_same_vocabulary,
+    )
     from tokenratio.training.reference_cache import CacheSettings
     from tokenratio.training.token_contrast import (
         TokenContrast,
@@ -98,14 +102,7 @@ def _score(source: str, options: ScoreOptions, folder: Path) -> None:
     negative = positive
     if options.negative_model is not None:
         negative = load_model(options.negative_model, {"dtype": options.dtype})
-        # Vocabularies of the same size may still differ.
-        names = (options.positive_model, options.negative_model)
-        first, second = (load_tokenizer(name).get_vocab() for name in names)
-        if first != second:
-            raise TokenRatioError(
-                f"{names[0]} and {names[1]} have different tokenizers, so their log-probabilities "
-                "cannot be compared: choose models with the same tokenizer"
-            )
+        require_same_vocabulary(options.positive_model, options.negative_model)
     # Added rows are rendered with the date of the existing ones.
     day = None if before is None else before.template.get("template_date")
     tokenizer = load_tokenizer(options.tokenizer or options.positive_model)

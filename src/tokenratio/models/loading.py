@@ -124,6 +124,15 @@ def load_tokenizer(
     raise refusal
 
 
+def require_same_vocabulary(name: str | Path, other: str | Path) -> None:
+    """Refuse two models whose tokens are not the same; sizes alone may be equal by chance."""
+    if load_tokenizer(name).get_vocab() != load_tokenizer(other).get_vocab():
+        raise TokenRatioError(
+            f"{name} and {other} have different tokenizers, so their log-probabilities cannot be "
+            "compared: choose models with the same tokenizer"
+        )
+
+
 def generation_ends(config: Any) -> list[int] | None:
     """The ids at which generation stops by a generation_config; None if it names none."""
     ends = getattr(config, "eos_token_id", None)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tokenratio.data import prepare_pairs
 from tokenratio.data.display import printable
@@ -14,7 +14,7 @@ from tokenratio.data.worlds import draws_from_policy
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.inputs import ModelPool, Subject, subjects_of
 from tokenratio.models.generation import policy_sampler
-from tokenratio.models.loading import check_fits, load_tokenizer
+from tokenratio.models.loading import check_fits, load_tokenizer, require_same_vocabulary
 from tokenratio.models.state_baseline import StateBaseline, read_baseline
 from tokenratio.models.template_options import template_of
 from tokenratio.models.token_requests import own_head
@@ -74,7 +74,7 @@ def inspect_pairs(
         options, load_tokenizer(first.path), first.path, report=report
     )
     for other in [*(subject.path for subject in subjects[1:]), reference]:
-        _require_same_vocabulary(tokenizer, first.path, other)
+        require_same_vocabulary(first.path, other)
     pool = ModelPool([reference], dtype=options.dtype)
     ref_model = pool.model(reference)
 
@@ -147,15 +147,6 @@ def _subjects(
             found += subjects_of([f"{subject.name}.{checkpoint.name}={checkpoint}"])
         found.append(subject)
     return found
-
-
-def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str, other: str) -> None:
-    """Refuse models whose tokens are not the same; the models' sizes alone may hide it."""
-    if tokenizer.get_vocab() != load_tokenizer(other).get_vocab():
-        raise TokenRatioError(
-            f"{name} and {other} have different tokenizers, so their log-probabilities cannot be "
-            "compared: choose models with the same tokenizer"
-        )
 
 
 def _require_same_size(model: PreTrainedModel, ref_model: PreTrainedModel, name: str) -> None:

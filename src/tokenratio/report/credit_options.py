@@ -58,5 +58,9 @@ class InspectOptions(TemplateOptions):
         require_choice("dtype", self.dtype, DTYPES)
         require_at_least(1, num_pairs=self.num_pairs, batch_size=self.batch_size)
         require_at_least(0, top=self.top)
+        if self.world is not None and not self.world.startswith("world:"):
+            raise TokenRatioError(
+                f"world must be a name such as world:sentiment, not {self.world!r}"
+            )
         if self.beta is not None and not 0 < self.beta < float("inf"):
             raise TokenRatioError(f"beta must be positive and finite, not {self.beta}")
