@@ -115,6 +115,54 @@ def test_several_runs_are_compared(tmp_path):
     assert pairs == ["b − a", "b − reference", "a − reference"]  # in the order of the runs
 
 
+def rows_of(report, name, table=0):
+    (section,) = [section for section in report.sections if section.name == name]
+    return section.tables[table].rows
+
+
+def test_settings_that_are_each_methods_default_differ_between_methods(tmp_path):
+    shared = {"seed": 0, "beta": 0.1}
+    tbpo = {**shared, "generator": "sba", "generator_lambda": 0.5, "output_dir": "a"}
+    dpo = {**shared, "loss": "dpo", "generator": "lr", "generator_lambda": None, "output_dir": "b"}
+    report = build_report(
+        [make_run(tmp_path / "a", config=tbpo), make_run(tmp_path / "b", config=dpo)]
+    )
+    differ = {name: values for name, *values in rows_of(report, "settings")}
+    assert differ.keys() == {"loss", "generator", "generator_lambda"}
+    assert differ["loss"] == ["tbpo_a", "dpo"]
+
+
+def test_two_policies_are_compared_by_what_both_have(tmp_path):
+    """The reference has no win rate, the policies have; three runs are compared with it too."""
+    gains = {name: (f"runs/{name}", gain) for name, gain in (("a", 0.2), ("b", 0.4), ("c", 0.8))}
+    report = build_report([make_evaluation(tmp_path / "evaluation", gains)])
+    rows = rows_of(report, "comparison")
+    found = {(measure.split()[0], pair) for measure, pair, *_ in rows}
+    assert ("win_rate/gold", "a − b") in found
+    assert {("gold_reward", f"{name} − reference") for name in "abc"} <= found
+    assert not [pair for name, pair in found if name.startswith("win_rate") and "reference" in pair]
+
+
+def test_many_policies_are_compared_with_the_reference_and_the_first(tmp_path):
+    gains = {name: (f"runs/{name}", place / 4) for place, name in enumerate("abcd", 1)}
+    report = build_report([make_evaluation(tmp_path / "evaluation", gains)])
+    pairs = {pair for _, pair, *_ in rows_of(report, "comparison")}
+    with_first = {f"a − {name}" for name in "bcd"}
+    assert pairs == with_first | {f"{name} − reference" for name in "abcd"}
+    (section,) = [section for section in report.sections if section.name == "comparison"]
+    assert "a with every other" in section.tables[0].caption
+
+
+def test_a_certain_difference_is_seen_among_many_comparisons(tmp_path):
+    """Holm multiplies the smallest p-value, which the number of sign flips sets."""
+    gains = {f"p{place:02}": (f"runs/{place}", 0.5 + place / 8) for place in range(30)}
+    rows = rows_of(build_report([make_evaluation(tmp_path / "evaluation", gains)]), "comparison")
+    assert len(rows) > 101
+    assert [row[-1] for row in rows if row[1] == "p29 − reference" and "reward" in row[0]] == [
+        "p29"
+    ]
+
+
 def test_the_same_alarm_of_several_runs_is_told_once(tmp_path):
     runs = [
         make_run(tmp_path / name, config={"beta": beta}, kl_ref_policy=lambda t: 2 * t * t)
@@ -170,6 +218,23 @@ def test_hostile_texts_are_shown_and_do_nothing(text, tmp_path):
     markdown = report_markdown(build_report([run, tmp_path / "other"]))
     assert "<script" not in markdown
     assert "<img" not in markdown
+
+
+def test_what_is_invisible_or_reorders_is_written_out(tmp_path):
+    """In names, alarms, curves and answers."""
+    run = make_run(tmp_path / "mine", kl_ref_policy=lambda t: 2 * t * t)
+    name = "good \u202eevil\u200b"
+    other = make_run(tmp_path / "other", kl_ref_policy=lambda t: 2 * t * t)
+    make_evaluation(
+        tmp_path / "evaluation", {"policy": (run, 0.5)}, answers=lambda name, id: "a\u2066b\nc"
+    )
+    page = written(tmp_path, f"{name}={run}", other)
+    assert not set(page[page.index("<main") :]) & set("\u202e\u200b\u2066")
+    assert "<bdi>good U+202EevilU+200B, other</bdi>" in page
+    assert "aU+2066b\nc" in page
+    report = build_report([f"{name}={run}", other])
+    drawn = {trace["name"] for figure in report.figures for trace in figure.to_dict()["data"]}
+    assert "good U+202EevilU+200B" in drawn
 
 
 def test_tags_in_names_are_not_plotlys(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenratio.data.display import visible
 from tokenratio.report.alarms import Alarm
 
 
@@ -26,7 +27,10 @@ class Figure:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The figure as JSON; plotly reads tags in texts, so those of names are escaped."""
+        """The figure as JSON; plotly reads tags in texts, so those of names are escaped.
+
+        Characters that are invisible, or would reorder the line, are written out.
+        """
         content = {"data": list(self.traces), "layout": dict(self.layout)}
         return {"name": self.name, **_escaped(content)}
 
@@ -93,7 +97,7 @@ class Report:
 
 def _escaped(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key in ("name", "text"):
-        return value.replace("&", "&amp;").replace("<", "&lt;")
+        return visible(value).replace("&", "&amp;").replace("<", "&lt;")
     if isinstance(value, Mapping):
         return {name: _escaped(each, name) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenratio.data.display import visible
 from tokenratio.errors import TokenRatioError, reported_as
 from tokenratio.evaluation.results import without_nan
 from tokenratio.run_folder import package_version, replace_text
@@ -138,6 +139,11 @@ def static_text(name: str) -> str:
     return (files(__package__) / "static" / name).read_text(encoding="utf-8")
 
 
+def _shown(value: Any) -> Any:
+    """What the template shows of a value; markup, such as our own scripts, stays as it is."""
+    return value if not isinstance(value, str) or hasattr(value, "__html__") else visible(value)
+
+
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -145,6 +151,7 @@ def _environment() -> "Environment":
     return Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

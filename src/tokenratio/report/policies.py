@@ -1,11 +1,12 @@
 """Evaluated policies as tables, tests of their differences, and answers side by side."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from tokenratio.data.chat import Prompt
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.comparison import compare
-from tokenratio.evaluation.paired_comparison import PolicyComparison
+from tokenratio.evaluation.paired_comparison import PolicyComparison, holm
 from tokenratio.evaluation.response_files import AnsweredPrompt, read_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures
 from tokenratio.report.artefacts import Artefacts, EvaluatedPolicy
@@ -13,14 +14,14 @@ from tokenratio.report.content import Answer, Section, Table
 from tokenratio.report.maps import Z, diversity_figure, frontier_figure, interval
 
 NUM_ANSWERS = 12
-_NUM_RESAMPLES = 2000
+_NUM_RESAMPLES = 10_000
 _LONGEST_TEXT = 4000
 # Shown first; the others are folded.
 _MAIN = (
     *("gold_reward", "win_rate/", "lc_win_rate/", "kl_policy_ref", "perplexity_ref", "length/"),
     *("cut", "diversity/", "pairs/accuracy", "pairs/margin", "suite/mean", "insults"),
 )
-# Up to so many policies every two of them are compared.
+# Up to so many runs every two of them are compared.
 _FEW = 3
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
@@ -38,7 +39,7 @@ def evaluation_sections(artefacts: Artefacts) -> tuple[list[Section], list[str]]
     sections = [Section("measures", "Evaluation", tables=[_measures(measured, main, caption)])]
     found, notes = _comparisons(artefacts)
     if found:
-        sections.append(_comparison_section(found))
+        sections.append(_comparison_section(found, artefacts))
     frontier = frontier_figure(measured)
     diversity = diversity_figure(measured) if len(artefacts.aligned) > 1 else None
     figures = [each for each in (frontier and frontier[0], diversity) if each is not None]
@@ -75,25 +76,32 @@ def _measures(policies: Sequence[PolicyMeasures], names: Sequence[str], caption:
 
 
 def _comparisons(artefacts: Artefacts) -> tuple[list[PolicyComparison], list[str]]:
-    """The aligned policies with the reference and with one another; with many, the first's."""
+    """Each policy with the reference, and with one another; of many only the first with the others.
+
+    Two policies are compared by what both have: the reference has no win rate.
+    """
+    runs, reference = artefacts.aligned, artefacts.reference
+    pairs = [
+        (a.measures, b.measures)
+        for a, b in combinations([*runs, *([] if reference is None else [reference])], 2)
+        if b is reference or a is runs[0] or len(runs) <= _FEW
+    ]
+    most = len(pairs) * max((len(policy.measures) for pair in pairs for policy in pair), default=0)
+    # So many that Holm's correction leaves the smallest p-value below 5 %.
+    num_resamples = max(_NUM_RESAMPLES, 40 * most)
+    found: list[PolicyComparison] = []
     notes: list[str] = []
-    policies = [*artefacts.aligned, artefacts.reference]
-    measured = [policy.measures for policy in policies if policy is not None]
-    if len(measured) < 2:
-        return [], []
-    try:
-        found = compare(
-            measured,
-            all_pairs=len(measured) <= _FEW,
-            num_resamples=_NUM_RESAMPLES,
-            report=notes.append,
-        )
-    except TokenRatioError as error:
-        return [], [f"the policies are not compared: {error}"]
-    return found, notes
+    for a, b in pairs:
+        try:
+            found += compare([a, b], num_resamples=num_resamples, report=notes.append)
+        except TokenRatioError as error:
+            notes.append(f"{a.policy} and {b.policy} are not compared: {error}")
+    # By measure, as they came.
+    places = {each.measure: place for place, each in reversed(list(enumerate(found)))}
+    return holm(sorted(found, key=lambda each: places[each.measure])), list(dict.fromkeys(notes))
 
 
-def _comparison_section(found: Sequence[PolicyComparison]) -> Section:
+def _comparison_section(found: Sequence[PolicyComparison], artefacts: Artefacts) -> Section:
     rows = [
         (
             f"{each.measure}{_ARROWS[each.better]}",
@@ -106,10 +114,12 @@ def _comparison_section(found: Sequence[PolicyComparison]) -> Section:
         for each in found
     ]
     header = ("measure", "difference of", "difference", "95 % interval", "p", "prompts", "better")
+    first = f"each policy with the reference, and {artefacts.aligned[0].name} with every other"
+    pairs = first if len(artefacts.aligned) > _FEW else "every two policies"
     caption = (
-        "Paired by prompt; shares in points. p by sign flips "
-        f"({_NUM_RESAMPLES:,}), corrected for {len(found)} comparisons (Holm). A dash: no "
-        "difference was seen."
+        f"Compared are {pairs}, by the measures that both have prompt by prompt (lc_win_rate is "
+        "none of them). Shares in points. Each interval is of one comparison; p, by sign flips, is "
+        f"corrected for all {len(found)} (Holm). A dash: no difference was seen."
     )
     return Section("comparison", "Paired comparison", tables=[Table(header, rows, caption)])
 

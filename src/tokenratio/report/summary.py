@@ -82,7 +82,7 @@ def settings_section(runs: Sequence[RunFiles]) -> Section:
         return Section("settings", "Settings", ["Those that are not the defaults."], (), tables)
     values = {
         name: [shown(run.config[name]) if name in run.config else "–" for run in runs]
-        for name in names
+        for name in {**names, **dict.fromkeys(_differing(runs))}
     }
     header = ["setting", *(run.name for run in runs)]
     differ = [(name, *each) for name, each in values.items() if len(set(each)) > 1]
@@ -143,6 +143,20 @@ def _own_settings(run: RunFiles) -> dict[str, Any]:
         return own_settings(kind, run.config, leave_out=MAY_DIFFER)
     except (TokenRatioError, KeyError):  # of another version: what the defaults were is not known
         return {name: v for name, v in run.config.items() if name not in MAY_DIFFER and v}
+
+
+def _differing(runs: Sequence[RunFiles]) -> list[str]:
+    """Settings that all runs know, with other values: a method's defaults are its own."""
+    from tokenratio.training.run_record import MAY_DIFFER
+
+    known = [run.config for run in runs if run.config]
+    return [
+        name
+        for name, value in (known[0] if known else {}).items()
+        if name not in MAY_DIFFER
+        and all(name in config for config in known)
+        and any(config[name] != value for config in known)
+    ]
 
 
 @cache
