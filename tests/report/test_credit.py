@@ -20,6 +20,8 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.inputs import LoadedPolicy
 from tokenratio.evaluation.model_measures import measure_pairs
 from tokenratio.models.loading import load_model
+from tokenratio.report.credit_page import write_credit_page
+from tokenratio.report.credit_places import FIGURES
 from tokenratio.report.credit_terminal import terminal_lanes
 from tokenratio.types import PairStatistics, ResponseStatistics
 
@@ -251,8 +253,55 @@ def test_the_command_writes_page_and_figures(run, tmp_path, capsys, monkeypatch)
     lines = Path("figures.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["pair"] for record in records] == [0, 1, 2]
-    assert main(["inspect", str(run), "--output", str(tmp_path)]) == 2
-    assert "is a folder" in capsys.readouterr().err
+    assert set(records[0]) == FIGURES
+    assert main(["inspect", str(run), "--num_pairs", "3", "--jsonl", "figures.jsonl"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "."], "is a folder"),
+        (["--output", "mine.html"], "mine.html exists and is no report"),
+        (["--jsonl", "mine.jsonl"], "mine.jsonl exists and holds no figures"),
+        (["--jsonl", "lines.txt"], "lines.txt exists and holds no figures"),
+        (["--jsonl", "."], "exists and holds no figures"),
+        (["--output", "a", "--jsonl", "./a"], "a is both --output and --jsonl"),
+        (["--data", "pairs.jsonl", "--jsonl", "pairs.jsonl"], "is the file of the pairs"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_before_a_model_runs(
+    flags, message, run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kept = {
+        "mine.html": "<title>Token credit</title>",
+        "mine.jsonl": '{"pair": "my own data", "x": 1}\n',
+        "lines.txt": "not JSON\n",
+    }
+    for name, text in kept.items():
+        Path(name).write_text(text)
+    write_pairs(tmp_path / "pairs.jsonl", word_pairs(3))
+    assert main(["inspect", str(run), *flags]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "device:" not in printed.out
+    assert {name: Path(name).read_text() for name in kept} == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "pairs.jsonl"])
+
+
+def test_figures_and_page_from_python_replace_their_own_alone(run, tmp_path):
+    found, _ = inspected(run, num_pairs=1)
+    for name, write, message in (
+        ("figures.jsonl", found.write_jsonl, "holds no figures"),
+        ("page.html", lambda path: write_credit_page(found, path), "is no report"),
+    ):
+        path = tmp_path / name
+        write(path)
+        write(path)
+        path.write_text('{"pair": "my own data"}\n')
+        with pytest.raises(TokenRatioError, match=message):
+            write(path)
+        assert path.read_text() == '{"pair": "my own data"}\n'
 
 
 def columns(line):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tokenratio.cli.command import Command
-from tokenratio.errors import TokenRatioError
 from tokenratio.report.credit_options import InspectOptions
 
 USAGE = """usage: tokenratio inspect MODEL ... [--reference MODEL] [--data PAIRS] [--flag value ...]
@@ -20,10 +19,14 @@ reference and data. Several models, such as checkpoints of a run, are a switch i
 
 def inspect(models: list[str], options: InspectOptions) -> None:
     """Write the page, or print the pairs."""
+    from tokenratio.report.credit_places import require_places
+
     page, jsonl = Path(options.output), options.jsonl
-    for path in (page, *([] if jsonl is None else [Path(jsonl)])):
-        if path.is_dir() or (options.data and path.resolve() == Path(options.data).resolve()):
-            raise TokenRatioError(f"{path} is a folder or the file of the pairs: choose another")
+    require_places(
+        None if options.terminal else page,
+        None if jsonl is None else Path(jsonl),
+        data=options.data,
+    )
     from tokenratio.cli.terminal import quiet_libraries
     from tokenratio.models.device import describe_device
     from tokenratio.report.credit import inspect_pairs

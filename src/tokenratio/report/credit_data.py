@@ -16,8 +16,8 @@ from tokenratio.evaluation.results import without_nan
 from tokenratio.models.token_rows import TokenRow
 from tokenratio.models.token_values import Array, TokenValues
 from tokenratio.report.credit_methods import MethodValues, ShownMethod
+from tokenratio.report.credit_places import require_own_figures
 from tokenratio.report.credit_text import TokenText, TokenTexts
-from tokenratio.report.page import require_replaceable
 from tokenratio.run_folder import replace_text
 from tokenratio.types import PairStatistics, ResponseStatistics
 
@@ -126,9 +126,13 @@ class Inspection:
                 yield self._record(policy, index)
 
     def write_jsonl(self, path: str | Path) -> None:
-        """Write `records` as JSON lines; null stands for what is not known or not finite."""
+        """Write `records` as JSON lines; null stands for what is not known or not finite.
+
+        Raises:
+            TokenRatioError: it would replace a file that holds no figures, or cannot be written.
+        """
         lines = (json.dumps(without_nan(each), ensure_ascii=False) for each in self.records())
-        require_replaceable(Path(path), b'{"pair":')
+        require_own_figures(Path(path))
         with reported_as(f"cannot write {path}", OSError):
             replace_text(Path(path), "".join(f"{line}\n" for line in lines))
 

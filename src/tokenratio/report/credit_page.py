@@ -26,6 +26,7 @@ from tokenratio.report.credit_figures import (
     by_position,
     robust_range,
 )
+from tokenratio.report.credit_places import PAGE_TITLE, require_own_page
 from tokenratio.report.page import LARGEST_PAGE, embedded_json, render_page, write_page
 
 # What the page can show: of every token, or of a method at every step (`step`) or for every token
@@ -59,9 +60,11 @@ def write_credit_page(inspection: Inspection, path: str | Path) -> list[str]:
     the pairs with the smallest |margin| are left out.
 
     Raises:
-        TokenRatioError: the page is too large without alternatives too, or cannot be written.
+        TokenRatioError: the page is too large without alternatives too, would replace a file that
+            is no page of the viewer, or cannot be written.
     """
     path, notes = Path(path), list(inspection.notes)
+    require_own_page(path)
     figures = [PolicyFigures(inspection, policy) for policy in inspection.policies]
     words = _Words()
     packs: dict[str, Any] = {
@@ -204,7 +207,7 @@ def _render(
     last = inspection.policies[-1].name
     return render_page(
         "credit.html.j2",
-        title=f"Token credit of {last}",
+        title=f"{PAGE_TITLE} {last}",
         facts=printable(
             f"{len(inspection.pairs)} pairs of {inspection.source}; reference "
             f"{inspection.reference}; rewards are β Σρ with β = {inspection.beta:g}"
