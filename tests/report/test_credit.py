@@ -1,6 +1,7 @@
 """`tokenratio inspect` end to end, and its figures against those of losses and of `evaluate`."""
 
 import json
+import shutil
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,25 @@ def test_a_run_knows_its_reference_its_data_and_its_method(run):
     assert [shown.name for shown in found.methods] == ["tbpo_q", "tbpo_a", "tdpo1", "dpo"]
     assert found.beta == 0.2
     assert "6 pairs of" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("has_held_out", [True, False])
+def test_all_recorded_sources_are_shown_and_lost_ones_are_named(has_held_out, run, tmp_path):
+    shutil.copytree(run.parent, tmp_path / "a")
+    policy = tmp_path / "a" / "run"
+    record = json.loads((policy / "run.json").read_text())
+    more = write_pairs(tmp_path / "a" / "more.jsonl", word_pairs(5, seed=7))
+    sources = [*record["data"]["eval"]["sources"], {"name": str(more)}, {"name": "a list"}]
+    if has_held_out:
+        record["data"]["eval"]["sources"] = sources
+    else:
+        record["data"] = {"train": {"digest": "0", "sources": sources}}
+    (policy / "run.json").write_text(json.dumps(record))
+    found, lines = inspected(policy)
+    assert len(found.pairs) == 6 + 5
+    assert found.source.endswith("test.jsonl, " + str(more))
+    assert "11 pairs of" in "\n".join(lines)
+    assert "pairs of a list are not shown: it cannot be read again" in found.notes
 
 
 def statistics_of(records):
@@ -187,6 +207,24 @@ def test_checkpoints_are_policies_of_the_same_pairs(run):
     first, second, last = (np.concatenate([v.log_ratio for v in p.chosen]) for p in found.policies)
     assert not np.allclose(first, second)
     np.testing.assert_array_equal(second, last)  # the run ends with its last checkpoint
+
+
+def test_a_run_of_another_reference_and_with_other_settings_is_noted(run, tmp_path):
+    """Two runs are compared with one reference, and rewards have one β."""
+    shutil.copytree(run.parent, tmp_path / "b")
+    other = tmp_path / "b" / "run"
+    record = json.loads((other / "run.json").read_text())
+    record["config"] = {"loss": "tdpo2", "beta": 0.01}
+    record["reference"]["sha256"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(record))
+    found = inspect_pairs([f"a={run}", f"b={other}"], InspectOptions(), report=lambda line: None)
+    assert [each.name for each in found.methods if each.is_own] == ["tbpo_q", "tdpo2"]
+    about = [note for note in found.notes if "a: " in note or "b" in note.split()[0]]
+    assert len(about) == 2
+    assert about[0].startswith("b is not shown with its own settings: rewards have β = 0.2")
+    assert about[1].startswith("b: ALARM: it was trained against another reference")
+    given = inspect_pairs([f"b={other}"], InspectOptions(beta=0.3), report=lambda line: None)
+    assert not any("own settings" in note for note in given.notes)
 
 
 def test_worlds_know_what_tokens_are_worth(world, make_policy, tmp_path):

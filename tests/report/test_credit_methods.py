@@ -8,7 +8,12 @@ from pairs import gradients, make_pairs, only
 from tokenratio.bregman import ScaledBasu
 from tokenratio.errors import TokenRatioError
 from tokenratio.losses import LOSSES, RatioMatching
-from tokenratio.report.credit_methods import ShownMethod, method_values, shown_methods
+from tokenratio.report.credit_methods import (
+    ShownMethod,
+    method_values,
+    notes_on_settings,
+    shown_methods,
+)
 
 CHOSEN, REJECTED = [5, 1, 7, 4], [3, 4, 7, 1]
 SHOWN = [name for name, method in LOSSES.items() if not method.needs_contrast]
@@ -115,21 +120,38 @@ def test_methods_without_a_ratio_have_no_steps():
 
 def test_a_run_s_own_method_comes_first_with_its_own_settings():
     config = {"loss": "tdpo2", "beta": 0.3, "tdpo_alpha": 0.9, "label_smoothing": 0.0}
-    found, notes = shown_methods(None, config, beta=None, has_baseline=True)
+    found, notes = shown_methods(None, [config], beta=None, has_baseline=True)
     assert [each.name for each in found] == ["tdpo2", "tbpo_a", "tbpo_q", "tdpo1", "dpo"]
     assert (found[0].settings["beta"], found[0].settings["tdpo_alpha"]) == (0.3, 0.9)
     assert found[1].settings["beta"] == 0.1
     assert not notes
 
 
+def test_a_second_run_adds_its_method_and_what_is_not_its_own_is_said():
+    """Each method is shown once, as the first run that was trained with it had it."""
+    runs = {
+        "a": {"loss": "dpo", "beta": 0.5},
+        "b": {"loss": "tdpo1", "beta": 0.01},
+        "c": {"loss": "dpo", "beta": 0.5, "label_smoothing": 0.1},
+        "d": {},
+    }
+    found, _ = shown_methods(None, [*runs.values()], beta=None, has_baseline=False)
+    shown_beta = {each.name: each.settings["beta"] for each in found if each.is_own}
+    assert shown_beta == {"dpo": 0.5, "tdpo1": 0.01}
+    assert notes_on_settings(runs, found, beta=0.5) == [
+        "b is not shown with its own settings: rewards have β = 0.5, not its 0.01",
+        "c is not shown with its own settings: dpo has another label_smoothing",
+    ]
+
+
 def test_methods_that_cannot_be_shown():
-    found, notes = shown_methods(None, {"loss": "tis_dpo"}, beta=0.2, has_baseline=False)
+    found, notes = shown_methods(None, [{"loss": "tis_dpo"}], beta=0.2, has_baseline=False)
     assert [each.name for each in found] == ["tbpo_a", "tdpo1", "dpo"]
     assert all(each.settings["beta"] == 0.2 for each in found)
     assert notes == ["tis_dpo, the run's own method, is not shown: it needs token scores"]
     with pytest.raises(
         TokenRatioError, match="tbpo_q cannot be shown: it needs the state baseline"
     ):
-        shown_methods(["tbpo_q"], {}, beta=None, has_baseline=False)
+        shown_methods(["tbpo_q"], [{}], beta=None, has_baseline=False)
     with pytest.raises(TokenRatioError, match="unknown loss 'tdop1'; did you mean 'tdpo1'"):
-        shown_methods(["tdop1"], {}, beta=None, has_baseline=False)
+        shown_methods(["tdop1"], [{}], beta=None, has_baseline=False)

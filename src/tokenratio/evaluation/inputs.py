@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenratio.data import read_rows, source_digest
 from tokenratio.data.chat import Prompt, prompt_value
 from tokenratio.data.prompts import read_prompts
-from tokenratio.data.sources import Source, is_hub_name
+from tokenratio.data.sources import DataSource, Source, is_hub_name
 from tokenratio.data.template import TemplateSettings, depends_on_day
 from tokenratio.data.worlds import World, is_world_source, world_of
 from tokenratio.errors import TokenRatioError
@@ -81,20 +81,30 @@ class Subject:
         return found or name
 
     @property
-    def data(self) -> tuple[str, str | None] | None:
-        """The first source of its held-out pairs, or else of its training pairs, and the split.
+    def data(self) -> tuple[list[DataSource], list[str]]:
+        """The sources of its held-out pairs, or else of its training pairs, and those left out.
 
-        None if the run recorded none that can be read again, such as a list of rows.
+        Those that cannot be read again, such as a list of rows, are left out, by name.
         """
         recorded = self.record.get("data") or {}
-        for role in sorted(recorded, key=lambda role: role == "train"):
-            for source in (recorded[role] or {}).get("sources", []):
-                name = source["name"]
-                if not is_world_source(name):
-                    name = self._place_of(name, Path.exists) or (name if is_hub_name(name) else "")
-                if name:
-                    return name, source.get("split")
-        return None
+        held_out = {role: recorded[role] for role in recorded if role != "train"}
+        lost = []
+        for roles in (held_out, {"train": recorded.get("train")}):
+            found: dict[str, DataSource] = {}
+            for account in roles.values():
+                for source in (account or {}).get("sources", []):
+                    name, is_world = source["name"], is_world_source(source["name"])
+                    if not is_world:
+                        is_hub = is_hub_name(name)
+                        name = self._place_of(name, Path.exists) or (name if is_hub else "")
+                    if name:
+                        split = None if is_world else source.get("split")
+                        found[f"{name}@{split}"] = DataSource(name, split=split)
+                    else:
+                        lost.append(source["name"])
+            if found:
+                return [*found.values()], lost
+        return [], lost
 
     def _place_of(self, name: str, is_it: Callable[[Path], bool]) -> str | None:
         """Where a file or folder that the run used is now.

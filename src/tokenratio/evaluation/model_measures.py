@@ -51,7 +51,7 @@ def measure_model(
     measures: list[Measure] = []
     notes: list[str] = []
     if policy.ref_model is not None and reference_path is not None:
-        notes += _reference_note(subject, reference_path, policy.ref_model)
+        notes += reference_notes(subject, reference_path, policy.ref_model)
         sizes = [own_head(each).weight.shape[0] for each in (policy.model, policy.ref_model)]
         if sizes[0] != sizes[1]:
             notes.append(
@@ -240,7 +240,7 @@ def _read_pairs(
     return data, names
 
 
-def _reference_note(subject: Subject, path: str, ref_model: PreTrainedModel) -> list[str]:
+def reference_notes(subject: Subject, path: str, ref_model: PreTrainedModel) -> list[str]:
     """An alarm if the run was trained against another reference than it is measured against."""
     trained_against = subject.record.get("reference")
     if not isinstance(trained_against, Mapping) or "sha256" not in trained_against:

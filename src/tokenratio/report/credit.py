@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from tokenratio.data import prepare_pairs
 from tokenratio.data.display import printable
-from tokenratio.data.sources import draw_worlds
-from tokenratio.data.worlds import draws_from_policy
+from tokenratio.data.sources import draw_worlds, needs_policy, source_name
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.inputs import ModelPool, Subject, subjects_of
+from tokenratio.evaluation.model_measures import reference_notes
 from tokenratio.models.generation import policy_sampler
 from tokenratio.models.loading import check_fits, load_tokenizer, require_same_vocabulary
 from tokenratio.models.state_baseline import StateBaseline, read_baseline
@@ -32,6 +32,7 @@ from tokenratio.report.credit_methods import (
     MethodValues,
     ShownMethod,
     method_values,
+    notes_on_settings,
     shown_methods,
 )
 from tokenratio.report.credit_options import InspectOptions
@@ -78,9 +79,10 @@ def inspect_pairs(
     pool = ModelPool([reference], dtype=options.dtype)
     ref_model = pool.model(reference)
 
-    source, how = chosen_source(options, first)
-    name = str(source)
-    if draws_from_policy(source):
+    source, how, left_out = chosen_source(options, first)
+    name = source_name(source)
+    world = options.world or ("" if isinstance(source, list) else name)
+    if needs_policy(source):
         report(f"{name}: responses drawn from the reference")
         sampler = policy_sampler(
             ref_model,
@@ -105,9 +107,17 @@ def inspect_pairs(
 
     baselines = [read_baseline(Path(subject.path)) for subject in subjects]
     methods, notes = shown_methods(
-        options.losses, config, beta=options.beta, has_baseline=None not in baselines
+        options.losses,
+        [subject.config for subject in subjects],
+        beta=options.beta,
+        has_baseline=None not in baselines,
     )
-    pairs, texts, value_name, unknown = inspected_pairs(data, tokenizer, options.world or name)
+    beta = options.beta or config.get("beta") or 0.1
+    given = {} if options.beta is None else {"beta": options.beta}
+    runs = {subject.name: {**subject.config, **given} for subject in subjects}
+    notes += notes_on_settings(runs, methods, beta=beta)
+    notes += _notes_on_references(subjects, reference, ref_model)
+    pairs, texts, value_name, unknown = inspected_pairs(data, tokenizer, world)
     inspected = []
     for subject, baseline in zip(subjects, baselines, strict=True):
         model = pool.model(subject.path)
@@ -119,13 +129,13 @@ def inspect_pairs(
     return Inspection(
         reference=reference,
         source=name,
-        beta=options.beta or config.get("beta") or 0.1,
+        beta=beta,
         pairs=pairs,
         methods=methods,
         policies=inspected,
         texts=texts,
         value_name=value_name,
-        notes=[*notes, *unknown, *notes_on(data)],
+        notes=[*notes, *unknown, *left_out, *notes_on(data)],
     )
 
 
@@ -147,6 +157,20 @@ def _subjects(
             found += subjects_of([f"{subject.name}.{checkpoint.name}={checkpoint}"])
         found.append(subject)
     return found
+
+
+def _notes_on_references(
+    subjects: Sequence[Subject], reference: str, ref_model: PreTrainedModel
+) -> list[str]:
+    """Which runs were trained against another reference; each recorded one is compared once."""
+    notes: dict[str, list[str]] = {}
+    for subject in subjects:
+        key = str((subject.record.get("reference") or {}).get("sha256"))
+        if key not in notes:
+            notes[key] = [
+                f"{subject.name}: {note}" for note in reference_notes(subject, reference, ref_model)
+            ]
+    return [note for each in notes.values() for note in each]
 
 
 def _require_same_size(model: PreTrainedModel, ref_model: PreTrainedModel, name: str) -> None:

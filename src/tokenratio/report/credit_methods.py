@@ -26,7 +26,7 @@ class ShownMethod:
     Attributes:
         name: the value of `loss`.
         settings: the arguments of its `per_pair` and `per_step`.
-        is_own: they are those of the run.
+        is_own: they are those of a run.
     """
 
     name: str
@@ -56,7 +56,7 @@ class MethodValues:
 
 def shown_methods(
     losses: Sequence[str] | None,
-    config: Mapping[str, Any],
+    configs: Sequence[Mapping[str, Any]],
     *,
     beta: float | None,
     has_baseline: bool,
@@ -64,19 +64,23 @@ def shown_methods(
     """The methods to show, and notes on those left out.
 
     Args:
-        losses: their names; None for the run's own and the usual ones.
-        config: the run's settings; empty for a model without a run.
+        losses: their names; None for those of the runs and the usual ones.
+        configs: each run's settings; empty for a model without a run. A method is shown as the
+            first run that was trained with it had it.
         beta: of every method that has one; None for the run's own, and the published one of others.
         has_baseline: a learned state baseline is there.
     Raises:
         TokenRatioError: an unknown method, or one that was asked for and cannot be shown.
     """
-    own = config.get("loss")
-    names = losses or dict.fromkeys([*([own] if own in LOSSES else []), *USUAL])
+    own: dict[str, Mapping[str, Any]] = {}
+    for config in configs:
+        if (loss := config.get("loss")) in LOSSES:
+            own.setdefault(loss, config)
+    names = losses or [*dict.fromkeys([*own, *USUAL])]
     check_known(names, LOSSES, "loss", listed="`tokenratio methods` describes them")
     found, notes = [], []
     for name in names:
-        settings = _settings(name, config if name == own else {}, beta)
+        settings = _settings(name, own.get(name, {}), beta)
         method = settings.method
         why = ""
         if method.needs_contrast:
@@ -86,10 +90,37 @@ def shown_methods(
         if why and losses:
             raise TokenRatioError(f"{name} cannot be shown: {why}; leave it out of --losses")
         if not why:
-            found.append(ShownMethod(name, method, settings.loss_settings, name == own))
-        elif name == own:
+            found.append(ShownMethod(name, method, settings.loss_settings, name in own))
+        elif name in own:
             notes.append(f"{name}, the run's own method, is not shown: {why}")
     return found, notes
+
+
+def notes_on_settings(
+    runs: Mapping[str, Mapping[str, Any]], methods: Sequence[ShownMethod], *, beta: float
+) -> list[str]:
+    """A note on each run that is shown with settings of another one.
+
+    Args:
+        runs: the settings of each that it would be shown with alone, by name.
+        methods: as they are shown.
+        beta: of the rewards.
+    """
+    shown = {each.name: each.settings for each in methods}
+    notes = []
+    for name, config in runs.items():
+        found = []
+        if config.get("beta") not in (None, beta):
+            found.append(f"rewards have β = {beta:g}, not its {config['beta']:g}")
+        loss = config.get("loss")
+        if loss in LOSSES and loss in shown:
+            trained = _settings(loss, config, None).loss_settings
+            differing = sorted(key for key in trained if trained[key] != shown[loss].get(key))
+            if differing:
+                found.append(f"{loss} has another {', '.join(differing)}")
+        if found:
+            notes.append(f"{name} is not shown with its own settings: {'; '.join(found)}")
+    return notes
 
 
 def _settings(name: str, config: Mapping[str, Any], beta: float | None) -> MethodSettings:

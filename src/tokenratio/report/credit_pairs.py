@@ -23,14 +23,16 @@ _AS_IT_IS = {"clean_up_tokenization_spaces": False}
 _VALUES = {"credit": "true advantage", "word_credit": "word's contribution"}
 
 
-def chosen_source(options: InspectOptions, subject: Subject) -> tuple[Source, dict[str, Any]]:
-    """The pairs, and which of them: arguments of `prepare_pairs`."""
+def chosen_source(
+    options: InspectOptions, subject: Subject
+) -> tuple[Source, dict[str, Any], list[str]]:
+    """The pairs; which of them, as arguments of `prepare_pairs`; and notes."""
     chosen = Selection(max_samples=options.num_pairs)
     if options.data is not None:
         split = options.split or _existing_split(options.data)
-        return options.data, {"split": split, "columns": options.columns, "selection": chosen}
-    recorded = subject.data
-    if recorded is None:
+        return options.data, {"split": split, "columns": options.columns, "selection": chosen}, []
+    recorded, lost = subject.data
+    if not recorded:
         raise TokenRatioError(
             f"{subject.path} did not record data that can be read again: give --data"
         )
@@ -43,9 +45,17 @@ def chosen_source(options: InspectOptions, subject: Subject) -> tuple[Source, di
             part="held_out",
             seed=config.get("selection_seed") or 0,
         )
-    name, split = recorded
-    how = {"split": options.split or split, "columns": options.columns or config.get("columns")}
-    return name, {**how, "selection": chosen}
+    how = {
+        "split": options.split,
+        "columns": options.columns or config.get("columns"),
+        "selection": chosen,
+    }
+    if options.split is not None:
+        recorded = [
+            each if is_world_source(each.path) else replace(each, split=None) for each in recorded
+        ]
+    notes = [f"pairs of {each} are not shown: it cannot be read again" for each in lost]
+    return recorded[0] if len(recorded) == 1 else recorded, how, notes
 
 
 def _existing_split(source: str) -> str | None:
