@@ -114,6 +114,43 @@ def test_lengths_that_differ_by_chance_are_calm():
     assert alarms_of_policy(policy(61.0, 62.0, 63.0), policy(30.0, 31.0, 32.0)) != []
 
 
+def cut_policy(*cut, limit=128):
+    values = [(str(prompt), 0, float(each)) for prompt, each in enumerate(cut)]
+    return PolicyMeasures(
+        "p", "dpo", {"max_new_tokens": limit}, (measure_of("cut", values, unit="share"),)
+    )
+
+
+def test_answers_that_no_longer_end_are_told():
+    """Although their length, at the limit before, can hardly grow."""
+    before, after = cut_policy(*([1] * 14 + [0] * 6)), cut_policy(*[1] * 20)
+    (found,) = alarms_of_policy(after, before)
+    assert (found.level, found.what) == ("alarm", "Answers do not end")
+    assert "100.0% of the answers are cut at max_new_tokens (128), 70.0% of the ref" in found.text
+    assert "lower bounds" in found.text
+    (found,) = alarms_of_policy(before, before)
+    assert (found.level, found.what) == ("watch", "Most answers are cut")
+    assert alarms_of_policy(after, None) != []
+
+
+def test_a_few_cut_answers_are_calm():
+    calm, little = cut_policy(*([0] * 20)), cut_policy(*([1] * 2 + [0] * 18))
+    assert alarms_of_policy(little, calm) == []
+    assert alarms_of_policy(cut_policy(1, 0, 0), cut_policy(0, 0, 0)) == []  # by chance
+
+
+def test_held_out_pairs_at_or_below_chance_are_told():
+    def found(low, high):
+        return alarms_of_run(None, {}, {"held_out": {"accuracy": 0.4, "interval": [low, high]}})
+
+    assert [(a.level, a.what) for a in found(0.31, 0.45)] == [
+        ("alarm", "Held-out pairs are ordered the wrong way round")
+    ]
+    assert [a.level for a in found(0.45, 0.6)] == ["watch"]
+    assert found(0.51, 0.6) == []
+    assert alarms_of_run(None, {}, {"eval_loss": 0.5}) == []
+
+
 def test_what_evaluate_noted_is_told_once(tmp_path):
     """Its notes on the run's log are the run's own alarms."""
     notes = (

@@ -1,6 +1,7 @@
 """What the report says of runs and evaluations, and of hostile and broken ones."""
 
 import json
+import math
 import re
 
 import pytest
@@ -244,6 +245,37 @@ def test_tags_in_names_are_not_plotlys(tmp_path):
     names = {trace["name"] for figure in report.figures for trace in figure.to_dict()["data"]}
     assert "&lt;a>y&lt;/a>" in names
     assert not any("<" in name for name in names)
+
+
+def test_what_the_log_lacks_is_said(tmp_path):
+    lines = [{"step": step, "loss": 0.5, "rewards/margins": 0.1} for step in range(1, 9)]
+    lines[3]["rewards/margins"] = math.nan
+    run = make_run(tmp_path / "mine", lines=[*lines, lines[0]])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert build_report([run]).missing == [
+        "mine: the last line of metrics.jsonl is cut off and left out",
+        "mine: metrics.jsonl logs 1 step again later: the last line counts",
+        "mine: rewards/margins: 1 value not finite, left out",
+    ]
+
+
+def test_a_run_without_a_log_is_not_called_calm(tmp_path):
+    run = make_run(tmp_path / "mine")
+    (run / "metrics.jsonl").unlink()
+    page = written(tmp_path, run)
+    assert "No alarms" not in page
+    assert "No step is logged of mine: its alarms are not known." in words(page)
+    assert 'class="calm"' not in page
+
+
+def test_a_cut_answer_is_marked(tmp_path):
+    folder = make_evaluation(tmp_path / "evaluation", {"policy": ("runs/mine", 0.5)})
+    path = folder / "policy" / "generations.jsonl"
+    path.write_text(path.read_text().replace('"eos"', '"length"', 1))
+    (answers,) = [s.answers for s in build_report([folder]).sections if s.name == "answers"]
+    marked = [(a.id, name) for a in answers for name, _, of in a.responses if "cut" in of]
+    assert marked == [("prompts:0", "policy")]
 
 
 def test_a_run_that_has_just_begun(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tokenratio.evaluation.results import PolicyMeasures
+from tokenratio.evaluation.results import PolicyMeasures, measure_of
 from tokenratio.evaluation.stability import MetricsLog, ends, stability
 from tokenratio.training.displacement import DISPLACEMENT_ALARM, displacement_advice
 
@@ -20,6 +20,8 @@ _RUNAWAY = 1.2
 MOST_CLAMPED, MOST_CLIPPED = 0.05, 0.5
 # A response this much longer or shorter than the reference's, beyond two standard errors.
 LENGTH_DRIFT = 1.25
+# So many more answers are cut than the reference's, beyond two standard errors; and most of all.
+CUT_RISE, MOST_CUT = 0.1, 0.5
 _ERRORS = 2.0
 _FEWEST = 10  # steps to speak of most of them
 
@@ -41,12 +43,17 @@ class Alarm:
     advice: str
 
 
-def alarms_of_run(log: MetricsLog | None, config: Mapping[str, Any]) -> list[Alarm]:
-    """The alarms of a training run, from its log and its settings; the worst first."""
+def alarms_of_run(
+    log: MetricsLog | None,
+    config: Mapping[str, Any],
+    held_out: Mapping[str, Any] | None = None,
+) -> list[Alarm]:
+    """The alarms of a training run, from its log, settings and `eval.json`; the worst first."""
+    found = list(_held_out_order(held_out or {}))
     if log is None:
-        return []
+        return found
     values = stability(log).values
-    found = [
+    found += [
         *_not_finite(values),
         *_displaced(log, values, config),
         *_runaway(log),
@@ -59,11 +66,12 @@ def alarms_of_run(log: MetricsLog | None, config: Mapping[str, Any]) -> list[Ala
 
 
 def alarms_of_policy(policy: PolicyMeasures, reference: PolicyMeasures | None) -> list[Alarm]:
-    """The alarms of an evaluation: drift of length, and what `evaluate` noted.
+    """The alarms of an evaluation: answers that do not end, drift of length, what it noted.
 
     What it noted of the run's log is left out: `alarms_of_run` says more.
     """
-    found = [] if reference is None else list(_length_drift(policy, reference))
+    found = list(_endless(policy, reference))
+    found += [] if reference is None else _length_drift(policy, reference)
     for note in policy.notes:
         head, _, text = note.partition(": ")
         if head not in ("ALARM", "WATCH") or _is_of_log(text):
@@ -191,6 +199,50 @@ def _nothing_learnt(log: MetricsLog) -> Iterator[Alarm]:
             f"The reward margin ends at {late.mean():.3g} ± {error:.2g}, no more than chance.",
             "Raise learning_rate or train longer; `tokenratio inspect-data` shows whether chosen "
             "and rejected are what they should be.",
+        )
+
+
+def _held_out_order(figures: Mapping[str, Any]) -> Iterator[Alarm]:
+    """Held-out pairs are ordered no better than by chance, or the wrong way round."""
+    interval = (figures.get("held_out") or {}).get("interval")
+    if interval is None or interval[0] > 0.5:
+        return
+    is_worse = interval[1] < 0.5
+    yield Alarm(
+        "alarm" if is_worse else "watch",
+        "Held-out pairs are ordered the wrong way round"
+        if is_worse
+        else "Held-out pairs are not told apart",
+        f"The 95 % interval of the accuracy is {interval[0]:.1%} to {interval[1]:.1%}, "
+        + ("below chance (50%)." if is_worse else "which holds chance (50%)."),
+        "Compare the training and held-out data with `tokenratio inspect-data`: labels, lengths, "
+        "source. More training pairs may help."
+        if is_worse
+        else "Train longer or on more pairs, or hold out more pairs.",
+    )
+
+
+def _endless(policy: PolicyMeasures, reference: PolicyMeasures | None) -> Iterator[Alarm]:
+    """Most answers, or clearly more than the reference's, are cut before they end."""
+    ours, theirs = policy.named("cut"), None if reference is None else reference.named("cut")
+    if ours is None:
+        return
+    before = {} if theirs is None else {(id, n): value for id, n, value in theirs.values}
+    change = measure_of(
+        "cut", [(id, n, v - before[id, n]) for id, n, v in ours.values if (id, n) in before]
+    )
+    rises = change.mean > max(CUT_RISE, _ERRORS * change.standard_error)  # False for nan
+    if rises or ours.mean > MOST_CUT:
+        limit = policy.settings.get("max_new_tokens")
+        yield Alarm(
+            "alarm" if rises else "watch",
+            "Answers do not end" if rises else "Most answers are cut",
+            f"{ours.mean:.1%} of the answers are cut"
+            + (f" at max_new_tokens ({limit})" if limit else "")
+            + (f", {theirs.mean:.1%} of the reference's" if theirs is not None else "")
+            + ": lengths are lower bounds, and what judges saw is unfinished.",
+            "Evaluate with a larger max_new_tokens. If the answers still do not end, training made "
+            "the end of a turn unlikely: see it in `tokenratio inspect`.",
         )
 
 

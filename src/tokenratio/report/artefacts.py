@@ -1,6 +1,8 @@
 """What a report is made from: files of runs and evaluations, read as far as they are there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -222,11 +224,37 @@ def _read_run(name: str, folder: Path) -> RunFiles:
         missing.append(f"{METRICS_FILE} holds no training step yet")
     else:
         log = read_metrics(folder)
+        missing += _left_out(log)
     held_out = held_out_figures(folder)
     if held_out is None and (folder / EVAL_FILE).exists():
         missing.append(f"{EVAL_FILE} is damaged or older than the run: it is left out")
     shaped = as_shape(_Record, record or {}, str(folder / RUN_FILE))
     return RunFiles(name, folder, cast(Any, shaped), log, held_out, tuple(missing))
+
+
+def _left_out(log: MetricsLog) -> Iterator[str]:
+    """What the curves of a log do not show."""
+    if log.num_truncated:
+        yield f"the last line of {METRICS_FILE} is cut off and left out"
+    if number := log.num_duplicates:
+        yield f"{METRICS_FILE} logs {counted(number, 'step')} again later: the last line counts"
+    numbers = Counter(
+        name
+        for line in (*log.lines, *log.evaluations)
+        for name, value in line.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    )
+    for name, number in numbers.items():
+        yield f"{name}: {counted(number, 'value')} not finite, left out"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _unique_names(named: Sequence[tuple[str | None, Path]]) -> list[str]:

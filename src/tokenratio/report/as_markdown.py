@@ -24,7 +24,7 @@ def report_markdown(report: Report) -> str:
             f"{markdown_text(alarm.text)} {markdown_text(alarm.advice)}"
             for about, alarm in report.alarms
         )
-        or "No alarms."
+        or markdown_text(report.calm)
     )
     blocks.append(markdown_table(("", ""), report.facts))
     for section in report.sections:

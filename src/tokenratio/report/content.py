@@ -80,6 +80,7 @@ class Report:
         facts: names and values for the heading.
         alarms: each with the run or policy it is about.
         missing: what could not be shown, and why.
+        unlogged: runs without a logged step, for which no alarm can sound.
     """
 
     title: str
@@ -88,6 +89,14 @@ class Report:
     alarms: Sequence[tuple[str, Alarm]]
     sections: Sequence[Section]
     missing: Sequence[str] = ()
+    unlogged: Sequence[str] = ()
+
+    @property
+    def calm(self) -> str:
+        """What is said if there are no alarms."""
+        if not self.unlogged:
+            return "No alarms."
+        return f"No step is logged of {', '.join(self.unlogged)}: its alarms are not known."
 
     @property
     def figures(self) -> list[Figure]:

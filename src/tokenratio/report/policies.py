@@ -158,7 +158,7 @@ def _answers(policies: Sequence[EvaluatedPolicy]) -> tuple[Section, list[str]]:
             id,
             _cut("\n\n".join(_turns(first[id].prompt))),
             [
-                (name, _cut(of[id].samples[0].text), _figures(by_name[name], id))
+                (name, _cut(of[id].samples[0].text), _figures(by_name[name], of[id]))
                 for name, of in answered.items()
             ],
         )
@@ -182,12 +182,14 @@ def _turns(prompt: Prompt) -> Iterator[str]:
         yield f"{message.get('role')}: {text}" if several else text
 
 
-def _figures(policy: PolicyMeasures, id: str) -> str:
-    """What was measured of this one response."""
-    found = []
+def _figures(policy: PolicyMeasures, answered: AnsweredPrompt) -> str:
+    """What was measured of the first response, and whether it was cut."""
+    found = ["cut"] if answered.samples[0].finish_reason == "length" else []
     for measure in policy.measures:
         if measure.name == "gold_reward" or measure.name.startswith("win_rate/"):
-            value = next((v for prompt, n, v in measure.values if (prompt, n) == (id, 0)), None)
+            value = next(
+                (v for prompt, n, v in measure.values if (prompt, n) == (answered.id, 0)), None
+            )
             if value is not None and measure.name == "gold_reward":
                 found.append(f"gold reward {value:.3g}")
             elif value is not None:

@@ -70,6 +70,7 @@ def build_report(runs: Sequence[str | Path]) -> Report:
         alarms=_alarms(found),
         sections=[section for section in sections if section],
         missing=missing,
+        unlogged=[run.name for run in found.runs if run.log is None],
     )
 
 
@@ -133,7 +134,11 @@ def _facts(found: Artefacts) -> list[tuple[str, str]]:
 
 
 def _alarms(found: Artefacts) -> list[tuple[str, Alarm]]:
-    alarms = [(run.name, each) for run in found.runs for each in alarms_of_run(run.log, run.config)]
+    alarms = [
+        (run.name, each)
+        for run in found.runs
+        for each in alarms_of_run(run.log, run.config, run.held_out)
+    ]
     reference = None if found.reference is None else found.reference.measures
     alarms += [
         (policy.name, each)

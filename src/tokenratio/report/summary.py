@@ -62,9 +62,10 @@ def verdict(run: RunFiles, artefacts: Artefacts) -> list[str]:
         lines.append(f"At the end, {late:.0%} of the training pairs are ordered as labelled.")
     if "rewards/margins/end" in values:
         start, end = values["rewards/margins/start"], values["rewards/margins/end"]
-        lines.append(f"The reward margin went from {start:.3g} to {end:.3g}.")
+        lines.append(f"In training the reward margin went from {start:.3g} to {end:.3g}.")
     elif "loss/end" in values:
-        lines.append(f"The loss went from {values['loss/start']:.3g} to {values['loss/end']:.3g}.")
+        start, end = values["loss/start"], values["loss/end"]
+        lines.append(f"In training the loss went from {start:.3g} to {end:.3g}.")
     for policy in artefacts.aligned:
         if is_of_run(policy.measures, run):
             lines += _answers_verdict(policy.measures, artefacts)
