@@ -7,7 +7,7 @@ import pytest
 from report.conftest import CHROMIUM
 from report.made_files import make_run
 from tokenratio.errors import TokenRatioError
-from tokenratio.report.images import write_images
+from tokenratio.report.images import _for_paper, write_images
 from tokenratio.report.run_report import build_report
 
 
@@ -34,6 +34,13 @@ def test_every_figure_becomes_an_image(kind, tmp_path, monkeypatch):
             text = re.sub(r"<[^>]*>", "", content.decode())
             assert figure.title.replace("&", "&amp;") in text
             assert "step" in text
+
+
+def test_tags_in_titles_are_not_plotlys(tmp_path):
+    lines = [{"step": step, "loss": 0.5, "<b>own</b>": 0.1} for step in range(1, 9)]
+    drawn = map(_for_paper, build_report([make_run(tmp_path / "mine", lines=lines)]).figures)
+    titles = [figure["layout"]["title"]["text"] for figure in drawn]
+    assert "&lt;b>own&lt;/b>" in titles
 
 
 def test_runs_without_curves_have_no_images(tmp_path):

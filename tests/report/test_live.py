@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from report.made_files import make_run
+from report.made_files import make_evaluation, make_run
 from report.test_page import policy_of
 from tokenratio.errors import TokenRatioError
-from tokenratio.report.live import make_server, watch
+from tokenratio.report.live import LiveReport, make_server, watch
 
 
 @pytest.fixture
@@ -59,6 +59,21 @@ def test_the_page_follows_the_run(run, served):
     assert "21 steps" in state["body"]
     assert "<script" not in state["body"]
     assert get(served, f"/state?version={state['version']}")[0] == 204
+
+
+def test_evaluations_are_seen_wherever_the_report_looks(tmp_path, monkeypatch):
+    """In the working directory, and in the folder of a single policy."""
+    run = make_run(tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    live = LiveReport([str(run)])
+    before = live.version()
+    folder = make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.5)})
+    assert live.version() != before
+    live = LiveReport([str(folder / "policy")])
+    before = live.version()
+    with (folder / "policy" / "measures.json").open("a") as file:
+        file.write("\n")
+    assert live.version() != before
 
 
 def test_only_this_machine_is_answered_under_its_own_name(served):

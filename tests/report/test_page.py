@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -140,6 +141,18 @@ def test_a_page_replaces_pages_alone(shell, tmp_path):
     assert other.read_text() == "{}\n"
     with pytest.raises(TokenRatioError, match="is a folder"):
         write_page(tmp_path, shell())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_no_device_is_replaced_and_an_empty_file_is(shell, tmp_path):
+    pipe, empty = tmp_path / "pipe", tmp_path / "empty"
+    os.mkfifo(pipe)
+    with pytest.raises(TokenRatioError, match="pipe is no regular file: choose another --output"):
+        write_page(pipe, shell())
+    assert pipe.is_fifo()
+    empty.touch()
+    write_page(empty, shell())
+    assert empty.stat().st_size
 
 
 def test_a_page_too_large_is_refused(shell, tmp_path):

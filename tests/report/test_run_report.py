@@ -65,7 +65,9 @@ def test_an_evaluation_beside_the_run_is_found(tmp_path):
     run = make_run(tmp_path / "mine")
     make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.5), "other": ("elsewhere", 1.0)})
     text = words(written(tmp_path, run))
-    assert "Its answers win" in text
+    assert re.search(
+        r"gold prefers its answers to those of reference in [\d.]+% \(95 % interval", text
+    )
     assert "policy answers prompts:0." in text
     assert "reference answers prompts:0." in text
     assert "other answers" not in text
@@ -142,6 +144,20 @@ def test_two_policies_are_compared_by_what_both_have(tmp_path):
     assert ("win_rate/gold", "a − b") in found
     assert {("gold_reward", f"{name} − reference") for name in "abc"} <= found
     assert not [pair for name, pair in found if name.startswith("win_rate") and "reference" in pair]
+
+
+def test_an_even_win_rate_is_not_told_as_a_win(tmp_path):
+    run = make_run(tmp_path / "mine")
+    folder = make_evaluation(tmp_path / "evaluation", {"policy": (run, 0.0)}, num=200)
+    text = " ".join(line for _, line in build_report([run, folder]).verdict)
+    assert re.search(r"in 51.0% \(95 % interval 44.1% to 57.9%\): no clear winner\.", text), text
+
+
+def test_the_interval_of_a_share_is_not_a_point(tmp_path):
+    """Wilson's, of 24 prompts that all agree."""
+    folder = make_evaluation(tmp_path / "evaluation", {"policy": ("runs/mine", 9.0)})
+    found = {name: cells for name, *cells in rows_of(build_report([folder]), "measures")}
+    assert found["win_rate/gold ↑"] == ["–", "100.0 ± 0.0%\n[86.2 to 100]"]
 
 
 def test_many_policies_are_compared_with_the_reference_and_the_first(tmp_path):
@@ -278,6 +294,37 @@ def test_a_cut_answer_is_marked(tmp_path):
     assert marked == [("prompts:0", "policy")]
 
 
+@pytest.mark.parametrize("name", ["rewards/accuracies", "state_weight/clamped", "epoch"])
+def test_a_figure_that_is_no_number_is_named(name, tmp_path):
+    run = make_run(tmp_path / "mine", lines=[{"step": 1, "loss": 0.5, name: "many"}])
+    with pytest.raises(TokenRatioError, match=rf"metrics.jsonl:1: {name} is 'many', not a number"):
+        build_report([run])
+
+
+def test_the_end_of_a_run_need_not_be_logged(tmp_path):
+    """With logging_steps of 10, a run of 25 steps logs 20 at last."""
+    config = {"max_steps": 25, "logging_steps": 10}
+    lines = [{"step": step, "loss": 0.5} for step in (10, 20)]
+    run = make_run(tmp_path / "mine", config=config, lines=lines, held_out=False)
+    assert "is logged" not in str(build_report([run]).verdict)
+    half = make_run(tmp_path / "half", config=config, lines=lines[:1], held_out=False)
+    assert "40% of the run is logged" in str(build_report([half]).verdict)
+    early = make_run(tmp_path / "early", config=config, lines=lines[:1])  # evaluated at its end
+    assert "is logged" not in str(build_report([early]).verdict)
+
+
+def test_an_accuracy_that_is_nan_is_not_told(tmp_path):
+    run = make_run(tmp_path / "mine")
+    (run / "eval.json").write_text('{"held_out": {"accuracy": NaN}}')
+    assert "nan" not in str(build_report([run]).verdict)
+
+
+def test_a_name_for_an_evaluation_is_refused(tmp_path):
+    folder = make_evaluation(tmp_path / "evaluation", {"p": ("x", 0.5)})
+    with pytest.raises(TokenRatioError, match=r"evaluation is an evaluation.*leave out mine="):
+        build_report([f"mine={folder}"])
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     run = make_run(tmp_path / "mine", lines=[], held_out=False)
     text = words(written(tmp_path, run))
@@ -322,6 +369,8 @@ def test_what_is_no_run_is_refused_with_what_to_give(tmp_path):
     run = tmp_path / "runs" / "a"
     with pytest.raises(TokenRatioError, match="a run is given twice"):
         build_report([run, f"again={run}"])
+    with pytest.raises(TokenRatioError, match="a run is given twice"):
+        build_report([run, run])
     with pytest.raises(TokenRatioError, match="two runs are called a"):
         build_report([f"a={run}", f"a={make_run(tmp_path / 'b')}"])
 

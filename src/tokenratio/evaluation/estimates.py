@@ -5,6 +5,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from scipy import stats
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -40,7 +42,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
     return Estimate(mean, math.sqrt(squares * groups / (groups - 1) / num**2), num)
 
 
-def wilson_interval(share: float, num: int) -> tuple[float, float]:
+def wilson_interval(share: float, num: float) -> tuple[float, float]:
     """Wilson's 95 % interval for a share of independent draws; within [0, 1] and never empty.
 
     Args:
@@ -59,3 +61,29 @@ def wilson_interval(share: float, num: int) -> tuple[float, float]:
     return (max(0.0, center - reach) if share > 0 else 0.0), (
         min(1.0, center + reach) if share < 1 else 1.0
     )
+
+
+def mean_interval(
+    mean: float, standard_error: float, num_clusters: int, *, is_share: bool
+) -> tuple[float, float]:
+    """The 95 % interval of a mean: Wilson's of a share, Student's t of anything else.
+
+    Wilson's takes as many draws as the standard error tells of; the clusters if it is 0, as where
+    all agree. (nan, nan) without a standard error.
+
+    Args:
+        num_clusters: independent draws, such as prompts.
+
+    >>> [round(end, 2) for end in mean_interval(1.0, 0.0, 82, is_share=True)]
+    [0.96, 1.0]
+    >>> [round(end, 2) for end in mean_interval(3.0, 0.5, 5, is_share=False)]
+    [1.61, 4.39]
+    """
+    if math.isnan(mean) or math.isnan(standard_error) or num_clusters < 2:
+        return math.nan, math.nan
+    if not is_share or not 0 <= mean <= 1:
+        error = float(stats.t.ppf(0.975, num_clusters - 1)) * standard_error
+        return mean - error, mean + error
+    variance = mean * (1 - mean)
+    draws = variance / standard_error**2 if variance > 0 and standard_error > 0 else num_clusters
+    return wilson_interval(mean, draws)

@@ -72,6 +72,7 @@ _Line = TypedDict(
     "_Line",
     {
         "step": Required[int],
+        "epoch": float,
         "loss": float,
         "grad_norm": float,
         "kl_ref_policy": float,
@@ -79,6 +80,8 @@ _Line = TypedDict(
         "log_ratio/chosen": float,
         "logps/chosen": float,
         "rewards/margins": float,
+        "rewards/accuracies": float,
+        "state_weight/clamped": float,
     },
     total=False,
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenratio.evaluation.results import PolicyMeasures, measure_of
 from tokenratio.evaluation.stability import MetricsLog, ends, stability
+from tokenratio.report.artefacts import counted
 from tokenratio.training.displacement import DISPLACEMENT_ALARM, displacement_advice
 
 # KL(π_ref ‖ π) in nats per token: at 0.5, the reference's own response of 40 tokens has lost all
@@ -99,7 +100,7 @@ def _not_finite(values: Mapping[str, float]) -> Iterator[Alarm]:
         yield Alarm(
             "alarm",
             "Losses or gradients are not finite",
-            f"{number} logged losses or gradient norms are nan or infinite.",
+            f"{counted(number, 'logged value')} of loss or gradient norm: nan or infinite.",
             "Lower learning_rate or max_grad_norm; with fp16 prefer bf16. The error that stopped "
             "the run names the rows.",
         )
@@ -179,8 +180,8 @@ def _spikes(values: Mapping[str, float]) -> Iterator[Alarm]:
         yield Alarm(
             "watch",
             "The loss has spikes",
-            f"{number} losses lie more than 8 median deviations above the 50 before; the largest "
-            f"by {values['loss/largest_rise']:.1f}.",
+            f"{counted(number, 'spike')}, more than 8 median deviations above the 50 steps before; "
+            f"the largest by {values['loss/largest_rise']:.1f}.",
             "Look at the rows of these steps; a longer warm-up or a lower learning_rate helps.",
         )
 

@@ -44,6 +44,7 @@ class _Config(TypedDict, total=False):
     beta: float | None
     sft_weight: float | None
     max_grad_norm: float | None
+    logging_steps: float | None
 
 
 class _Record(TypedDict, total=False):
@@ -100,9 +101,13 @@ class RunFiles:
         """The share of the run that is logged, at most 1; None if its length is not known."""
         if self.log is None:
             return None
+        if self.held_out is not None:  # evaluated at its end, which may have come early
+            return 1.0
         steps, epochs = self.config.get("max_steps") or 0, self.config.get("num_train_epochs") or 0
         if steps > 0:
-            return min(1.0, self.step / steps)
+            every = self.config.get("logging_steps") or 1
+            # No further line is logged within the last steps.
+            return 1.0 if self.step + every > steps else self.step / steps
         epoch = self.log.lines[-1].get("epoch")
         return min(1.0, epoch / epochs) if epoch is not None and epochs > 0 else None
 
@@ -152,14 +157,19 @@ def read_artefacts(given: Sequence[str | Path]) -> Artefacts:
         TokenRatioError: a folder is neither, or a file in one is damaged.
     """
     folders = [split_name(str(each)) for each in given]
+    for name, path in folders:
+        if name is not None and _is_evaluation(Path(path)):
+            raise TokenRatioError(
+                f"{path} is an evaluation, whose policies have names: leave out {name}="
+            )
     evaluations = [Path(path) for _, path in folders if _is_evaluation(Path(path))]
     named = [(name, Path(path)) for name, path in folders if not _is_evaluation(Path(path))]
     for _, folder in named:
         _require_run(folder)
+    if len({folder.resolve() for _, folder in named}) < len(named):
+        raise TokenRatioError("a run is given twice: give each folder once")
     names = _unique_names(named)
     runs = tuple(_read_run(name, folder) for name, (_, folder) in zip(names, named, strict=True))
-    if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise TokenRatioError("a run is given twice: give each folder once")
     missing: tuple[str, ...] = ()
     if evaluations:
         policies = [policy for folder in evaluations for policy in _read_evaluation(folder)]

@@ -32,7 +32,7 @@ class Figure:
         Characters that are invisible, or would reorder the line, are written out.
         """
         content = {"data": list(self.traces), "layout": dict(self.layout)}
-        return {"name": self.name, **_escaped(content)}
+        return {"name": self.name, **escaped(content)}
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,15 @@ class Report:
         return [figure for section in self.sections for figure in section.figures]
 
 
-def _escaped(value: Any, key: str = "") -> Any:
+def escaped(value: Any, key: str = "") -> Any:
+    """The same value for plotly, which reads tags in its names and texts."""
     if isinstance(value, str) and key in ("name", "text"):
         return visible(value).replace("&", "&amp;").replace("<", "&lt;")
     if isinstance(value, Mapping):
-        return {name: _escaped(each, name) for name, each in value.items()}
+        return {name: escaped(each, name) for name, each in value.items()}
     if isinstance(value, list | tuple):
         # Numbers are most of a figure, and as they are.
         return (
-            [_escaped(each, key) for each in value] if key in ("text", "data", "shapes") else value
+            [escaped(each, key) for each in value] if key in ("text", "data", "shapes") else value
         )
     return value

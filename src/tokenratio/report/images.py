@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenratio.errors import TokenRatioError, first_line, reported_as
-from tokenratio.report.content import Figure
+from tokenratio.report.content import Figure, escaped
 
 _SIZE = {"width": 760, "height": 440, "scale": 2}
 _LAYOUT: dict[str, Any] = {
@@ -53,7 +53,8 @@ def write_images(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
 
 def _for_paper(figure: Figure) -> dict[str, Any]:
     content = figure.to_dict()
-    layout = {**_LAYOUT, **content["layout"], "title": {"text": figure.title, "x": 0.02}}
+    title = escaped({"text": figure.title, "x": 0.02})
+    layout = {**_LAYOUT, **content["layout"], "title": title}
     for axis in ("xaxis", "yaxis"):
         layout[axis] = {**_AXIS, **layout.get(axis, {})}
     return {"data": content["data"], "layout": layout}

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tokenratio.errors import TokenRatioError
+from tokenratio.evaluation.options import REFERENCE
 from tokenratio.evaluation.results import MEASURES_FILE
 from tokenratio.names import split_name
 from tokenratio.report.page import render_part
@@ -56,7 +57,11 @@ class LiveReport:
         for given in self._runs:
             folder = Path(split_name(given)[1])
             paths = [folder / name for name in (RUN_FILE, METRICS_FILE, EVAL_FILE)]
-            for place in (folder, folder / "evaluation", folder.resolve().parent / "evaluation"):
+            beside = folder.resolve().parent
+            # As `read_artefacts` looks for evaluations; a policy's folder stands by its reference.
+            paths += [folder / MEASURES_FILE, beside / REFERENCE / MEASURES_FILE]
+            places = [place / "evaluation" for place in (folder, beside, Path.cwd())]
+            for place in (folder, *places):
                 paths += sorted(place.glob(f"*/{MEASURES_FILE}"))
             for path in paths:
                 if path.is_file():

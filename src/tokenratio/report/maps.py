@@ -1,16 +1,16 @@
 """Figures of evaluated policies: reward against distance, and against diversity."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from tokenratio.evaluation.estimates import mean_interval
 from tokenratio.evaluation.frontier import Frontier, PolicyPoint, frontiers_of
 from tokenratio.evaluation.options import REFERENCE
 from tokenratio.evaluation.results import Measure, PolicyMeasures
 from tokenratio.report.content import Figure, Table
 from tokenratio.report.curves import DASHES, PALETTE, SYMBOLS
 
-# 95 % of a normal distribution.
-Z = 1.96
 _DIVERSITIES = ("diversity/entropy", "diversity/vendi", "diversity/distinct_2")
 
 
@@ -154,10 +154,22 @@ def interval(low: float, high: float) -> str:
     return "–" if low != low or high != high else f"{low:.3g} to {high:.3g}"
 
 
+def ends_of(measure: Measure) -> tuple[float, float]:
+    """A measure's 95 % interval; (nan, nan) without a standard error."""
+    prompts = len({prompt for prompt, *_ in measure.values}) or measure.num
+    return mean_interval(
+        measure.mean, measure.standard_error, prompts, is_share=measure.unit == "share"
+    )
+
+
 def _bars(measures: Sequence[Measure | None], color: str) -> dict[str, Any]:
-    errors = [0.0 if each is None else each.standard_error for each in measures]
-    array = [0.0 if error != error else _short(Z * error) for error in errors]
-    return {"type": "data", "array": array, "color": color, "thickness": 1.2, "width": 4}
+    above, below = [], []
+    for each in measures:
+        low, high = (math.nan, math.nan) if each is None else ends_of(each)
+        above.append(0.0 if each is None or high != high else _short(high - each.mean))
+        below.append(0.0 if each is None or low != low else _short(each.mean - low))
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    return {**bars, "color": color, "thickness": 1.2, "width": 4}
 
 
 def _win_rates(policies: Sequence[PolicyMeasures]) -> list[str]:

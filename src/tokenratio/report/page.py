@@ -100,10 +100,15 @@ def write_page(path: Path, page: str) -> None:
 
 
 def require_replaceable(path: Path, mark: bytes) -> None:
-    """Refuse to replace a folder, or a file that does not hold `mark` near its beginning."""
+    """Refuse to replace a folder, a device, or a file without `mark` near its beginning.
+
+    An empty file, as `mktemp` makes one, is replaced.
+    """
     if path.is_dir():
         raise TokenRatioError(f"{path} is a folder: give a file")
-    if path.is_file():
+    if path.exists() and not path.is_file():
+        raise TokenRatioError(f"{path} is no regular file: choose another --output")
+    if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if mark not in file.read(4096):
                 raise TokenRatioError(f"{path} exists and is no report: choose another --output")

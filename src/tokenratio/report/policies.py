@@ -11,7 +11,7 @@ from tokenratio.evaluation.response_files import AnsweredPrompt, read_responses
 from tokenratio.evaluation.results import Measure, PolicyMeasures
 from tokenratio.report.artefacts import Artefacts, EvaluatedPolicy
 from tokenratio.report.content import Answer, Section, Table
-from tokenratio.report.maps import Z, diversity_figure, frontier_figure, interval
+from tokenratio.report.maps import diversity_figure, ends_of, frontier_figure, interval
 
 NUM_ANSWERS = 12
 _NUM_RESAMPLES = 10_000
@@ -59,10 +59,8 @@ def _measures(policies: Sequence[PolicyMeasures], names: Sequence[str], caption:
     def cell(measure: Measure | None) -> str:
         if measure is None:
             return "–"
-        error = Z * measure.standard_error
-        low, high = measure.mean - error, measure.mean + error
-        if measure.unit == "share":
-            low, high = 100 * max(0.0, low), 100 * min(1.0, high)
+        scale = 100 if measure.unit == "share" else 1
+        low, high = (scale * end for end in ends_of(measure))
         ends = interval(low, high)
         return measure.text if ends == "–" else f"{measure.text}\n[{ends}]"
 

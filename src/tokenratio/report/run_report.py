@@ -122,7 +122,9 @@ def _verdict(found: Artefacts) -> list[tuple[str, str]]:
         return [("", line) for line in verdict(found.runs[0], found)]
     lines = [(run.name, " ".join(verdict(run, found))) for run in found.runs]
     if not found.runs:
-        lines.append(("", f"{len(found.aligned)} policies evaluated, without their runs."))
+        lines.append(
+            ("", f"Evaluated without runs: {', '.join(each.name for each in found.aligned)}.")
+        )
     return lines
 
 

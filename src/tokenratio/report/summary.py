@@ -1,6 +1,7 @@
 """A run in words and tables: what was trained on what, how it went, settings, data, versions."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.results import Measure, PolicyMeasures
 from tokenratio.evaluation.stability import ends, stability
-from tokenratio.report.artefacts import Artefacts, RunFiles, is_of_run
+from tokenratio.report.artefacts import Artefacts, RunFiles, counted, is_of_run
 from tokenratio.report.content import Section, Table
+from tokenratio.report.maps import ends_of
 
 _LONGEST_VALUE = 160
 _DIGEST = 12  # hex digits
@@ -33,7 +35,7 @@ def facts_of(run: RunFiles) -> list[tuple[str, str]]:
         found.append((_role(role), _describe_data(account)))
     steps = "no step logged"
     if run.log is not None:
-        steps = "1 step" if run.step == 1 else f"{run.step:,} steps"
+        steps = counted(run.step, "step")
     if run.progress is not None and run.progress < 1:
         steps += f", {run.progress:.0%} of the run"
     if resumed := len(record.get("resumptions") or ()):
@@ -174,7 +176,7 @@ def _held_out_accuracy(run: RunFiles) -> str | None:
     accuracy = figures.get("accuracy")
     if isinstance(accuracy, Mapping):
         accuracy = accuracy.get("mean")
-    if isinstance(accuracy, float):
+    if isinstance(accuracy, float) and math.isfinite(accuracy):
         text = f"{accuracy:.1%}"
         if (ends := figures.get("interval")) is not None:
             text += f" (95 % interval {ends[0]:.1%} to {ends[1]:.1%})"
@@ -183,7 +185,8 @@ def _held_out_accuracy(run: RunFiles) -> str | None:
     found = [
         line["eval_rewards/accuracies"] for line in logged if "eval_rewards/accuracies" in line
     ]
-    return f"{found[-1]:.1%}" if found and isinstance(found[-1], float) else None
+    last = found[-1] if found else None
+    return f"{last:.1%}" if isinstance(last, float) and math.isfinite(last) else None
 
 
 def _answers_verdict(policy: PolicyMeasures, artefacts: Artefacts) -> Iterator[str]:
@@ -191,18 +194,32 @@ def _answers_verdict(policy: PolicyMeasures, artefacts: Artefacts) -> Iterator[s
         if measure.name.startswith("win_rate/"):
             judge = measure.name.removeprefix("win_rate/")
             against = policy.settings.get("against") or "the other"
-            yield f"Its answers win {measure.text} against {against}, by {judge}."
+            low, high = ends_of(measure)
+            even = ": no clear winner" if low <= 0.5 <= high else ""
+            yield f"{judge} prefers its answers to those of {against} in {_share(measure)}{even}."
     reference = None if artefacts.reference is None else artefacts.reference.measures
     before = None if reference is None else reference.named("gold_reward")
     after: Measure | None = policy.named("gold_reward")
     if before is not None and after is not None:
-        yield f"Their gold reward is {after.text}, the reference's {before.text}."
+        yield f"Their gold reward is {_mean(after)}, the reference's {_mean(before)}."
+
+
+def _share(measure: Measure) -> str:
+    low, high = ends_of(measure)
+    ends = "" if low != low else f" (95 % interval {low:.1%} to {high:.1%})"
+    return f"{measure.mean:.1%}{ends}"
+
+
+def _mean(measure: Measure) -> str:
+    low, high = ends_of(measure)
+    ends = "" if low != low else f" (95 % interval {low:.3g} to {high:.3g})"
+    return f"{measure.mean:.3g}{ends}"
 
 
 def _describe_data(account: Mapping[str, Any]) -> str:
     sources = [shown(source.get("name")) for source in account.get("sources") or ()]
     kept, digest = account.get("rows_kept"), str(account.get("digest") or "")[:_DIGEST]
-    parts = [", ".join(sources), "" if kept is None else f"{kept:,} rows", digest]
+    parts = [", ".join(sources), "" if kept is None else counted(kept, "row"), digest]
     return ", ".join(filter(None, parts))
 
 
@@ -220,7 +237,7 @@ def _length_rows(place: str, account: Mapping[str, Any]) -> Iterator[tuple[str, 
             f"{kept:,}",
             f"{total / max(1, kept):.1f}",
             *("–" if end is None else f"{end:,}" for end in ends),
-            f"{cut:,} rows" if cut else "–",
+            counted(cut, "row") if cut else "–",
             str(account.get("unit") or ""),
         )
 
