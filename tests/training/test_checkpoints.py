@@ -389,6 +389,31 @@ def test_the_evaluation_at_an_epochs_end_is_not_lost(tmp_path):
     assert_identical(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
 
 
+class CutAtEnd(TrainerCallback):
+    """Ends the process between a run's last step and its evaluation."""
+
+    def on_epoch_end(self, args, state, control, **_):
+        if state.global_step == state.max_steps:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_the_evaluation_at_the_end_within_an_epoch_is_not_lost(tmp_path, strategy):
+    """A run resumed from its last step's checkpoint is finished, and not evaluated any more."""
+    settings = {"eval_strategy": "epoch", "num_train_epochs": 1.5, "max_steps": -1}
+    settings |= {"save_strategy": strategy}
+    trainer_in(tmp_path / "whole", "dpo", **settings).train()
+    trainer = trainer_in(tmp_path / "cut", "dpo", **settings)
+    trainer.add_callback(CutAtEnd())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer_in(tmp_path / "cut", "dpo", **settings).train(resume_from_checkpoint=True)
+    whole = state_of(tmp_path / "whole")
+    assert sum("eval_loss" in line for line in whole["metrics"]) == 2
+    assert_identical(whole, state_of(tmp_path / "cut"))
+
+
 @pytest.mark.slow
 def test_a_part_of_an_epoch_is_trained_to_its_end(tmp_path):
     """The first of two steps takes four of seven batches, but 0.55 epochs are two steps."""

@@ -78,18 +78,21 @@ class SavingTrainer(ShardedTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, evaluate and save after a step, then stop if a signal asks for it.
 
-        Called twice at an epoch's last step: after the step, and after the epoch. Its checkpoint is
-        the epoch's, because a run resumed there begins the next epoch without evaluating this one.
+        Called twice at the last step of an epoch, or of the run: after the step, and after the
+        epoch. Its checkpoint is the epoch's, because a run resumed there goes on, or is finished,
+        without evaluating this epoch.
         """
         is_first = self._left_step != self.state.global_step
         self._left_step = self.state.global_step
-        if not (is_first and float(self.state.epoch or 0).is_integer()):
+        ends_epoch = float(self.state.epoch or 0).is_integer() or self.control.should_training_stop
+        if not (is_first and ends_epoch):
             super()._maybe_log_save_evaluate(*args, **kwargs)
             # Without a checkpoint of the step at which a callback stopped it, a resumed run would
             # train that far again.
             regular = self.args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH)
             is_saved = self._saved_step == self.state.global_step
-            if self.control.should_training_stop and regular and not is_saved:
+            is_last = self.control.should_training_stop and not is_first
+            if is_last and regular and not is_saved:
                 self._save_checkpoint(self.model_wrapped, None)
             self._stop_if_asked()
             return
