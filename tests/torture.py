@@ -101,6 +101,12 @@ TRAINED: dict[str, dict[str, Any]] = {
         "eval_strategy": "epoch",
         "num_train_epochs": 4,
     },
+    "by epochs, to the middle of one": {
+        "loss": "dpo",
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "num_train_epochs": 1.5,
+    },
     "SFT stage before": {
         "loss": "tbpo_a",
         "sft": {"num_train_epochs": 2, "save_steps": 2, "learning_rate": 1.0e-2},

@@ -97,8 +97,8 @@ def interrupt_three_processes(whole, interrupted):
     Path(interrupted).mkdir()
     path = Path(interrupted, "resumed.jsonl")
     path.write_bytes(b"".join(lines[:3]))
-    path.with_name(f"{path.name}.part-1").write_bytes(b"".join(lines[5:9]) + lines[9][:40])
-    path.with_name(f"{path.name}.part-2").write_bytes(b"")
+    path.with_name(f"{path.name}.process-1.part").write_bytes(b"".join(lines[5:9]) + lines[9][:40])
+    path.with_name(f"{path.name}.process-2.part").write_bytes(b"")
     shutil.copy(Path(whole, "resumed.settings.json"), interrupted)
 
 
@@ -170,11 +170,11 @@ def start(argv, name):
         stderr=subprocess.PIPE,
         text=True,
     )
-    before = [lines_of(name), lines_of(f"{name}.part-1")]
+    before = [lines_of(name), lines_of(f"{name}.process-1.part")]
 
     def have_begun():
         assert launcher.poll() is None, launcher.stderr.read()
-        now = [lines_of(name), lines_of(f"{name}.part-1")]
+        now = [lines_of(name), lines_of(f"{name}.process-1.part")]
         return now[1] >= 3 and now[0] - before[0] >= 6
 
     wait_until(have_begun)

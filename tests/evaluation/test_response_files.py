@@ -112,7 +112,7 @@ def test_a_file_cut_off_at_any_byte_is_gone_on_with(tmp_path):
 
 
 def part_of(path, index, content):
-    path.with_name(f"{path.name}.part-{index}").write_bytes(content)
+    path.with_name(f"{path.name}.process-{index}.part").write_bytes(content)
 
 
 def test_what_other_processes_wrote_is_not_asked_for_again(tmp_path):
@@ -140,15 +140,41 @@ def test_parts_of_another_run_are_refused_or_overwritten(tmp_path):
     content = path.read_bytes()
     path.write_bytes(b"")
     part_of(path, 1, content)
-    with pytest.raises(TokenRatioError, match=r"g\.jsonl\.part-1 was made with other settings"):
+    with pytest.raises(TokenRatioError, match=r"process-1\.part was made with other settings"):
         write(path)
-    assert path.with_name("g.jsonl.part-1").read_bytes() == content
+    assert path.with_name("g.jsonl.process-1.part").read_bytes() == content
     write_responses(PROMPTS, Backend(), path, SETTINGS, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["g.jsonl", "g.settings.json"]
     part_of(path, 1, b"mine\n")
     content = path.read_bytes()
-    with pytest.raises(TokenRatioError, match=r"part-1 already exists and was not written by"):
+    with pytest.raises(TokenRatioError, match=r"process-1\.part already exists and was not"):
         write_responses(PROMPTS, Backend(), path, SETTINGS, overwrite=True)
+    assert path.read_bytes() == content
+
+
+def test_files_of_the_users_own_beside_a_file_stay(tmp_path):
+    """As `split` names them, which writes lines of ours."""
+    path = tmp_path / "g.jsonl"
+    write(path)
+    names = ["g.jsonl.part-aa", "g.jsonl.part-10", "g.jsonl.process-01.part", "g.jsonl.part"]
+    for name in names:
+        path.with_name(name).write_bytes(path.read_bytes())
+    write(path)
+    write_responses(PROMPTS, Backend(), path, SETTINGS, overwrite=True)
+    assert {*names} <= {*os.listdir(tmp_path)}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_refuses_other_settings_before_a_file_is_touched(tmp_path, monkeypatch, rank):
+    path = tmp_path / "g.jsonl"
+    write(path)
+    content = path.read_bytes()
+    settings = [SETTINGS, {"model": "other", "temperature": 1.0}]
+    monkeypatch.setattr(Group, "gather", lambda self, own: settings)
+    monkeypatch.setattr(Group, "on_first", lambda self, work: work())
+    monkeypatch.setattr(processes, "_current", Group(rank, 2))
+    with pytest.raises(TokenRatioError, match=r"^rank 1 would write .* \(model 'm', now 'other'\)"):
+        write_responses(PROMPTS, Backend(), path, settings[rank], overwrite=True)
     assert path.read_bytes() == content
 
 

@@ -5,14 +5,14 @@ truncated last line, which is dropped when the file is opened again. Every line 
 under `settings`, the digest of settings that are stored in `NAME.settings.json` beside the file.
 
 Of several processes (`processes.current`) the first one writes the file. Each other one writes
-`NAME.part-INDEX` beside it, which the first moves into the file when all have finished or, if they
+`NAME.process-INDEX.part` beside it, which the first moves into the file when all have finished or, if they
 were interrupted, when the file is opened again, by any number of processes.
 """
 
-import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -119,15 +119,16 @@ class Journal(Generic[Key, R]):
         self.records: dict[Key, R] = {}
         self._file, group = -1, current()
         try:
-            first = group.gather(self._settings)[0]
-            if first != self._settings:
-                raise TokenRatioError(
-                    f"rank {group.index} would write {path} with other settings than rank 0 "
-                    f"({_differences(first, self._settings)}): all need the same models and files"
-                )
+            first, *others = group.gather(self._settings)
+            for rank, other in enumerate(others, start=1):  # all refuse before a file is touched
+                if other != first:
+                    raise TokenRatioError(
+                        f"rank {rank} would write {path} with other settings than rank 0 "
+                        f"({_differences(first, other)}): all need the same models and files"
+                    )
             self.records = group.on_first(lambda: self._begin(overwrite))
             if group.index:
-                self._file = _open(Path(f"{path}.part-{group.index}"))
+                self._file = _open(Path(f"{path}.process-{group.index}.part"))
         except BaseException:
             self.close()
             raise
@@ -173,7 +174,7 @@ class Journal(Generic[Key, R]):
         Yields:
             Whether a part's last line is cut off.
         """
-        parts = sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
+        parts = _parts_of(self.path)
         num, is_torn = len(self.records), False
         with ExitStack() as stack:
             for part in parts:
@@ -289,6 +290,12 @@ def _open(path: Path) -> int:
             f"{path} is being written by another process: wait for it, or choose another file"
         )
     return descriptor
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """What other processes have written for a file and the first has not moved into it yet."""
+    name = re.compile(re.escape(path.name) + r"\.process-[1-9]\d*\.part")
+    return sorted(each for each in path.parent.glob("*.part") if name.fullmatch(each.name))
 
 
 def check_is_journal(path: Path) -> None:
