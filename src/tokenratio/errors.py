@@ -21,6 +21,13 @@ class TokenRatioError(ValueError):
         super().__init__(mask_text(str(message)))
 
 
+class LostError(Exception):
+    """Another process of the same command has ended, hangs or is cut off: says which.
+
+    No `TokenRatioError`: nothing that goes on without one refused part goes on after it.
+    """
+
+
 class StorageError(OSError):
     """A run's folder that can no longer be written to: says why, what is kept and how to go on."""
 

@@ -41,6 +41,7 @@ def commands(out, address):
         [*UNEVEN, "--output", f"{out}/uneven.jsonl"],
         [*UNEVEN, "--output", f"{out}/resumed.jsonl"],
         [*GENERATE, "--num_prompts", "1", "--output", f"{out}/empty.jsonl"],
+        [*GENERATE, "--num_prompts", "1", "--output", f"{out}/not UTF-8 \udcff.jsonl"],
         [*evaluate, "--judges", json.dumps(judges), "--output_dir", f"{out}/evaluation"],
         [*score, "--negative_model", "model", "--output", f"{out}/scores", "--cache_dir", out],
     ]

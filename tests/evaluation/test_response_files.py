@@ -1,5 +1,6 @@
 """The file of generations: killed anywhere, resumed, and nothing asked for twice."""
 
+import errno
 import json
 import os
 import subprocess
@@ -194,6 +195,30 @@ def test_a_backend_that_gives_up_loses_nothing(tmp_path):
     assert read_responses(path) == again
     _, backend, _ = write(path)
     assert backend.asked == []
+
+
+def test_a_full_disk_says_what_is_kept(tmp_path, monkeypatch):
+    path, whole = tmp_path / "g.jsonl", os.write
+
+    def write_some(file, content):
+        if b"p:3" in bytes(content)[:20]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(file, content)
+
+    monkeypatch.setattr(os, "write", write_some)
+    kept = r"^the disk is full: free space\. .*g\.jsonl has 3 of 6 prompts answered: run the same"
+    with pytest.raises(TokenRatioError, match=kept):
+        write(path, Backend(reverse=False))
+
+
+def test_a_file_with_parts_beside_it_is_not_read(tmp_path):
+    path = tmp_path / "g.jsonl"
+    write(path)
+    part_of(path, 1, b"")
+    with pytest.raises(TokenRatioError, match=r"not finished, there is g\.jsonl\.process-1"):
+        read_responses(path)
+    write(path)
+    assert len(read_responses(path)) == len(PROMPTS)
 
 
 def test_a_backend_that_leaves_prompts_out_is_found_out(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 
@@ -18,6 +19,7 @@ from tokenratio import TokenRatioConfig
 from tokenratio.data import prepare_pairs
 from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.processes import Group
 from tokenratio.models.token_requests import answer_token_requests, disable_dropout
 from tokenratio.training import reference_cache as module
 from tokenratio.training.cache_entry import FileLayout
@@ -455,6 +457,16 @@ state.wait_for_everyone()
 state.destroy_process_group()
 os._exit(0)
 """
+
+
+def test_a_process_that_computes_is_waited_for(tmp_path, monkeypatch):
+    """Each batch counts as progress, and the others meet this one before the plain barrier."""
+    done = []
+    monkeypatch.setattr(module, "advance", lambda: done.append("batch"))
+    monkeypatch.setattr(Group, "gather", lambda self, value: done.append("meeting"))
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: done.append("barrier"))
+    cached(tmp_path, reference(), pairs(9), batch_size=4)
+    assert done == [*["batch"] * 3, "meeting", "barrier", "barrier"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from tokenratio import __version__
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import LostError, TokenRatioError
 
 # Each module has a COMMAND. It is imported on demand and imports torch only after the command line
 # has been checked.
@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _print_line(str(error))
         return 2
+    except LostError as error:
+        _print_line(str(error), is_consequence=True)
+        return 1
     except BrokenPipeError:  # as in `| head`: discard the rest of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -109,14 +112,18 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _print_line(text: str) -> None:
-    """Print a message on standard error, without secrets and control characters."""
+def _print_line(text: str, *, is_consequence: bool = False) -> None:
+    """Print a message on standard error, without secrets and control characters.
+
+    Args:
+        is_consequence: of what another process has said; then nothing is printed.
+    """
     from tokenratio.masking import mask_text
 
     printable = "".join(c if c.isprintable() else " " for c in mask_text(text))
     said: str | None = " ".join(printable.split())
     if heartbeat := sys.modules.get("tokenratio.models.heartbeat"):  # a mistake of all, once
-        said = heartbeat.said_once(said)
+        said = heartbeat.said_once(said, is_consequence=is_consequence)
     if said is not None:
         print(f"tokenratio: {said}", file=sys.stderr)
 
@@ -126,6 +133,8 @@ def run_as_process() -> NoReturn:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    if heartbeat := sys.modules.get("tokenratio.models.heartbeat"):
+        heartbeat.leave()  # what runs at exit is skipped
     # Threads that gloo leaves behind can abort a process during the interpreter's shutdown, so skip
     # the shutdown.
     os._exit(code)

@@ -5,8 +5,8 @@ truncated last line, which is dropped when the file is opened again. Every line 
 under `settings`, the digest of settings that are stored in `NAME.settings.json` beside the file.
 
 Of several processes (`processes.current`) the first one writes the file. Each other one writes
-`NAME.process-INDEX.part` beside it, which the first moves into the file when all have finished or, if they
-were interrupted, when the file is opened again, by any number of processes.
+`NAME.process-INDEX.part` beside it, which the first moves into the file when all have finished or,
+if they were interrupted, when the file is opened again, by any number of processes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from tokenratio.errors import TokenRatioError
+from tokenratio.errors import TokenRatioError, is_disk_full
 from tokenratio.evaluation.json_lines import parse_line, parse_lines, read_whole, to_line
 from tokenratio.locks import open_alone
 from tokenratio.models.processes import current
@@ -62,6 +62,11 @@ class LineFormat(Generic[Key, R]):
 
     def read_file(self, path: str | Path) -> list[R]:
         """The records of a finished file, in its order; refuses an empty or unfinished one."""
+        if parts := _parts_of(Path(path)):
+            raise TokenRatioError(
+                f"{path} is not finished, there is {parts[0].name} beside it: run the command that "
+                "writes it again"
+            )
         lines = enumerate(read_whole(Path(path)), start=1)
         found = [self.read(line, f"{path}:{number}") for number, line in lines]
         if not found:
@@ -239,15 +244,22 @@ class Journal(Generic[Key, R]):
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Add to a `TokenRatioError` raised inside how much is kept and how to resume."""
+        """Add to a `TokenRatioError` raised inside how much is kept and how to resume.
+
+        A full disk is one too.
+        """
         try:
             yield
-        except TokenRatioError as error:
+        except (TokenRatioError, OSError) as error:
+            is_full = is_disk_full(error)
+            if not isinstance(error, TokenRatioError) and not is_full:
+                raise
+            said = "the disk is full: free space" if is_full else str(error).removesuffix(".")
             kept = f"{self.path} has {self._progress()} {self._lines.done}"
             if current().count > 1:
                 kept = f"What has been {self._lines.done} is kept"
             raise TokenRatioError(
-                f"{str(error).removesuffix('.')}. {kept}: run the same command again to resume"
+                f"{said}. {kept}: run the same command again to resume"
             ) from error
 
     def merge(self) -> None:

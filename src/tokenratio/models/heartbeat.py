@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from tokenratio.errors import TokenRatioError, first_line
+from tokenratio.errors import LostError, first_line
 
+# The longest that a process may be silent, in seconds: its thread writes every five.
+SILENCE = 120.0
 _LEFT = "left"
 _PACKAGE = str(Path(__file__).parents[1])
 # What a collective operation says when another process is gone or late.
@@ -35,7 +37,8 @@ def watch_processes(timeout: float, remedy: str) -> None:
     """Watch the other processes from now on, in a thread; end this one if another is silent.
 
     Args:
-        timeout: how long a process may be silent, in seconds.
+        timeout: how long a process may finish no batch while another waits for it, in seconds; it
+            may be silent as long, and no longer than `SILENCE`.
         remedy: what to do then, for the message.
     """
     global _beats
@@ -57,27 +60,37 @@ def meet(ranks: Iterable[int], *, patiently: bool = False) -> None:
         patiently: wait without a limit for a process that answers; else no longer than the
             timeout for one that finishes no batch.
     Raises:
-        TokenRatioError: a process has finished no batch for too long, and which; or the one that
-            holds the store has ended.
+        LostError: a process has ended, or has finished no batch for too long, and which; or the one
+            that holds the store has ended.
     """
     if _beats is None:
         return
     try:
         _beats.meet(list(ranks), patiently=patiently)
     except dist.DistError as error:
-        raise TokenRatioError(
+        raise LostError(
             f"the launcher or the first process has ended ({first_line(error)}). {_beats.remedy}"
         ) from None
 
 
-def said_once(text: str) -> str | None:
-    """The text with the rank of this process; None if another process has said it already."""
+def leave() -> None:
+    """Say that this process ends, for those that wait for it."""
+    if _beats is not None:
+        _beats.leave()
+
+
+def said_once(text: str, *, is_consequence: bool = False) -> str | None:
+    """The text with the rank of this process; None if another process has said it already.
+
+    Args:
+        is_consequence: None too if another process has said anything, which is then the cause.
+    """
     if _beats is None:
         return text
     with suppress(dist.DistError):  # whoever held the store has ended
-        if not _beats.is_first_to_say(text):
+        if not _beats.is_first_to_say(text, is_consequence=is_consequence):
             return None
-    return f"rank {_beats.rank}: {text}" if _beats.rank else text
+    return f"rank {_beats.rank}: {text}" if _beats.rank and not text.startswith("rank ") else text
 
 
 @contextmanager
@@ -92,15 +105,16 @@ def naming_lost() -> Iterator[None]:
         raise explained from error
 
 
-def explain_lost(error: Exception) -> TokenRatioError | None:
+def explain_lost(error: Exception) -> LostError | None:
     """The error of a collective operation that failed, with where each process stood.
 
     None for an error of another kind.
     """
     if _beats is None or not any(sign in str(error) for sign in _SIGNS):
         return None
-    return TokenRatioError(
-        f"the processes have lost each other ({first_line(error)}); {_beats.places()}"
+    said = first_line(error).partition(". ")[0]  # gloo goes on about what it may mean
+    return LostError(
+        f"the processes have lost each other ({said}); {_beats.places()}. {_beats.remedy}"
     )
 
 
@@ -124,9 +138,14 @@ class _Heartbeat:
         self._store.set_timeout(timedelta(seconds=timeout))
         self._me = f"{socket.gethostname()}, process {os.getpid()}"
         self._count, self._meetings, self._end = 0, 0, threading.Event()
+        self._writing = threading.Lock()
         self._beat()
         threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
-        atexit.register(self._leave)
+        atexit.register(self.leave)
+
+    @property
+    def _silence(self) -> float:
+        return min(self.timeout, SILENCE)
 
     def places(self) -> str:
         """Where each process stood at its last beat."""
@@ -140,27 +159,36 @@ class _Heartbeat:
         pause, seen = 0.001, {rank: ("", time.monotonic()) for rank in ranks}
         self._store.set(f"{_key(self.rank)}/meeting {self._meetings}", "")
         while late := [rank for rank in ranks if not self._store.check([keys[rank]])]:
-            for rank in [] if patiently else late:
-                _, work, place = self._read(rank)
+            for rank in late:
+                number, work, place = self._read(rank)
+                if number == _LEFT and not self._store.check([keys[rank]]):
+                    raise LostError(
+                        f"rank {rank} has ended while others waited for it. {self.remedy}"
+                    )
                 if work != seen[rank][0]:
                     seen[rank] = work, time.monotonic()
-                elif time.monotonic() - seen[rank][1] > self.timeout:
-                    raise TokenRatioError(
+                elif not patiently and time.monotonic() - seen[rank][1] > self.timeout:
+                    raise LostError(
                         f"rank {rank} ({place}) has finished no batch for {self.timeout:g} s: it "
                         f"hangs, or its batches take too long (batch_size). {self.remedy}"
                     )
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
 
-    def is_first_to_say(self, text: str) -> bool:
-        """Whether no process has said this before."""
+    def is_first_to_say(self, text: str, *, is_consequence: bool) -> bool:
+        """Whether no process has said this before, or anything if it is a consequence."""
+        if is_consequence and self._store.check(["tokenratio/said"]):
+            return False
+        self._store.set("tokenratio/said", "")
         digest = hashlib.sha256(text.encode()).hexdigest()
         return int(self._store.add(f"tokenratio/said/{digest}", 1)) == 1
 
     def _beat(self) -> None:
         self._count += 1
         beat = _Beat(str(self._count), str(self.work), f"{self._me} in {_place()}")
-        self._store.set(_key(self.rank), "|".join(beat))
+        with self._writing:
+            if not self._end.is_set():
+                self._store.set(_key(self.rank), "|".join(beat))
 
     def _read(self, rank: int) -> _Beat:
         """A process's last beat."""
@@ -172,33 +200,37 @@ class _Heartbeat:
         watched = range(1, self.size) if self.rank == 0 else range(1)
         seen = dict.fromkeys(watched, ("", time.monotonic()))
         before = time.monotonic()
-        while not self._end.wait(min(5.0, self.timeout / 10)):
+        while not self._end.wait(min(5.0, self._silence / 10)):
             try:
                 self._beat()
                 beats = {rank: self._read(rank) for rank in watched}
             except dist.DistError:
                 return  # whoever held the store has ended, and the launcher ends the others
             now = time.monotonic()
-            was_stopped = now - before > self.timeout / 2  # this process itself
+            was_stopped = now - before > self._silence / 2  # this process itself
             before = now
             for rank, (number, _, place) in beats.items():
                 if number != seen[rank][0] or number == _LEFT or was_stopped:
                     seen[rank] = (number, now)
-                elif now - seen[rank][1] > self.timeout:
+                elif now - seen[rank][1] > self._silence:
                     self._stop(f"rank {rank} ({place})")
 
     def _stop(self, what: str) -> None:
         print(
-            f"error: {what} has not answered for {self.timeout:g} s: it is stopped, hung or cut "
+            f"error: {what} has not answered for {self._silence:g} s: it is stopped, hung or cut "
             f"off. Rank {self.rank} ends. {self.remedy}",
             file=sys.stderr,
             flush=True,
         )
+        with suppress(dist.DistError):
+            self._store.set("tokenratio/said", "")
+        self.leave()
         os._exit(1)
 
-    def _leave(self) -> None:
-        self._end.set()
-        with suppress(dist.DistError):  # the process that held the store has ended
+    def leave(self) -> None:
+        """See the function."""
+        with self._writing, suppress(dist.DistError):  # who held the store may have ended
+            self._end.set()
             self._store.set(_key(self.rank), f"{_LEFT}||has ended")
 
 

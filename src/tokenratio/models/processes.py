@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from tokenratio.errors import TokenRatioError
 from tokenratio.locks import held
 
-# How long a process may be silent, or finish no batch while another waits for it, in seconds.
+# How long a process may finish no batch while another waits for it, in seconds.
 TIMEOUT = 1800.0
 _REMEDY = "What is done is kept: run the same command again to go on"
 
@@ -44,7 +44,7 @@ class Group:
         """The value that each process gives, by index; every process must call it.
 
         Raises:
-            TokenRatioError: a process has finished no batch for too long; names it.
+            LostError: a process has ended or finished no batch for too long; names it.
         """
         if self.count == 1:
             return [value]
@@ -115,7 +115,7 @@ def joined() -> Iterator[None]:
     output.
 
     Raises:
-        TokenRatioError: another process was lost, or has finished no batch for `TIMEOUT`.
+        LostError: another process was lost, or has finished no batch for `TIMEOUT`.
     """
     import torch.distributed as dist
     from accelerate import PartialState
@@ -131,7 +131,9 @@ def joined() -> Iterator[None]:
     group = Group(state.process_index, state.num_processes)
     with ExitStack() as stack:
         if group.index:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            nowhere = stack.enter_context(
+                open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+            )
             stack.enter_context(redirect_stdout(nowhere))
         with _working_as(group), naming_lost():
             yield

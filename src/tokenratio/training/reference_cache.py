@@ -30,7 +30,9 @@ from transformers import PreTrainedModel
 from tokenratio.data import PairCollator, PreparedData
 from tokenratio.data.length_grouping import row_lengths
 from tokenratio.errors import TokenRatioError
+from tokenratio.models.heartbeat import advance
 from tokenratio.models.packing import model_inputs
+from tokenratio.models.processes import current
 from tokenratio.models.reference import digest_of_weights, model_digest
 from tokenratio.models.token_requests import TokenRequest, eval_mode, language_model
 from tokenratio.run_folder import package_version
@@ -115,6 +117,7 @@ def reference_cache(
             show = settings.progress and state.is_main_process
             runner.write(plan.work, plan.layout, share, show)
         # Twice on every process, even if its machine has the entry: all must reach both barriers.
+        current().gather(None)  # in a shared command: as long as the others finish batches
         state.wait_for_everyone()
         if mine is not None and mine.work is not None:
             finish_entry(mine.work, mine.folder, mine.ingredients or {})
@@ -173,6 +176,7 @@ class _Runner:
                             f"({side}) are not finite: it cannot be trained against"
                         )
                     layout.write(file, side, row, part)
+                advance()
                 bar.update(len(rows))
 
     def _order(self) -> NDArray[np.intp]:
