@@ -86,6 +86,7 @@ def launched(folder):
             env=environment(),
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             timeout=300,
         )
         assert result.returncode == 0, result.stderr[-8000:]

@@ -47,9 +47,7 @@ class GenerateOptions(TemplateOptions):
     temperature: float = option(1.0, "Sampling temperature; 0 is greedy.")
     top_p: float = option(1.0, "Probability mass to sample from.")
     max_new_tokens: int = option(256, "Maximum number of tokens in a response, including EOS.")
-    batch_size: int = option(
-        64, "Rows (samples of prompts) generated at once; a multiple of num_samples shares best."
-    )
+    batch_size: int = option(64, "Samples generated at once; best a multiple of num_samples.")
     dtype: str = option(
         "auto",
         "Precision of the model: float32, bfloat16 or float16. auto is bfloat16 where the hardware "
