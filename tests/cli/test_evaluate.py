@@ -666,6 +666,7 @@ def test_suite(capsys, monkeypatch):
             "cannot load ./x: there is no such folder",
         ),
         (["a=free", "a=base", "--prompts", PROMPTS], "two runs are called a"),
+        (["free", "free", "--prompts", PROMPTS], "free is given twice: leave one out"),
         (["x/free", "y=base", "z/x/free", "--prompts", PROMPTS], "two runs are called x-free"),
         (["reference=free", "--prompts", PROMPTS], "'reference' cannot be a policy's name"),
         (["a/b=free", "--prompts", PROMPTS], "'a/b' cannot be a policy's name"),

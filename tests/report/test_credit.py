@@ -21,6 +21,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.inputs import LoadedPolicy
 from tokenratio.evaluation.model_measures import measure_pairs
 from tokenratio.models.loading import load_model
+from tokenratio.report.credit_figures import PolicyFigures
 from tokenratio.report.credit_page import write_credit_page
 from tokenratio.report.credit_places import FIGURES
 from tokenratio.report.credit_terminal import terminal_lanes
@@ -276,6 +277,8 @@ def test_settings_outside_their_domain_are_refused():
     for setting, message in (
         ({"world": "sentiment"}, "world must be a name such as world:sentiment"),
         ({"beta": 0.0}, "beta must be positive"),
+        ({"losses": []}, "losses must name at least one method, each once"),
+        ({"losses": ["dpo", "dpo"]}, "losses must name at least one method, each once"),
         ({"num_pairs": 0}, "num_pairs must be at least 1"),
         ({"dtype": "int8"}, "dtype must be one of"),
     ):
@@ -340,6 +343,16 @@ def test_figures_and_page_from_python_replace_their_own_alone(run, tmp_path):
         with pytest.raises(TokenRatioError, match=message):
             write(path)
         assert path.read_text() == '{"pair": "my own data"}\n'
+
+
+def test_the_list_has_the_margin_s_own_sign_where_rewards_round_alike(run):
+    found, _ = inspected(run, num_pairs=1)
+    policy = found.policies[0]
+    for values, reward in ((policy.chosen[0], -12.34604), (policy.rejected[0], -12.34561)):
+        values.log_probs[:] = values.ref_log_probs
+        values.log_probs[0] += reward / found.beta
+    ((chosen, margin, *_),) = PolicyFigures(found, policy).overview()
+    assert (chosen, margin) == (-12.346, pytest.approx(-0.00043))
 
 
 def columns(line):

@@ -148,6 +148,13 @@ def test_the_list_sorts_filters_and_searches(words, open_page):
 def test_keys_and_hover(words, open_page):
     path, found = words
     page = ready(open_page(path, fragment="#pair=2"))
+    # Outside the lanes these keys scroll.
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowDown")
+    assert text(page, "#detail h3").startswith("Step 0")
+    assert page.locator("#lanes .active").get_attribute("data-side") == "chosen"
+    page.wait_for_function("() => scrollY > 0")
+    page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
@@ -197,8 +204,29 @@ def test_a_deep_link_survives_a_reload(words, open_page):
     page.reload()
     ready(page)
     assert state() == before
+    page.select_option("#filter", "tail")
+    page.select_option("#layout", "text")
     page.evaluate("() => { location.hash = '#pair=5&step=1'; }")
     page.wait_for_function(TITLE, arg="Pair 5")
+    # What an address leaves out is as at first, not as it was.
+    assert page.locator("#filter").input_value() == "all"
+    assert page.locator("#layout").input_value() == "aligned"
+    assert page.get_attribute("#pairs th:nth-child(3)", "aria-sort") is None
+    shared = words[1].pairs[5].num_shared
+    assert text(page, "#detail h3").endswith(f"both responses have steps 0 to {shared - 1}")
+
+
+def test_the_boundary_is_before_the_first_step_of_the_tail(words, open_page):
+    path, found = words
+    index = next(i for i, pair in enumerate(found.pairs) if len(pair.chosen) != len(pair.rejected))
+    page = ready(open_page(path, fragment=f"#pair={index}"))
+    mark = page.locator("#lanes .boundary")
+    shared = found.pairs[index].num_shared
+    assert mark.get_attribute("title") == f"From step {shared} on only one response has tokens"
+    after = mark.evaluate(
+        "e => Number(e.nextElementSibling.querySelector('.cell[data-step]').dataset.step)"
+    )
+    assert after == shared
 
 
 @pytest.mark.parametrize(

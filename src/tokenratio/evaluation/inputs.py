@@ -139,6 +139,8 @@ def subjects_of(runs: Sequence[str | Path]) -> list[Subject]:
                 f"{given!r}: {name!r} cannot be a policy's name (letters, digits, . _ + = -, at "
                 "most 100); choose one, as in NAME=FOLDER"
             )
+        if name in subjects and subjects[name].path == path:
+            raise TokenRatioError(f"{path} is given twice: leave one out")
         if name in subjects:
             raise TokenRatioError(
                 f"two runs are called {name}: give them different names, as in a=FOLDER b=FOLDER"

@@ -52,7 +52,7 @@ class PolicyFigures:
         return found
 
     def overview(self) -> list[list[Any]]:
-        """Of each pair: rewards, and of each method the loss and the largest |log R|."""
+        """Of each pair: chosen reward and margin; of each method loss and largest |log R|."""
         rows = []
         for index in range(len(self._inspection.pairs)):
             log_rs = [
@@ -61,8 +61,10 @@ class PolicyFigures:
             ]
             peaks = [float(np.abs(log_r).max()) for log_r in log_rs]
             losses = [float(each.loss[index]) for each in self._policy.methods]
-            rewards = self._policy.rewards(index, self._inspection.beta)
-            rows.append([*rounded(rewards), rounded(losses), rounded(peaks)])
+            chosen, rejected = self._policy.rewards(index, self._inspection.beta)
+            # The difference of rounded rewards can be 0 or have another sign.
+            rewards = rounded([chosen, chosen - rejected])
+            rows.append([*rewards, rounded(losses), rounded(peaks)])
         return rows
 
     def everywhere(self) -> Everywhere:

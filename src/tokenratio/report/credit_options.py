@@ -58,6 +58,10 @@ class InspectOptions(TemplateOptions):
         require_choice("dtype", self.dtype, DTYPES)
         require_at_least(1, num_pairs=self.num_pairs, batch_size=self.batch_size)
         require_at_least(0, top=self.top)
+        if self.losses is not None and not 0 < len(self.losses) == len({*self.losses}):
+            raise TokenRatioError(
+                f"losses must name at least one method, each once, not {self.losses}"
+            )
         if self.world is not None and not self.world.startswith("world:"):
             raise TokenRatioError(
                 f"world must be a name such as world:sentiment, not {self.world!r}"

@@ -39,13 +39,13 @@
     const policy = view.policies.indexOf(has("policy"));
     if (policy >= 0) state.policy = policy;
     if (view.metrics.some(({ key }) => key === has("metric"))) state.metric = has("metric");
-    if (Object.hasOwn(table.FILTERS, has("filter"))) state.filter = has("filter");
+    // An address leaves these out where they are as at first.
+    state.filter = Object.hasOwn(table.FILTERS, has("filter")) ? has("filter") : "all";
     const sort = has("sort").replace(/^-/, "");
-    if (table.COLUMNS.some(({ key }) => key === sort)) {
-      state.sort = sort;
-      state.descending = has("sort").startsWith("-");
-    }
-    if (has("layout") === "text") state.layout = "text";
+    const isColumn = table.COLUMNS.some(({ key }) => key === sort);
+    state.sort = isColumn ? sort : "number";
+    state.descending = isColumn && has("sort").startsWith("-");
+    state.layout = has("layout") === "text" ? "text" : "aligned";
   }
 
   function remember() {
@@ -208,8 +208,9 @@
     if (event.ctrlKey || event.metaKey || event.altKey || by("help").open) return;
     if (target.closest("input, select, textarea")) return;
     const moves = key.startsWith("Arrow") || key === "Home" || key === "End";
-    // Elsewhere these keys scroll.
-    if (moves && !target.closest(".lanes") && target !== document.body) return;
+    // Elsewhere these keys scroll. The page itself does not scroll sideways.
+    const isSideways = key === "ArrowLeft" || key === "ArrowRight";
+    if (moves && !target.closest(".lanes") && !(isSideways && target === document.body)) return;
     if (!Object.hasOwn(KEYS, key) || open === null) return;
     event.preventDefault();
     KEYS[key]();

@@ -26,7 +26,7 @@ const detail = (() => {
     if (step >= pair.shared) return "past T: only one response has a token";
     if (step < pair.divergence) return "both responses are the same so far";
     if (step === pair.divergence) return "the responses differ from here on";
-    return `of ${pair.shared} that both responses have`;
+    return `both responses have steps 0 to ${pair.shared - 1}`;
   }
 
   function head(pair, side, step, chosenSide) {

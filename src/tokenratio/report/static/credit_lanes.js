@@ -47,7 +47,7 @@ const lanes = (() => {
     for (let step = 0; step < Math.max(...lengths); step += 1) {
       if (step === pair.shared) {
         const mark = page.element("span", "boundary", `T ${pair.shared}`);
-        mark.title = `After step ${pair.shared} only one response has tokens`;
+        mark.title = `From step ${pair.shared} on only one response has tokens`;
         made.push(mark);
       }
       const column = page.element("div", "step");

@@ -27,9 +27,9 @@ const table = (() => {
 
   function rowOf(number, { policy, method }) {
     const pair = view.pairs[number];
-    const [chosen, rejected, losses, peaks] = view.figures[policy][number];
+    const [chosen, margin, losses, peaks] = view.figures[policy][number];
     return {
-      number, pair, chosen, margin: chosen - rejected, loss: losses[method], peak: peaks[method],
+      number, pair, chosen, margin, loss: losses[method], peak: peaks[method],
       tail: Math.abs(pair.lengths[0] - pair.lengths[1]),
     };
   }
