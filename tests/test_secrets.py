@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,9 @@ def test_an_address_with_a_password_is_refused():
             "http://host/x?a=1&access_token=<masked>#c",
         ),
         (f"it says {TOKEN}, {KEY}.", "it says <masked>, <masked>."),
+        ("https://mysecrettoken@host/x", "https://<masked>@host/x"),
+        ("git+https://ghp_abc@h, git://me@h", "git+https://<masked>@h, git://<masked>@h"),
+        (f"sk-{'0a1b2c3d' * 4}, 'sk-or-v1-{'0a' * 32}'", "<masked>, '<masked>'"),
     ],
 )
 def test_text_is_masked(text, masked):
@@ -277,6 +281,17 @@ def test_text_is_masked(text, masked):
 )
 def test_text_without_secrets_stays(text):
     assert mask_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "part", ["a://b:", "a://", "https://a:b", "?token=", "sk-", "hf_", "sk-a-"]
+)
+def test_a_long_text_is_masked_in_time_with_its_length(part):
+    """It takes minutes where the time grows with the square."""
+    text = part * (300_000 // len(part))
+    began = time.process_time()
+    mask_text(text)
+    assert time.process_time() - began < 20
 
 
 def test_what_a_template_renders_is_kept():

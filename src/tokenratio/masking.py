@@ -19,11 +19,14 @@ _PATHS = re.compile(
     r"|token_scores|resume_from_checkpoint|\w+_(dir|folder|file|path|model|dataset)"
 )
 _IN_URLS = (
-    # A user alone is masked if it looks like a token, as in https://ghp_...@host. People type
-    # slashes in passwords.
+    # A user alone is masked where it may be a token, as in https://ghp_...@host; elsewhere, as in
+    # s3://bucket@x, only if it looks like one. People type slashes in passwords. Lengths are
+    # bounded, or a text of many addresses would take time with the square of its length.
     re.compile(
         r"(?P<before>\b[a-z][a-z0-9+.-]{0,20}://)"
-        r"((?=[^\s/?#:@]*\d)[^\s/?#:@]{20,}|[^\s/?#:]*:[^\s/?#]*|[^\s/?#:@]*:(?!\d+/)[^\s@]*)"
+        r"((?=[^\s/?#:@]{0,1024}\d)[^\s/?#:@]{20,1024}"
+        r"|[^\s/?#:]{0,1024}:[^\s/?#]{0,1024}|[^\s/?#:@]{0,1024}:(?!\d+/)[^\s@]{0,1024}"
+        r"|((?<=http://)|(?<=https://)|(?<=git://))[^\s/?#:@]{1,1024})"
         r"(?P<after>@)",
         re.IGNORECASE,
     ),
@@ -38,7 +41,8 @@ _IN_URLS = (
 _TOKENS = (
     re.compile(r"(?P<before>\b)hf_[A-Za-z0-9]{30,}(?P<after>\b)"),
     re.compile(
-        r"(?P<before>(?<![\w./\\-]))sk-(?=[\w-]*[A-Z])(?=[\w-]*[0-9])[A-Za-z0-9_-]{20,}"
+        r"(?P<before>(?<![\w./\\-]))sk-"
+        r"((?=[\w-]*[A-Z])(?=[\w-]*[0-9])[A-Za-z0-9_-]{20,}|([a-z0-9]{1,10}-){0,3}[0-9a-f]{32,})"
         r"(?P<after>(?![\w/\\-]|\.\w))"
     ),
 )

@@ -20,6 +20,7 @@ from tokenratio.errors import TokenRatioError
 from tokenratio.evaluation.budget import Budget, Ledger
 from tokenratio.evaluation.endpoint import Endpoint, EndpointSettings, Failure
 from tokenratio.evaluation.openai_api import ReplyError, Request, read_reply, retry_after
+from tokenratio.masking import mask_text
 from tokenratio.models.response import Response
 
 
@@ -244,6 +245,28 @@ def test_one_bad_question_does_not_stop_the_others():
     assert answers.keys() == {str(i) for i in range(10)} - {"3"}
     assert not any(isinstance(answer, Failure) for answer in answers.values())
     assert set(server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("before", [0, 3920, 3960])
+def test_a_long_message_is_cut_between_words_and_before_it_is_masked(before, monkeypatch):
+    """Else a server could stall the command, or half a secret at the cut could be shown."""
+    secret = "https://me:" + "p" * 60 + "@host"
+    # Masking shortens the text, so that what stands far behind is shown.
+    front = f"https://a:{'q' * (before // 4 - 13)}@h " * 4 if before else ""
+    message = f"{front}{secret} " + "a://b:" * 100_000
+    looked_at = []
+
+    def measured(text):
+        looked_at.append(len(text))
+        return mask_text(text)
+
+    monkeypatch.setattr("tokenratio.evaluation.endpoint.mask_text", measured)
+    with Loopback(fault=first_times((400, {}, message), 99)) as server:
+        ((_, answer),) = endpoint_for(server).ask(questions(1))
+    assert answer.reason.startswith("HTTP 400: ")
+    assert answer.reason.endswith(" …")
+    assert "ppp" not in answer.reason
+    assert max(looked_at) <= 4000
 
 
 def test_too_many_bad_questions_do():

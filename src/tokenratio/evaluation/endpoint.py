@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _LONGEST_PAUSE = 600.0  # seconds; a request fails if the server asks for a longer one
+_MASKED = 4000  # characters of a server's message that are looked at
 _LONGEST_REPLY = 16 << 20  # bytes, after decompression
 
 
@@ -346,9 +347,11 @@ class Endpoint:
         """A server's message, shortened, without the key, which some servers repeat."""
         if self._key:
             text = text.replace(self._key, "<key>")
-        text = mask_text(text)
         text = " ".join(text.split())
-        return text if len(text) <= 300 else text[:300] + " …"
+        # Between words, so that no half secret stays, and first: masking megabytes takes long.
+        is_long = len(text) > _MASKED
+        text = mask_text(text[:_MASKED].rpartition(" ")[0] if is_long else text)
+        return f"{text[:300]} …" if is_long or len(text) > 300 else text
 
 
 class _RefusedError(Exception):
