@@ -55,7 +55,7 @@ def test_faults_are_one_line_with_their_line(text, message):
     with pytest.raises(TokenRatioError, match=message) as caught:
         parse_yaml(text, "r.yaml")
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10  # an expansion without a limit takes minutes
 
 
 @pytest.mark.parametrize(

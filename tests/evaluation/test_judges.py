@@ -814,7 +814,7 @@ def test_a_sheet_is_blind_and_read_back(tmp_path):
 def test_no_answer_takes_long_to_read(answer):
     began = time.perf_counter()
     parse_verdict(answer, "eos", VERDICTS)
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10
 
 
 def test_sheets_are_checked(tmp_path):
