@@ -5,8 +5,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy import stats
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -82,6 +80,8 @@ def mean_interval(
     if math.isnan(mean) or math.isnan(standard_error) or num_clusters < 2:
         return math.nan, math.nan
     if not is_share or not 0 <= mean <= 1:
+        from scipy import stats  # late: every command reads this module, few need scipy
+
         error = float(stats.t.ppf(0.975, num_clusters - 1)) * standard_error
         return mean - error, mean + error
     variance = mean * (1 - mean)
