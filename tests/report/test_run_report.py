@@ -209,6 +209,18 @@ def test_the_frontier_is_drawn_as_evaluate_prints_it(tmp_path):
     assert points["error_y"]["array"][0] > 0
 
 
+def test_an_estimated_kl_below_0_is_a_policy_like_the_reference(tmp_path):
+    gains = {"a": ("runs/a", 0.5), "b": ("runs/b", 1.0)}
+    folder = make_evaluation(tmp_path / "evaluation", gains)
+    path = folder / "a" / "measures.json"
+    document = json.loads(path.read_text())
+    (kl,) = [m for m in document["measures"] if m["name"] == "kl_policy_ref"]
+    kl["values"] = [[*where, -1e-3] for *where, _ in kl["values"]]
+    path.write_text(json.dumps(document))
+    (figure,) = [figure for figure in build_report([folder]).figures if figure.name == "frontier"]
+    assert figure.traces[1]["x"][0] == 0
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_are_shown_and_do_nothing(text, tmp_path):
     run = make_run(tmp_path / "mine", config={"run_name": text, "optim_args": text})

@@ -172,6 +172,8 @@ def frontiers_of(
         if rewards and policy.policy == reference_name:
             reference = policy_point(policy.policy, [0.0] * len(rewards), rewards, prompts)
         elif rewards and kls:
+            if sum(kls) < 0:  # an estimate of a KL of about 0
+                kls = [0.0] * len(kls)
             point = policy_point(policy.policy, kls, rewards, prompts)
             points.setdefault(policy.group, []).append(point)
     # A policy equal to the reference has no frontier.
