@@ -65,7 +65,13 @@ def test_the_second_process_is_refused_while_the_first_lives(holder, tmp_path):
 
 
 def test_a_worker_that_outlives_the_killed_process_does_not_hold_the_folder(holder, tmp_path):
-    process = holder("import os\n    if os.fork() == 0: time.sleep(5); os._exit(0)")
+    # The worker lets go of the lock when it first runs, which a busy machine may put off.
+    inside = (
+        "import os\n    read, write = os.pipe()\n"
+        "    if os.fork() == 0: os.write(write, b'.'); time.sleep(5); os._exit(0)\n"
+        "    os.read(read, 1)"
+    )
+    process = holder(inside)
     process.kill()
     process.wait()
     with held(tmp_path / "run"):
